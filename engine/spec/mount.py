@@ -1,0 +1,31 @@
+"""The one currency between parts that never meet: a mount as store, volumes and plans all understand it. Pure data."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class IdMapping(msgspec.Struct, frozen=True, kw_only=True):
+    """A range of user or group ids: `size` ids from `container_id` inside are `host_id` onwards outside (config-linux.md)."""
+
+    container_id: int = msgspec.field(name="containerID")
+    host_id: int = msgspec.field(name="hostID")
+    size: int
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """One mount, with the fields of the OCI runtime specification (config.md, "Mounts").
+
+    `type` is a file system type or "bind"; `source` a device, a host path or a name; `destination` an absolute path inside
+    the container ("" or "/" for its root); `options` are mount(8) words such as "ro", "nosuid", "rbind", "lowerdir=...".
+    `base`: when set, a host directory that relative paths in `source` and in overlay options are meant from, which keeps
+    overlay's option string below one page with many layers. `uid_mappings` and `gid_mappings` ask for an idmapped mount.
+    """
+
+    destination: str = "/"
+    type: str = "bind"
+    source: str = ""
+    options: tuple[str, ...] = ()
+    base: str = ""
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
