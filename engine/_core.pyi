@@ -23,21 +23,22 @@ def bpf_load_device(instructions: bytes) -> int:
 
 def bpf_attach_device(cgroup_fd: int, prog_fd: int, flags: int) -> None: ...
 def name_to_handle_at(dirfd: int, path: str | bytes, flags: int) -> tuple[int, bytes]: ...
-def launch(plan: bytes, stdio: tuple[int, int, int]) -> tuple[int, int, list[tuple[int, int]]]:
+def launch(plan: bytes, stdio: tuple[int, int, int]) -> tuple[int, int, list[tuple[int, int, int]]]:
     """Run an encoded plan in a new process (the caller is its parent and reaps it).
 
-    Returns (pid, pidfd, trace); trace is [(op index, nanoseconds of CLOCK_MONOTONIC when it began)].
-    Raises engine-neutral `LaunchFailed`.
+    Returns (pid, pidfd, trace); trace is [(op index, nanoseconds of CLOCK_MONOTONIC when it began, errno)], where errno is
+    not 0 for an operation that was degraded instead of done. The last entry, with op == number of operations, is the moment
+    of exec. Makes the calling process undumpable for good. Raises `LaunchFailed`; ValueError for a plan that does not decode.
     """
 
 def decode(plan: bytes) -> int:
     """Check an encoded plan with the same decoder that launch uses; number of operations. Raises ValueError."""
 
 class LaunchFailed(OSError):
-    """An operation of a plan failed. `args` = (errno, strerror); attributes: index, trace."""
+    """An operation of a plan failed. `args` = (errno, strerror); attributes: index (-1: not an operation), trace (as for `launch`)."""
 
     index: int
-    trace: list[tuple[int, int]]
+    trace: list[tuple[int, int, int]]
 
 def fork_monitor(sock_fd: int) -> int:
     """Fork; the child closes every descriptor but `sock_fd` and 0-2 and enters the C monitor loop, never returning to Python. Parent: pid."""

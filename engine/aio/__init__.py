@@ -1,0 +1,1 @@
+"""Helpers over trio; the lowest layer that may import it."""

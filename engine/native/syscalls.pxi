@@ -67,6 +67,10 @@ cdef extern from *:
     }
 
     struct knarr_handle { unsigned int bytes; int type; unsigned char data[128]; };
+
+    static inline int knarr_name_to_handle_at(int dirfd, const char *path, struct knarr_handle *handle, int *mount_id, int flags) {
+        return (int)syscall(SYS_name_to_handle_at, dirfd, path, handle, mount_id, flags);
+    }
     """
     int AT_FDCWD, IN_NONBLOCK, IN_CLOEXEC
     int knarr_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) nogil
@@ -84,12 +88,12 @@ cdef extern from *:
     int c_inotify_add_watch "inotify_add_watch"(int fd, const char *path, uint32_t mask) nogil
     int c_inotify_rm_watch "inotify_rm_watch"(int fd, int wd) nogil
     long c_syscall "syscall"(long number, ...) nogil
-    long SYS_pivot_root, SYS_pidfd_getfd, SYS_name_to_handle_at
-    int c_name_to_handle_at "name_to_handle_at"(int dirfd, const char *path, void *handle, int *mount_id, int flags) nogil
+    long SYS_pivot_root, SYS_pidfd_getfd
     struct knarr_handle:
         unsigned int bytes
         int type
         unsigned char data[128]
+    int knarr_name_to_handle_at(int dirfd, const char *path, knarr_handle *handle, int *mount_id, int flags) nogil
 
 
 cdef inline bytes _path(object value):
@@ -127,9 +131,13 @@ def mount(source, target, fstype, unsigned long flags, data):
     cdef bytes b_data = b"" if data is None else _path(data)
     cdef const char *c_source = b_source
     cdef const char *c_target = b_target
-    cdef const char *c_type = NULL if fstype is None else <const char *>b_type
-    cdef const char *c_data = NULL if data is None else <const char *>b_data
+    cdef const char *c_type = NULL
+    cdef const char *c_data = NULL
     cdef int r
+    if fstype is not None:
+        c_type = b_type
+    if data is not None:
+        c_data = b_data
     with nogil:
         r = c_mount(c_source, c_target, c_type, flags, c_data)
     if r < 0:
@@ -265,7 +273,7 @@ def name_to_handle_at(int dirfd, path, int flags):
     cdef int r
     handle.bytes = 128
     with nogil:
-        r = c_name_to_handle_at(dirfd, c, &handle, &mount_id, flags)
+        r = knarr_name_to_handle_at(dirfd, c, &handle, &mount_id, flags)
     if r < 0:
         _failed("name_to_handle_at", path)
     return mount_id, handle.type.to_bytes(4, "little", signed=True) + (<char *>handle.data)[:handle.bytes]

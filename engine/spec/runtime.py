@@ -15,9 +15,9 @@ from engine.spec.mount import IdMapping, Mount
 
 __all__ = [
     "VERSION", "ArgRule", "BlockIO", "BlockRate", "BlockWeight", "Box", "Capabilities", "Cpu", "CpuAffinity", "Device", "DeviceRule",
-    "Hook", "Hooks", "HugepageLimit", "IdMapping", "IntelRdt", "InterfacePriority", "IoPriority", "Linux", "Memory", "MemoryPolicy", "Mount",
-    "Namespace", "NetDevice", "Network", "Personality", "Pids", "Process", "Rdma", "Resources", "Rlimit", "Root", "Scheduler", "Seccomp",
-    "Spec", "SyscallRule", "TimeOffset", "User",
+    "Hook", "Hooks", "HugepageLimit", "IdMapping", "IntelRdt", "InterfacePriority", "IoPriority", "Linux", "Memory", "MemoryPolicy",
+    "Mount", "Namespace", "NetDevice", "Network", "Personality", "Pids", "Process", "Rdma", "Resources", "Rlimit", "Root", "Scheduler",
+    "Seccomp", "Spec", "SyscallRule", "TimeOffset", "User",
 ]  # fmt: skip
 
 VERSION = "1.3.0"

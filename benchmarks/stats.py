@@ -1,0 +1,72 @@
+"""Medians and friends of a list of samples. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Series:
+    """The samples of one engine in one measurement, in `unit`."""
+
+    engine: str
+    unit: str = "ms"
+    samples: list[float] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    def percentile(self, percent: float) -> float:
+        """Nearest rank: the smallest sample that at least `percent` of all are not above."""
+        ordered = sorted(self.samples)
+        return ordered[max(0, -(-len(ordered) * percent // 100).__trunc__() - 1)]
+
+    @property
+    def p99(self) -> float:
+        return self.percentile(99)
+
+
+@dataclass
+class Measurement:
+    """One thing that was measured, for every engine that can do it."""
+
+    key: str
+    title: str
+    series: dict[str, Series] = field(default_factory=dict)
+    better: str = "lower"
+
+    def add(self, engine: str, value: float, unit: str = "ms") -> None:
+        self.series.setdefault(engine, Series(engine, unit)).samples.append(value)
+
+    def median(self, engine: str) -> float | None:
+        found = self.series.get(engine)
+        return found.median if found and found.samples else None
+
+
+@dataclass
+class Bar:
+    """A promise: `key` of `engine` is at most (at least, when higher is better) `factor` times `of_key` of `of_engine`."""
+
+    text: str
+    key: str
+    engine: str
+    factor: float
+    of_key: str
+    of_engine: str | None  # None: `factor` is the value itself
+
+    def verdict(self, found: dict[str, Measurement]) -> tuple[str, float | None]:
+        """("pass" | "FAIL" | "-", the ratio or value)."""
+        ours = found[self.key].median(self.engine) if self.key in found else None
+        if ours is None:
+            return "-", None
+        if self.of_engine is None:
+            return ("pass" if ours <= self.factor else "FAIL"), ours
+        other = found[self.of_key].median(self.of_engine) if self.of_key in found else None
+        if not other:
+            return "-", None
+        ratio = ours / other
+        met = ratio >= self.factor if found[self.key].better == "higher" else ratio <= self.factor
+        return ("pass" if met else "FAIL"), ratio

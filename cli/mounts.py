@@ -1,0 +1,155 @@
+"""`--volume` and `--mount` as Docker's clients read them."""
+
+from cli.client import Failure
+from cli.create import absolute
+from cli.values import boolean, csv_fields, size
+
+
+def volumes(texts: "list[str]", config: dict, host: dict) -> None:
+    """Split `-v` into binds (HostConfig.Binds) and anonymous volumes (Config.Volumes)."""
+    binds = []
+    for text in dict.fromkeys(texts):
+        source, target = _split(text)
+        if not source:
+            config.setdefault("Volumes", {})[target] = {}
+            continue
+        if source[0] == ".":
+            text = absolute(source) + text[len(source):]
+        binds.append(text)
+    if binds:
+        host["Binds"] = binds
+
+
+def _split(text: str) -> "tuple[str, str]":
+    """Source ("" for an anonymous volume) and target."""
+    if not text:
+        raise Failure("invalid empty volume spec", 125)
+    parts = text.split(":")
+    if len(parts) == 1:
+        return "", text
+    if len(parts) > 3 or any(not part for part in parts[:2]):
+        hint = "empty section between colons" if any(not part for part in parts) else "too many colons"
+        raise Failure(f"invalid spec: {text}: {hint}", 125)
+    if len(parts) == 3 and not parts[2]:
+        raise Failure(f"invalid spec: {text}: empty section between colons", 125)
+    return parts[0], parts[1]
+
+
+def _octal(value: str) -> int:
+    try:
+        return int(value, 8)
+    except ValueError:
+        raise ValueError(f"invalid value for tmpfs-mode: {value}") from None
+
+
+def mount(text: str) -> dict:
+    """One `--mount type=…,source=…,target=…`; a ValueError's text is for the user."""
+    result: dict = {"Type": "volume"}
+    for field in csv_fields(text):
+        key, equals, value = field.partition("=")
+        key = key.lower()
+        if key != key.strip():
+            raise ValueError(f"invalid option '{key}' in '{field}': option should not have whitespace")
+        if value != value.strip():
+            raise ValueError(f"invalid value for '{key}' in '{field}': value should not have whitespace")
+        if not equals and key not in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-src"):
+            raise ValueError(f"invalid field '{field}' must be a key=value pair")
+        _mount_field(result, field, key, value if equals else None)
+    if not result.get("Type"):
+        raise ValueError("type is required")
+    if not result.get("Target"):
+        raise ValueError("target is required")
+    _mount_checks(result)
+    return result
+
+
+def _flag(field: str, key: str, value: "str | None") -> bool:
+    if value is None:
+        return True
+    try:
+        return boolean(value)
+    except ValueError:
+        raise ValueError(f"invalid value for '{key}': invalid boolean value (\"{value}\"): must be one of \"true\", \"1\", \"false\", or \"0\" (default \"true\")") from None
+
+
+def _mount_field(result: dict, field: str, key: str, value: "str | None") -> None:
+    text = value or ""
+    if key == "type":
+        result["Type"] = text.lower()
+    elif key in ("source", "src"):
+        result["Source"] = absolute(text) if text == "." or text.startswith(("./", "../")) or text == ".." else text
+    elif key in ("target", "dst", "destination"):
+        result["Target"] = text
+    elif key in ("readonly", "ro"):
+        result["ReadOnly"] = _flag(field, key, value)
+    elif key == "consistency":
+        result["Consistency"] = text.lower()
+    elif key.startswith("bind-"):
+        _bind_field(result.setdefault("BindOptions", {}), result, field, key, value)
+    elif key.startswith("volume-"):
+        _volume_field(result.setdefault("VolumeOptions", {}), field, key, value)
+    elif key == "image-subpath":
+        result.setdefault("ImageOptions", {})["Subpath"] = text
+    elif key == "tmpfs-size":
+        try:
+            result.setdefault("TmpfsOptions", {})["SizeBytes"] = size(text)
+        except ValueError:
+            raise ValueError(f"invalid value for {key}: {text}") from None
+    elif key == "tmpfs-mode":
+        result.setdefault("TmpfsOptions", {})["Mode"] = _octal(text)
+    else:
+        raise ValueError(f"unknown option '{key}' in '{field}'")
+
+
+def _bind_field(options: dict, result: dict, field: str, key: str, value: "str | None") -> None:
+    text = value or ""
+    if key == "bind-propagation":
+        options["Propagation"] = text.lower()
+    elif key == "bind-nonrecursive":
+        options["NonRecursive"] = _flag(field, key, value)
+    elif key == "bind-create-src":
+        options["CreateMountpoint"] = _flag(field, key, value)
+    elif key == "bind-recursive":
+        if text == "disabled":
+            options["NonRecursive"] = True
+        elif text == "writable":
+            options["ReadOnlyNonRecursive"] = True
+        elif text == "readonly":
+            options["ReadOnlyForceRecursive"] = True
+        elif text != "enabled":
+            raise ValueError(f"invalid value for {key}: {text} (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")")
+    else:
+        raise ValueError(f"unknown option '{key}' in '{field}'")
+
+
+def _volume_field(options: dict, field: str, key: str, value: "str | None") -> None:
+    text = value or ""
+    if key == "volume-subpath":
+        options["Subpath"] = text
+    elif key == "volume-nocopy":
+        options["NoCopy"] = _flag(field, key, value)
+    elif key in ("volume-label", "volume-opt"):
+        name, _, rest = text.partition("=")
+        if key == "volume-label":
+            options.setdefault("Labels", {})[name] = rest
+        else:
+            options.setdefault("DriverConfig", {}).setdefault("Options", {})[name] = rest
+    elif key == "volume-driver":
+        options.setdefault("DriverConfig", {})["Name"] = text
+    else:
+        raise ValueError(f"unknown option '{key}' in '{field}'")
+
+
+def _mount_checks(result: dict) -> None:
+    kind = result["Type"]
+    for field, owner in (("VolumeOptions", "volume"), ("ImageOptions", "image"), ("BindOptions", "bind"), ("TmpfsOptions", "tmpfs")):
+        if field in result and kind != owner:
+            raise ValueError(f"cannot mix '{owner}-*' options with mount type '{kind}'")
+    bind = result.get("BindOptions", {})
+    if "ReadOnlyNonRecursive" in bind and not result.get("ReadOnly"):
+        raise ValueError("option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")
+    if "ReadOnlyForceRecursive" in bind:
+        if not result.get("ReadOnly"):
+            raise ValueError("option 'bind-recursive=readonly' requires 'readonly' to be specified in conjunction")
+        if bind.get("Propagation") != "rprivate":
+            raise ValueError("option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in conjunction")

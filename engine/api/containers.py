@@ -1,0 +1,194 @@
+"""`/containers/...`: parse, call `engine.containers`, render. Engine API reference 1.51, "Container"."""
+
+from __future__ import annotations
+
+from engine.aio.blocking import blocking
+from engine.api.bodies import Body
+from engine.api.call import Call
+from engine.api.views import containers as views
+from engine.errors import InvalidParameter, KnarrError
+from engine.spec.docker.containers import CreateRequest
+from engine.spec.docker.streams import AttachOptions, LogsOptions
+
+RAW = "application/vnd.docker.raw-stream"
+MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
+
+_CREATE = Body(CreateRequest)
+
+
+def content_type(call: Call, tty: bool) -> str:
+    """Of a stream of output: framed streams have a name of their own since 1.42."""
+    return RAW if tty or call.version < (1, 42) else MULTIPLEXED
+
+
+async def listing(call: Call) -> None:
+    """GET /containers/json"""
+    query, containers = call.query, call.engine.containers
+    with_size = query.flag("size")
+    records = containers.list(all=query.flag("all"), limit=query.integer("limit") or 0, filters=query.filters(), size=with_size)
+    shown = []
+    for record in records:
+        size = await blocking("disk", containers.size, record.id) if with_size else None
+        shown.append(views.summary(record, call.version, points=containers.mount_points(record.id), size=size))
+    await call.json(shown)
+
+
+async def create(call: Call) -> None:
+    """POST /containers/create"""
+    request = await call.body(_CREATE)
+    if request is None or request == _EMPTY:
+        raise InvalidParameter("config cannot be empty in order to create a container")
+    query = call.query
+    id, warnings = await call.engine.containers.create(query.text("name") or None, request, query.text("platform"))
+    await call.json({"Id": id, "Warnings": warnings}, 201)
+
+
+_EMPTY = CreateRequest()
+
+
+async def inspect(call: Call) -> None:
+    """GET /containers/{name}/json"""
+    containers = call.engine.containers
+    record = containers.get(call.name)
+    size = await blocking("disk", containers.size, record.id) if call.query.flag("size") else None
+    await call.json(
+        views.inspect(
+            record,
+            call.version,
+            paths=containers.paths(record.id),
+            points=containers.mount_points(record.id),
+            exec_ids=call.engine.execs.ids(record.id),
+            size=size,
+        )
+    )
+
+
+async def start(call: Call) -> None:
+    """POST /containers/{name}/start"""
+    if call.query.text("checkpoint"):
+        raise KnarrError("checkpoint not supported")
+    await call.engine.containers.start(call.name, call.query.text("detachKeys"))
+    await call.done()
+
+
+async def stop(call: Call) -> None:
+    """POST /containers/{name}/stop"""
+    await call.engine.containers.stop(call.name, call.query.text("signal"), call.query.integer("t"))
+    await call.done()
+
+
+async def restart(call: Call) -> None:
+    """POST /containers/{name}/restart"""
+    await call.engine.containers.restart(call.name, call.query.text("signal"), call.query.integer("t"))
+    await call.done()
+
+
+async def kill(call: Call) -> None:
+    """POST /containers/{name}/kill"""
+    await call.engine.containers.kill(call.name, call.query.text("signal"))
+    await call.done()
+
+
+async def resize(call: Call) -> None:
+    """POST /containers/{name}/resize"""
+    await call.engine.containers.resize(call.name, *window(call))
+    await call.done(200)
+
+
+def window(call: Call) -> tuple[int, int]:
+    """(height, width) of a resize. Raises InvalidParameter."""
+    height, width = call.query.required_integer("h"), call.query.required_integer("w")
+    for value in (height, width):
+        if not 0 <= value <= 65535:  # struct winsize
+            raise InvalidParameter(f"invalid terminal size {height}x{width}: both must be between 0 and 65535")
+    return height, width
+
+
+async def rename(call: Call) -> None:
+    """POST /containers/{name}/rename"""
+    await call.engine.containers.rename(call.name, call.query.text("name"))
+    await call.done()
+
+
+async def remove(call: Call) -> None:
+    """DELETE /containers/{name}"""
+    query = call.query
+    await call.engine.containers.remove(call.name, force=query.flag("force"), volumes=query.flag("v"), link=query.flag("link"))
+    await call.done()
+
+
+async def wait(call: Call) -> None:
+    """POST /containers/{name}/wait: the head goes out before the wait, `docker run` starts the container only after it."""
+    condition = call.query.text("condition") if call.version >= (1, 30) else ""
+    waiter = call.engine.containers.wait(call.name, condition)
+    exchange = call.exchange
+    await exchange.stream()
+    async with exchange.while_connected():
+        code, error = await waiter.result()
+    result: dict[str, object] = {"StatusCode": code}
+    if error:
+        result["Error"] = {"Message": error}
+    await exchange.finish(call.encode(result) + b"\n")
+
+
+async def top(call: Call) -> None:
+    """GET /containers/{name}/top"""
+    titles, rows = await call.engine.containers.top(call.name, call.query.text("ps_args"))
+    await call.json({"Processes": rows, "Titles": titles})
+
+
+async def trace(call: Call) -> None:
+    """GET /containers/{name}/trace, an extension: the waterfall of the last start, times in nanoseconds of CLOCK_MONOTONIC."""
+    await call.json([{"name": step.name, "at": step.at} for step in call.engine.containers.trace(call.name)])
+
+
+def _tail(text: str) -> int:
+    """A number of lines; all of them for "all", and for what is no number, as in Docker."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+
+
+async def logs(call: Call) -> None:
+    """GET /containers/{name}/logs"""
+    query, containers, exchange = call.query, call.engine.containers, call.exchange
+    options = LogsOptions(
+        follow=query.flag("follow"),
+        stdout=query.flag("stdout"),
+        stderr=query.flag("stderr"),
+        since=query.nanoseconds("since"),
+        until=query.nanoseconds("until"),
+        timestamps=query.flag("timestamps"),
+        tail=_tail(query.text("tail")),
+        details=query.flag("details"),
+    )
+    record = containers.get(call.name)
+    chunks = containers.logs(record.id, options)
+    await exchange.stream(content_type=content_type(call, record.config.tty))
+    async with exchange.while_connected():
+        async for chunk in chunks:
+            await exchange.write(chunk)
+    await exchange.end()
+
+
+async def attach(call: Call) -> None:
+    """POST /containers/{name}/attach"""
+    query, exchange = call.query, call.exchange
+    await exchange.body()
+    record = call.engine.containers.get(call.name)
+    attachment = call.engine.containers.attach(
+        record.id,
+        AttachOptions(
+            stream=query.flag("stream"),
+            stdin=query.flag("stdin"),
+            stdout=query.flag("stdout"),
+            stderr=query.flag("stderr"),
+            logs=query.flag("logs"),
+            detach_keys=query.text("detachKeys"),
+        ),
+    )
+    connection = await exchange.hijack(upgraded_type(call, record.config.tty))
+    await attachment.run(connection)
+
+
+def upgraded_type(call: Call, tty: bool) -> str:
+    """Of a connection taken over: clients that do not ask for an upgrade are older than the name of framed streams."""
+    return content_type(call, tty) if b"upgrade" in call.exchange.headers else RAW

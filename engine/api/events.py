@@ -1,0 +1,21 @@
+"""`/events`: a stream of what happens. Engine API reference 1.51, "Monitor events"."""
+
+from __future__ import annotations
+
+from engine.api.call import Call
+from engine.api.views import events as views
+from engine.errors import InvalidParameter
+
+
+async def stream(call: Call) -> None:
+    """GET /events: past ones since `since`, then those to come, until `until` or the client goes."""
+    query, exchange = call.query, call.exchange
+    since, until = query.nanoseconds("since"), query.nanoseconds("until")
+    if since and until and until < since:
+        raise InvalidParameter(f"`since` time ({since / 1e9:.9f}) cannot be after `until` time ({until / 1e9:.9f})")
+    found = call.engine.events.subscribe(since, until, query.filters())
+    await exchange.stream()
+    async with exchange.while_connected():
+        async for event in found:
+            await exchange.write(call.encode(views.event(event, call.version)) + b"\n")
+    await exchange.end()

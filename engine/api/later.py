@@ -1,0 +1,101 @@
+"""Endpoints of the Engine API that this version does not have: a clear 501, or 503 for those of Swarm. Source: the API reference, 1.51."""
+
+from __future__ import annotations
+
+from engine.api.call import Call
+from engine.errors import NotImplementedYet, Unavailable
+
+MISSING: tuple[tuple[str, str], ...] = tuple(
+    (method, pattern)
+    for line in """
+    GET /containers/{name}/changes
+    GET /containers/{name}/export
+    GET /containers/{name}/stats
+    POST /containers/{name}/update
+    POST /containers/{name}/pause
+    POST /containers/{name}/unpause
+    GET /containers/{name}/attach/ws
+    HEAD /containers/{name}/archive
+    GET /containers/{name}/archive
+    PUT /containers/{name}/archive
+    POST /containers/{name}/copy
+    GET /containers/{name}/checkpoints
+    POST /containers/{name}/checkpoints
+    POST /containers/prune
+    POST /build
+    POST /build/prune
+    POST /build/cancel
+    GET /images/{name:.*}/get
+    POST /images/{name:.*}/push
+    GET /images/search
+    GET /images/get
+    POST /images/prune
+    POST /commit
+    GET /networks
+    GET /networks/
+    GET /networks/{name}
+    DELETE /networks/{name}
+    POST /networks/create
+    POST /networks/{name}/connect
+    POST /networks/{name}/disconnect
+    POST /networks/prune
+    GET /volumes
+    POST /volumes/create
+    GET /volumes/{name}
+    DELETE /volumes/{name}
+    POST /volumes/prune
+    POST /auth
+    GET /system/df
+    GET /distribution/{name:.*}/json
+    POST /session
+    POST /grpc
+    GET /plugins
+    GET /plugins/privileges
+    POST /plugins/pull
+    GET /plugins/{name:.*}/json
+    DELETE /plugins/{name:.*}
+    POST /plugins/{name:.*}/enable
+    POST /plugins/{name:.*}/disable
+    POST /plugins/{name:.*}/upgrade
+    POST /plugins/create
+    POST /plugins/{name:.*}/push
+    POST /plugins/{name:.*}/set
+    """.splitlines()
+    if line.strip()
+    for method, pattern in (line.split(),)
+)
+
+SWARM: tuple[tuple[str, str], ...] = (
+    ("GET", "/swarm"),
+    ("POST", "/swarm/init"),
+    ("POST", "/swarm/join"),
+    ("POST", "/swarm/leave"),
+    ("POST", "/swarm/update"),
+    ("GET", "/swarm/unlockkey"),
+    ("POST", "/swarm/unlock"),
+    ("PUT", "/volumes/{name}"),
+    *(("GET", f"/{noun}") for noun in ("nodes", "services", "tasks", "secrets", "configs")),
+    *(("GET", f"/{noun}/{{name}}") for noun in ("nodes", "services", "tasks", "secrets", "configs")),
+    *(("GET", f"/{noun}/{{name}}/logs") for noun in ("services", "tasks")),
+    *(("POST", f"/{noun}/create") for noun in ("services", "secrets", "configs")),
+    *(("POST", f"/{noun}/{{name}}/update") for noun in ("nodes", "services", "secrets", "configs")),
+    *(("DELETE", f"/{noun}/{{name}}") for noun in ("nodes", "services", "secrets", "configs")),
+)
+
+_NO_MANAGER = (
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
+)
+
+
+async def missing(call: Call) -> None:
+    """501."""
+    raise NotImplementedYet(f"{call.exchange.method} {call.path}")
+
+
+async def no_swarm(call: Call) -> None:
+    """503 in dockerd's words: tools tell by them that there is no Swarm here. Joining one is what does not exist."""
+    if call.path == "/swarm/leave":
+        raise Unavailable("This node is not part of a swarm")
+    if call.path in ("/swarm/init", "/swarm/join"):
+        raise NotImplementedYet(f"{call.exchange.method} {call.path}")
+    raise Unavailable(_NO_MANAGER)

@@ -1,0 +1,99 @@
+"""Every endpoint in one table, and the way from a request's method and path to its handler.
+
+A pattern is a path in which one `{name}` stands for one segment, or `{name:.*}` for several (images' names have slashes). The table is
+compiled once: literal paths into a dict, the others into regular expressions by method, first and last segment, so that a request tries one or two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from engine.api import containers, events, execs, images, later, system
+from engine.api.call import Call
+
+Handler = Callable[[Call], Awaitable[None]]
+
+
+class Route(msgspec.Struct, frozen=True):
+    """One endpoint. `feature` names what is missing when the handler is `later.missing`."""
+
+    method: str
+    pattern: str
+    handler: Handler
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/_ping", system.ping),
+    Route("HEAD", "/_ping", system.ping),
+    Route("GET", "/version", system.version),
+    Route("GET", "/info", system.info),
+    Route("GET", "/events", events.stream),
+    Route("GET", "/containers/json", containers.listing),
+    Route("GET", "/containers/ps", containers.listing),
+    Route("POST", "/containers/create", containers.create),
+    Route("GET", "/containers/{name}/json", containers.inspect),
+    Route("GET", "/containers/{name}/top", containers.top),
+    Route("GET", "/containers/{name}/logs", containers.logs),
+    Route("GET", "/containers/{name}/trace", containers.trace),
+    Route("POST", "/containers/{name}/start", containers.start),
+    Route("POST", "/containers/{name}/stop", containers.stop),
+    Route("POST", "/containers/{name}/restart", containers.restart),
+    Route("POST", "/containers/{name}/kill", containers.kill),
+    Route("POST", "/containers/{name}/resize", containers.resize),
+    Route("POST", "/containers/{name}/rename", containers.rename),
+    Route("POST", "/containers/{name}/attach", containers.attach),
+    Route("POST", "/containers/{name}/wait", containers.wait),
+    Route("DELETE", "/containers/{name}", containers.remove),
+    Route("POST", "/containers/{name}/exec", execs.create),
+    Route("POST", "/exec/{name}/start", execs.start),
+    Route("POST", "/exec/{name}/resize", execs.resize),
+    Route("GET", "/exec/{name}/json", execs.inspect),
+    Route("GET", "/images/json", images.listing),
+    Route("POST", "/images/create", images.create),
+    Route("POST", "/images/load", images.load),
+    Route("POST", "/images/fromhost", images.from_host),
+    Route("GET", "/images/{name:.*}/json", images.inspect),
+    Route("GET", "/images/{name:.*}/history", images.history),
+    Route("POST", "/images/{name:.*}/tag", images.tag),
+    Route("DELETE", "/images/{name:.*}", images.remove),
+    *(Route(method, pattern, later.missing) for method, pattern in later.MISSING),
+    *(Route(method, pattern, later.no_swarm) for method, pattern in later.SWARM),
+)
+
+_LITERAL = {(route.method, route.pattern): route.handler for route in ROUTES if "{" not in route.pattern}
+
+
+def _compile() -> dict[tuple[str, str, str], list[tuple[re.Pattern[str], Handler]]]:
+    table: dict[tuple[str, str, str], list[tuple[re.Pattern[str], Handler]]] = {}
+    for route in ROUTES:
+        if "{" in route.pattern:
+            before, name, after = re.fullmatch(r"([^{]*)\{(\w+(?::\.\*)?)\}([^{]*)", route.pattern).groups()  # type: ignore[union-attr]
+            segment = ".+" if ":" in name else "[^/]+"
+            rest = after.replace("{id}", "[^/]+")
+            pattern = re.compile(f"{re.escape(before)}({segment}){rest}", re.DOTALL)
+            last = route.pattern.rpartition("/")[2]
+            table.setdefault((route.method, before.split("/")[1], "" if "{" in last else last), []).append((pattern, route.handler))
+    return table
+
+
+_PATTERNS = _compile()
+
+
+def find(method: str, path: str) -> tuple[Handler, str] | None:
+    """The handler of a path (without its version) and the name in it; None when there is no such endpoint."""
+    handler = _LITERAL.get((method, path))
+    if handler is not None:
+        return handler, ""
+    parts = path.split("/", 2)
+    if len(parts) < 3:
+        return None
+    first = parts[1]
+    for last in (path.rpartition("/")[2], ""):
+        for pattern, found in _PATTERNS.get((method, first, last), ()):
+            match = pattern.fullmatch(path)
+            if match is not None:
+                return found, match[1]
+    return None

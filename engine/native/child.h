@@ -1,0 +1,66 @@
+/* What the child of a launch shares between its operations. Everything here runs between clone3 and exec in memory shared with a suspended
+ * parent: system calls and this struct only; no allocation, no locks, no stdio. Operations return 0 or a positive errno. */
+#ifndef KNARR_CHILD_H
+#define KNARR_CHILD_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "plan.h"
+
+#define KEPT_TREES 32
+
+struct child {
+    struct plan_header *plan;
+    struct launch_report *report;
+    int stdio[3];
+    int ready;                  /* plain clone only: closed by exec, tells the parent; else -1 */
+    int join;                   /* pidfd of OP_JOIN_PROCESS, or -1 */
+    int place;                  /* 1: clone3 could not place us in the v2 group, we write ourselves into its cgroup.procs */
+    int root;                   /* O_PATH of the container's root, or -1: "/" is the root already */
+    int null;                   /* O_PATH of the host's null device, or -1 */
+    int masked;                 /* the empty read-only directory that hides directories, or -1 */
+    int parent;                 /* O_PATH of the directory `parent_path` (parent_length bytes), or -1 */
+    const char *parent_path;
+    size_t parent_length;
+    int tree[KEPT_TREES];       /* trees cloned before the propagation was changed */
+    char path[2 * PATH_MAX];    /* scratch of one operation */
+    char link[PATH_MAX];
+};
+
+static inline uint64_t clock_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline int failed(long r) {
+    return r < 0 ? errno : 0;
+}
+
+/* The current operation was done in part only; the launch goes on. */
+static void degrade(struct child *c, int error) {
+    if (c->report->count)
+        c->report->mark[c->report->count - 1].error = (uint32_t)error;
+}
+
+static int write_file(const char *path, const char *text, size_t length) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC), error = 0;
+    if (fd < 0)
+        return errno;
+    if (write(fd, text, length) < 0)
+        error = errno;
+    close(fd);
+    return error;
+}
+
+#endif

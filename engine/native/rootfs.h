@@ -1,0 +1,429 @@
+/* The container's file system tree. A path inside the root comes from a hostile image as far as its links go, so it is only ever resolved
+ * by openat2 in the root (links stay inside, magic links refused) and used through the descriptor that comes back. Sources are host paths
+ * that the engine chose; they are resolved in our own mount namespace before pivot_root. */
+#ifndef KNARR_ROOTFS_H
+#define KNARR_ROOTFS_H
+
+#include "child.h"
+
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+#ifndef SYS_open_tree
+#define SYS_open_tree 428
+#define SYS_move_mount 429
+#endif
+#ifndef SYS_mount_setattr
+#define SYS_mount_setattr 442
+#endif
+#define TREE_CLONE 1       /* OPEN_TREE_CLONE */
+#define MOVE_EMPTY_BOTH 68 /* MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH */
+#define AT_TREE 0x8000     /* AT_RECURSIVE */
+#define ATTR_READONLY 1    /* MOUNT_ATTR_RDONLY */
+
+struct attributes { /* struct mount_attr of the kernel, whose header collides with glibc's */
+    uint64_t set, clear, propagation, userns;
+};
+
+enum { EXISTING, DIRECTORY, PLAIN_FILE }; /* what find() makes when there is nothing at the path */
+#define MAX_DANGLING 8                    /* links to nothing that are followed while making a path */
+
+static int open_inside(struct child *c, const char *path, uint64_t flags) {
+    struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
+    int fd, tries = 64;
+    if (c->root < 0) {
+        c->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (c->root < 0)
+            return -1;
+    }
+    do { /* EAGAIN: something was renamed on the system while a ".." was resolved */
+        fd = (int)syscall(SYS_openat2, c->root, path, &how, sizeof how);
+    } while (fd < 0 && (errno == EAGAIN || errno == EINTR) && --tries);
+    return fd;
+}
+
+/* c->path is `prefix` (ends at `end`, the part before `name` too) and `rest`; a dangling link is at prefix. Replace it by what it points to. */
+static int follow_dangling(struct child *c, int parent, char *name, const char *rest) {
+    size_t length, keep, tail = strlen(rest);
+    ssize_t n = readlinkat(parent, name, c->link, sizeof c->link - 1);
+    if (n < 0)
+        return errno;
+    length = (size_t)n;
+    keep = c->link[0] == '/' ? 0 : (size_t)(name - c->path);
+    if (keep + length + tail + 1 > sizeof c->path)
+        return ENAMETOOLONG;
+    memmove(c->path + keep + length, rest, tail + 1);
+    memcpy(c->path + keep, c->link, length);
+    return 0;
+}
+
+static int make_last(int parent, const char *name, int kind) {
+    int fd;
+    if (name[0] == '.' && (name[1] == 0 || (name[1] == '.' && name[2] == 0)))
+        return ENOENT;
+    if (kind == DIRECTORY)
+        return failed(mkdirat(parent, name, 0755));
+    fd = openat(parent, name, O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return errno;
+    close(fd);
+    return 0;
+}
+
+/* Walk c->path from the root and make what is missing. A link to nothing is followed inside the root, as a shell's mkdir -p would not but
+ * as images expect (/var/run -> /run, /etc/resolv.conf -> ../run/...). */
+static int make_path(struct child *c, int kind, int *result) {
+    int links = 0, parent, fd, error;
+    char *at, *name, saved;
+restart:
+    parent = dup(c->root);
+    at = c->path;
+    for (;;) {
+        while (*at == '/')
+            at++;
+        if (*at == 0) {
+            *result = parent;
+            return 0;
+        }
+        name = at;
+        while (*at && *at != '/')
+            at++;
+        saved = *at;
+        *at = 0;
+        fd = open_inside(c, c->path, O_PATH);
+        if (fd < 0 && errno == ENOENT) {
+            const char *left = at + 1;
+            if (saved)
+                while (*left == '/')
+                    left++;
+            error = make_last(parent, name, saved && *left ? DIRECTORY : kind);
+            if (error == EEXIST) {
+                *at = saved;
+                memmove(c->path + sizeof c->path - strlen(at) - 1, at, strlen(at) + 1);
+                left = c->path + sizeof c->path - strlen(at) - 1;
+                *at = 0;
+                error = ++links > MAX_DANGLING ? ELOOP : follow_dangling(c, parent, name, left);
+                close(parent);
+                if (error)
+                    return error;
+                goto restart;
+            }
+            fd = error ? -1 : openat(parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+            if (error)
+                errno = error;
+        }
+        error = fd < 0 ? errno : 0;
+        close(parent);
+        if (error)
+            return error;
+        parent = fd;
+        *at = saved;
+    }
+}
+
+/* O_PATH descriptor of a path inside the root. */
+static int find(struct child *c, const char *path, int kind, int *result) {
+    size_t length;
+    *result = open_inside(c, path, O_PATH);
+    if (*result >= 0)
+        return 0;
+    if (errno != ENOENT || kind == EXISTING)
+        return errno;
+    length = strlen(path);
+    if (length >= PATH_MAX)
+        return ENAMETOOLONG;
+    memcpy(c->path, path, length + 1);
+    return make_path(c, kind, result);
+}
+
+static void forget_parent(struct child *c) {
+    if (c->parent >= 0)
+        close(c->parent);
+    c->parent = -1;
+}
+
+/* The directory a node is made in (made if missing) and the node's name. Consecutive nodes of one directory look it up once. */
+static int find_parent(struct child *c, const char *path, const char **name) {
+    const char *slash = strrchr(path, '/');
+    size_t length = slash ? (size_t)(slash - path) : 0;
+    int error;
+    *name = slash ? slash + 1 : path;
+    if (**name == 0)
+        return EINVAL;
+    if (c->parent >= 0 && length == c->parent_length && memcmp(path, c->parent_path, length) == 0)
+        return 0;
+    forget_parent(c);
+    if (length >= PATH_MAX)
+        return ENAMETOOLONG;
+    memcpy(c->path, path, length);
+    c->path[length] = 0;
+    if (open_inside(c, length ? "" : "/", O_PATH) < 0 && c->root < 0)
+        return errno;
+    error = make_path(c, DIRECTORY, &c->parent);
+    c->parent_path = path;
+    c->parent_length = length;
+    if (error)
+        c->parent = -1;
+    return error;
+}
+
+static int set_attributes(int fd, int recursive, struct attributes a) {
+    return failed(syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH | (recursive ? AT_TREE : 0), &a, sizeof a));
+}
+
+static int clone_tree(int dir, const char *path, int recursive) {
+    return (int)syscall(SYS_open_tree, dir, path, TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH | (recursive ? AT_TREE : 0));
+}
+
+/* Attach a cloned tree and close it. */
+static int attach(struct child *c, int tree, int target) {
+    int error = failed(syscall(SYS_move_mount, tree, "", target, "", MOVE_EMPTY_BOTH));
+    close(tree);
+    forget_parent(c);
+    return error;
+}
+
+static int set_propagation(int fd, uint64_t flags) {
+    struct attributes a = {.propagation = flags & ~(uint64_t)MS_REC};
+    return set_attributes(fd, (flags & MS_REC) != 0, a);
+}
+
+static int op_propagation(struct child *c, struct plan_op *op) {
+    (void)c;
+    return failed(mount(NULL, op->slot[0].text, NULL, op->arg[0], NULL));
+}
+
+/* slots: source, mountpoint (host path), type or NULL for a bind, data, base. arg[0]: MS_ flags. */
+static int op_root(struct child *c, struct plan_op *op) {
+    if (op->slot[4].text && chdir(op->slot[4].text) < 0)
+        return errno;
+    if (mount(op->slot[0].text, op->slot[1].text, op->slot[2].text, op->arg[0], op->slot[3].text) < 0)
+        return errno;
+    c->root = open(op->slot[1].text, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return failed(c->root);
+}
+
+/* A new file system on a directory inside. slots: source, target, type, data, base. arg: MS_ flags, propagation (MS_ flags). */
+static int op_mount(struct child *c, struct plan_op *op) {
+    const char *source = op->slot[0].text, *path = op->slot[1].text, *where = ".";
+    int target, error = find(c, path, DIRECTORY, &target);
+    if (error)
+        return error;
+    if (op->slot[4].text) { /* relative names in the data are meant from the base: the target needs a name of its own */
+        static const char digits[] = "0123456789";
+        char *p = c->path + sizeof "/proc/self/fd/" + 10;
+        unsigned n = (unsigned)target;
+        *p = 0;
+        do {
+            *--p = digits[n % 10];
+            n /= 10;
+        } while (n);
+        p -= sizeof "/proc/self/fd/" - 1;
+        memcpy(p, "/proc/self/fd/", sizeof "/proc/self/fd/" - 1);
+        where = p;
+        error = failed(chdir(op->slot[4].text));
+    } else {
+        error = failed(fchdir(target));
+    }
+    if (!error)
+        error = failed(mount(source, where, op->slot[2].text, op->arg[0], op->slot[3].text));
+    close(target);
+    forget_parent(c);
+    if (error || !op->arg[1])
+        return error;
+    error = find(c, path, EXISTING, &target);
+    if (error)
+        return error;
+    error = set_propagation(target, op->arg[1]);
+    close(target);
+    return error;
+}
+
+/* A bind mount. slots: source (host path), target. arg: attributes to set, to clear, propagation (MS_ flags), BIND_ bits. */
+enum { BIND_RECURSIVE = 1, BIND_ATTRIBUTES_RECURSIVE = 2, BIND_KEEP = 4, BIND_KEPT = 8, BIND_INDEX_SHIFT = 8 };
+
+static int op_bind(struct child *c, struct plan_op *op) {
+    struct attributes a = {.set = op->arg[0], .clear = op->arg[1]};
+    uint64_t bits = op->arg[3], index = bits >> BIND_INDEX_SHIFT;
+    struct stat st;
+    int target, error, tree;
+    if (index >= KEPT_TREES)
+        return EINVAL;
+    tree = bits & BIND_KEPT ? c->tree[index] : clone_tree(AT_FDCWD, op->slot[0].text, bits & BIND_RECURSIVE);
+    if (tree < 0)
+        return errno;
+    if (bits & BIND_KEEP) {
+        c->tree[index] = tree;
+        return 0;
+    }
+    if ((a.set || a.clear) && (error = set_attributes(tree, (bits & BIND_ATTRIBUTES_RECURSIVE) != 0, a)) != 0)
+        return error;
+    if (op->arg[2] && (error = set_propagation(tree, op->arg[2])) != 0)
+        return error;
+    if (fstat(tree, &st) < 0)
+        return errno;
+    error = find(c, op->slot[1].text, S_ISDIR(st.st_mode) ? DIRECTORY : PLAIN_FILE, &target);
+    if (error)
+        return error;
+    error = attach(c, tree, target);
+    close(target);
+    return error;
+}
+
+/* slot: a mounted path inside. arg: attributes to set, to clear, recursive. */
+static int op_attributes(struct child *c, struct plan_op *op) {
+    struct attributes a = {.set = op->arg[0], .clear = op->arg[1]};
+    int fd, error = find(c, op->slot[0].text, EXISTING, &fd);
+    if (error)
+        return error;
+    error = set_attributes(fd, op->arg[2] != 0, a);
+    close(fd);
+    return error;
+}
+
+/* slot: path. arg: mode with type, device number, uid, gid. An equal node that is there already is taken. */
+static int op_mknod(struct child *c, struct plan_op *op) {
+    mode_t mode = (mode_t)op->arg[0];
+    uid_t uid = (uid_t)op->arg[2];
+    gid_t gid = (gid_t)op->arg[3];
+    struct stat st;
+    const char *name;
+    int error = find_parent(c, op->slot[0].text, &name);
+    if (error)
+        return error;
+    if (mknodat(c->parent, name, mode, op->arg[1]) < 0) {
+        if (errno != EEXIST || fstatat(c->parent, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+            return errno;
+        return (st.st_mode & S_IFMT) == (mode & S_IFMT) && st.st_rdev == (dev_t)op->arg[1] ? 0 : EEXIST;
+    }
+    if (uid || gid)
+        return failed(fchownat(c->parent, name, uid, gid, AT_SYMLINK_NOFOLLOW));
+    return 0;
+}
+
+/* slots: what it says, path. */
+static int op_symlink(struct child *c, struct plan_op *op) {
+    const char *name;
+    int error = find_parent(c, op->slot[1].text, &name);
+    if (error)
+        return error;
+    return symlinkat(op->slot[0].text, c->parent, name) < 0 && errno != EEXIST ? errno : 0;
+}
+
+/* slot: /dev/console. The terminal on standard input is bound over it, so that ttyname finds it. Its descriptor belongs to the mount
+ * namespace we came from and cannot be cloned, so it is opened again by name, and must prove to be the same. */
+static int op_console(struct child *c, struct plan_op *op) {
+    static const char prefix[] = "/dev/pts/";
+    struct stat tty, again;
+    ssize_t n;
+    char name[] = "/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
+    int tree, target, error, fd = c->stdio[0], scale = 1;
+    char *p = name + sizeof "/proc/self/fd/" - 1;
+    if (fstat(fd, &tty) < 0)
+        return errno;
+    while (fd / scale >= 10)
+        scale *= 10;
+    for (; scale; scale /= 10)
+        *p++ = (char)('0' + fd / scale % 10);
+    n = readlink(name, c->link, sizeof c->link - 1);
+    if (n < 0)
+        return errno;
+    c->link[n] = 0;
+    if (!S_ISCHR(tty.st_mode) || strncmp(c->link, prefix, sizeof prefix - 1) != 0)
+        return ENOTTY;
+    tree = clone_tree(AT_FDCWD, c->link, 0);
+    if (tree < 0 || fstat(tree, &again) < 0)
+        return errno;
+    if (again.st_dev != tty.st_dev || again.st_ino != tty.st_ino || again.st_rdev != tty.st_rdev)
+        return ENOTTY;
+    error = find(c, op->slot[0].text, PLAIN_FILE, &target);
+    if (error)
+        return error;
+    error = attach(c, tree, target);
+    close(target);
+    return error;
+}
+
+static int open_null(struct child *c) {
+    struct stat st;
+    if (c->null >= 0)
+        return 0;
+    c->null = open("/dev/null", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (c->null < 0 || fstat(c->null, &st) < 0)
+        return errno;
+    return S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3) ? 0 : ENODEV;
+}
+
+/* Hide a directory under one empty file system that all hidden directories share. */
+static int mask_directory(struct child *c, const char *path, int target) {
+    int tree;
+    if (c->masked >= 0) {
+        tree = clone_tree(c->masked, "", 0);
+        return tree < 0 ? errno : attach(c, tree, target);
+    }
+    if (fchdir(target) < 0 || mount("tmpfs", ".", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=0,nr_inodes=1,mode=755") < 0)
+        return errno;
+    forget_parent(c);
+    c->masked = open_inside(c, path, O_PATH);
+    return failed(c->masked);
+}
+
+/* slot: path to hide; one that is not there is fine. */
+static int op_mask(struct child *c, struct plan_op *op) {
+    struct stat st;
+    int tree, target, error = find(c, op->slot[0].text, EXISTING, &target);
+    if (error)
+        return error == ENOENT || error == ENOTDIR ? 0 : error;
+    if (fstat(target, &st) < 0)
+        return errno;
+    if (S_ISDIR(st.st_mode)) {
+        error = mask_directory(c, op->slot[0].text, target);
+    } else if ((error = open_null(c)) == 0) {
+        tree = clone_tree(c->null, "", 0);
+        error = tree < 0 ? errno : attach(c, tree, target);
+    }
+    close(target);
+    return error;
+}
+
+/* slot: path to make read-only, with everything mounted below it; one that is not there is fine. */
+static int op_readonly(struct child *c, struct plan_op *op) {
+    struct attributes a = {.set = ATTR_READONLY};
+    int tree, target, error = find(c, op->slot[0].text, EXISTING, &target);
+    if (error)
+        return error == ENOENT || error == ENOTDIR ? 0 : error;
+    tree = clone_tree(target, "", 1);
+    if (tree < 0)
+        return errno;
+    error = set_attributes(tree, 1, a);
+    if (!error)
+        error = attach(c, tree, target);
+    close(target);
+    return error;
+}
+
+/* pivot_root(2), "pivot_root(".", ".")": the old root is stacked on the new one and detached; no directory for it is needed. */
+static int op_pivot(struct child *c, struct plan_op *op) {
+    (void)op;
+    forget_parent(c);
+    if (fchdir(c->root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0)
+        return errno;
+    if (umount2(".", MNT_DETACH) < 0)
+        return errno;
+    return failed(chdir("/"));
+}
+
+/* slot: path inside; arg[0]: make it if missing. The result must be reachable from our root (CVE-2024-21626). */
+static int op_cwd(struct child *c, struct plan_op *op) {
+    int fd, error = find(c, op->slot[0].text, op->arg[0] ? DIRECTORY : EXISTING, &fd);
+    if (error)
+        return error;
+    if (fchdir(fd) < 0)
+        return errno;
+    close(fd);
+    if (syscall(SYS_getcwd, c->path, sizeof c->path) < 0)
+        return errno;
+    return c->path[0] == '/' ? 0 : ENOENT; /* "(unreachable)..." */
+}
+
+#endif

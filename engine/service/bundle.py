@@ -1,0 +1,83 @@
+"""The volatile folder of a container: the files that are bound over /etc/hosts, /etc/hostname and /etc/resolv.conf, and the plan's inputs.
+
+Owns `bundles/<id>/`. It lies on a tmpfs and is made again after a reboot. Contents follow Docker's for the networks none and host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+
+from engine.errors import InvalidParameter
+from engine.spec.docker.containers import HostConfig
+from engine.spec.mount import Mount
+
+HOSTS = """127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::\tip6-localnet
+ff00::\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+_BIND = ("rbind", "rprivate")
+
+
+def hosts_file(hc: HostConfig) -> str:
+    """Text of /etc/hosts. Raises InvalidParameter for a malformed --add-host."""
+    text = _read("/etc/hosts") if hc.network_mode == "host" else HOSTS
+    for entry in hc.extra_hosts or ():
+        name, separator, address = entry.partition(":")
+        if not separator or not name or not address or "\n" in entry:
+            raise InvalidParameter(f"bad format for add-host: '{entry}'")
+        if address == "host-gateway":
+            raise InvalidParameter("unable to derive the IP value for host-gateway: this version has no bridge network")
+        text += f"{address}\t{name}\n"
+    return text
+
+
+def make(folder: str, hc: HostConfig, hostname: str) -> None:
+    """Make the folder and its files; one that is there is kept and its files are written anew. Raises OSError, InvalidParameter."""
+    hosts = hosts_file(hc)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o710)
+    _write(f"{folder}/hosts", hosts)
+    _write(f"{folder}/hostname", hostname + "\n")
+    _write(f"{folder}/resolv.conf", _read("/etc/resolv.conf"))
+
+
+def binds(folder: str) -> tuple[Mount, ...]:
+    """The mounts of these files."""
+    return tuple(
+        Mount(destination=f"/etc/{name}", type="bind", source=f"{folder}/{name}", options=_BIND)
+        for name in ("resolv.conf", "hostname", "hosts")
+    )
+
+
+def forget_run(folder: str) -> None:
+    """Remove what the last run left: its exit record and socket. Before the next start, and after its end was stored."""
+    for name in ("exit.json", "monitor.sock"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{folder}/{name}")
+
+
+def remove(folder: str) -> None:
+    """Remove the folder with everything in it. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, text.encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(fd)

@@ -1,0 +1,107 @@
+"""One container as the daemon holds it: its record, its process if it runs, and who waits for it. No policy.
+
+A state change has no await in it: `transition` steps the table of `spec.lifecycle`, stores the row and wakes the waiters.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import trio
+
+from engine.linux.cgroups import Placement
+from engine.runtime.ops import Op
+from engine.service.context import Context
+from engine.service.supervise import Process
+from engine.spec import lifecycle
+from engine.spec.container import ContainerRecord
+from engine.spec.event import Event
+from engine.wire import control
+
+_ENCODER = msgspec.json.Encoder()
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A compiled start: the operations (for errors and traces) and their encoding."""
+
+    ops: tuple[Op, ...]
+    encoded: bytes
+
+
+class Pending:
+    """A client that attached before the start; handed to the monitor with it. `done` when it is served elsewhere or gone."""
+
+    def __init__(self, fd: int, options: control.Attach) -> None:
+        self.fd = fd
+        self.options = options
+        self.done = trio.Event()
+
+
+class Container:
+    """Record, process and waiters. `lock` serialises start, stop, restart and remove of this container."""
+
+    def __init__(self, context: Context, record: ContainerRecord) -> None:
+        self._context = context
+        self.record = record
+        self.process: Process | None = None
+        self.placement: Placement | None = None
+        self.plan: Plan | None = None
+        self.pending: list[Pending] = []
+        self.lock = trio.Lock()
+        self.last_start: tuple[Plan, control.Started] | None = None
+        self.exited = trio.Event()  # of the current or next run; replaced after each
+        self.gone = trio.Event()  # the record is deleted
+        self.removing_exit_code = 0
+        self.stopping = False  # a restart or stop is under way: --rm waits for it
+        self.execs: set[str] = set()
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def bundle(self) -> str:
+        """Host path of the volatile folder."""
+        return self._context.layout.bundle(self.record.id)
+
+    @property
+    def cgroup(self) -> str:
+        """Path of the container's control group below each hierarchy's root."""
+        return f"{self.record.host_config.cgroup_parent.strip('/')}/{self.record.id}"
+
+    def encoded(self) -> bytes:
+        """The row."""
+        return _ENCODER.encode(self.record)
+
+    def save(self) -> None:
+        """Write the row; durable within a second or so."""
+        self._context.store.put(self.record.id, self.encoded())
+        self._context.durability.lazily()
+
+    def transition(self, event: lifecycle.Event) -> None:
+        """Step the state; raises Conflict when the table says no."""
+        self.record.state = lifecycle.step(self.record.state, event)
+
+    def wake_exit(self) -> None:
+        """Wake everyone who waits for the end of this run."""
+        self.exited.set()
+        self.exited = trio.Event()
+
+    def publish(self, action: str, **attributes: str) -> None:
+        """Publish an event of this container, with Docker's attributes: image, name and the labels."""
+        config = self.record.config
+        self._context.events.publish(
+            Event.make(
+                "container", action, self.record.id, {**(config.labels or {}), "image": self.record.image, "name": self.record.name, **attributes}
+            )
+        )
+
+
+def now() -> int:
+    """Nanoseconds since the epoch."""
+    return time.time_ns()

@@ -1,0 +1,289 @@
+"""The containers of a daemon: finding, listing, making, renaming, removing, waiting; the rest is delegated.
+
+This is what the API talks to. Messages are Docker's, because its clients match on some of them.
+"""
+
+from __future__ import annotations
+
+import os
+from builtins import list as List  # a method is called `list`, as in the API
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
+from engine.service import attach, create, listing, logs, running, top
+from engine.service.attach import Attachment
+from engine.service.container import Container
+from engine.service.context import Context
+from engine.service.mounts import MountPoint, requested
+from engine.service.running import Runner
+from engine.spec import lifecycle
+from engine.spec.container import ContainerRecord, Trace
+from engine.spec.docker.containers import CreateRequest
+from engine.spec.docker.streams import AttachOptions, LogsOptions
+from engine.spec.filters import Filters
+
+_CONDITIONS = ("", "not-running", "next-exit", "removed")
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """Host paths that inspect shows."""
+
+    hosts: str
+    hostname: str
+    resolv_conf: str
+    log: str
+    upper: str
+    lowers: tuple[str, ...]
+    work: str
+    merged: str = ""
+
+
+class Waiter:
+    """A wait that has begun; `result` returns (exit code, error text)."""
+
+    def __init__(self, container: Container, condition: str) -> None:
+        self._container = container
+        self._condition = condition
+        self._exited = container.exited
+        self._done = condition in ("", "not-running") and not container.record.state.running
+
+    async def result(self) -> tuple[int, str]:
+        container = self._container
+        if self._condition == "removed":
+            await container.gone.wait()
+        elif not self._done:
+            await self._exited.wait()
+        state = container.record.state
+        return state.exit_code, state.error if state.exit_code == lifecycle.EXIT_UNKNOWN else ""
+
+
+class Containers:
+    """All containers by id and by name. Methods that return at once answer from memory."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.by_id: dict[str, Container] = {}
+        self.by_name: dict[str, Container] = {}
+        self.runner = Runner(context, self.find, self._remove_ended)
+
+    def find(self, ref: str) -> Container:
+        """By id, name, or a prefix of exactly one id. Raises NotFound, InvalidParameter when the prefix is ambiguous."""
+        name = ref.removeprefix("/")
+        found = self.by_id.get(name) or self.by_name.get(name)
+        if found is not None:
+            return found
+        if not name:
+            raise InvalidParameter("prefix can't be empty")
+        matches = [container for id, container in self.by_id.items() if id.startswith(name)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise InvalidParameter(f"multiple IDs found with provided prefix: {name}")
+        raise NotFound(f"No such container: {ref}")
+
+    def get(self, ref: str) -> ContainerRecord:
+        """The record. Raises NotFound."""
+        return self.find(ref).record
+
+    def everything(self) -> List[ContainerRecord]:
+        """Every record, newest first."""
+        return sorted((container.record for container in self.by_id.values()), key=lambda record: record.created_at, reverse=True)
+
+    def list(self, *, all: bool, limit: int, filters: Filters, size: bool = False) -> List[ContainerRecord]:
+        """What `docker ps` shows, newest first. Raises InvalidParameter for a bad filter, NotFound for an unknown before/since."""
+        ancestors = listing.same_image(lambda ref: self._context.images.get(ref).id)
+        return listing.select(self.everything(), filters, show_all=all, limit=limit, find=self.get, ancestors=ancestors)
+
+    def using(self, image_id: str) -> List[ContainerRecord]:
+        """Records of the containers made from an image."""
+        return [container.record for container in self.by_id.values() if container.record.image_id == image_id]
+
+    def running(self) -> int:
+        """How many run."""
+        return sum(container.record.state.running for container in self.by_id.values())
+
+    def paths(self, ref: str) -> Paths:
+        """Host paths for inspect. Raises NotFound."""
+        container = self.find(ref)
+        bundle, snapshots = container.bundle, self._context.snapshots
+        upper = snapshots.upper(container.id)
+        return Paths(
+            hosts=f"{bundle}/hosts",
+            hostname=f"{bundle}/hostname",
+            resolv_conf=f"{bundle}/resolv.conf",
+            log=container.record.log_path,
+            upper=upper,
+            lowers=snapshots.lowers(snapshots.parent(container.id)),
+            work=upper.removesuffix("fs") + "work",
+            merged=f"/proc/{container.record.state.pid}/root" if container.record.state.running else "",
+        )
+
+    def mount_points(self, ref: str) -> List[MountPoint]:
+        """The user's mounts. Raises NotFound."""
+        return requested(self.get(ref).host_config)
+
+    def size(self, ref: str) -> tuple[int, int]:
+        """(bytes written, bytes of everything); walks a tree: call it in a worker thread. Raises NotFound."""
+        container, snapshots = self.find(ref), self._context.snapshots
+        written = snapshots.usage(container.id)[0]
+        return written, written + snapshots.chain_size(snapshots.parent(container.id))
+
+    async def create(self, name: str | None, request: CreateRequest, platform: str = "") -> tuple[str, List[str]]:
+        """Make a container; (id, warnings). Raises KnarrError."""
+        container, warnings = await create.create(self._context, name, request, platform, self.by_id, self.by_name)
+        return container.id, warnings
+
+    async def start(self, ref: str, detach_keys: str = "") -> None:
+        """Raises NotFound, NotModified, Conflict, LaunchError."""
+        if detach_keys:
+            attach.detach_keys(detach_keys)
+        await self.runner.start(self.find(ref))
+
+    async def stop(self, ref: str, signal: str = "", timeout: int | None = None) -> None:
+        """Raises NotFound, NotModified, InvalidParameter."""
+        await self.runner.stop(self.find(ref), running.signal_number(signal) if signal else None, timeout)
+
+    async def restart(self, ref: str, signal: str = "", timeout: int | None = None) -> None:
+        """Raises NotFound, Conflict, LaunchError."""
+        await self.runner.restart(self.find(ref), running.signal_number(signal) if signal else None, timeout)
+
+    async def kill(self, ref: str, signal: str = "") -> None:
+        """Raises NotFound, Conflict when it does not run, InvalidParameter. SIGKILL waits for the end, as in Docker."""
+        container = self.find(ref)
+        number = running.signal_number(signal or "SIGKILL")
+        if number == 9:
+            if not container.record.state.running:
+                raise Conflict(f"cannot kill container: {ref}: container {container.id} is not running")
+            await self.runner.kill_and_wait(container)
+        else:
+            await self.runner.kill(container, number)
+
+    async def resize(self, ref: str, height: int, width: int) -> None:
+        """Raises NotFound, Conflict when it does not run."""
+        container = self.find(ref)
+        if container.process is None:
+            raise Conflict(f"container {container.id} is not running")
+        await container.process.resize(height, width)
+        container.publish("resize", height=str(height), width=str(width))
+
+    async def rename(self, ref: str, name: str) -> None:
+        """Raises NotFound, InvalidParameter, Conflict."""
+        container = self.find(ref)
+        new = name.removeprefix("/")
+        if not new:
+            raise InvalidParameter("Neither old nor new names may be empty")
+        if new == container.name:
+            raise InvalidParameter("Renaming a container with the same name as its current name")
+        new = create.choose_name(new, container.id, self.by_name)
+        old = container.name
+        del self.by_name[old]
+        container.record.name = new
+        self.by_name[new] = container
+        container.save()
+        await self._context.durability.reached()
+        container.publish("rename", oldName=f"/{old}")
+
+    async def remove(self, ref: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
+        """Remove a container; its files go after the reply. Raises NotFound, Conflict."""
+        container = self.find(ref)
+        if link:
+            raise InvalidParameter("Conflict, cannot remove the default link name of the container")
+        if container.record.state.status == "removing":
+            raise Conflict(f"removal of container {ref} is already in progress")
+        if container.record.state.running and not force:
+            raise Conflict(
+                f'cannot remove container "/{container.name}": container is {container.record.state.status}: '
+                "stop the container before removing or force remove"
+            )
+        async with container.lock:
+            if container.gone.is_set():
+                return  # --rm was faster
+            if container.record.state.running:
+                container.stopping = True
+                await self.runner.kill_and_wait(container)
+            self._remove_now(container)
+        await self._context.durability.reached()
+
+    def _remove_ended(self, container: Container) -> None:
+        self._remove_now(container)
+        self._context.durability.lazily()
+
+    def _remove_now(self, container: Container) -> None:
+        """No await: row, names and waiters in one step; files are a chore."""
+        container.transition(lifecycle.Removing())
+        create.undo(self._context, container, self.by_id, self.by_name)
+        for client in container.pending:
+            os.close(client.fd)
+            client.fd = -1
+            client.done.set()
+        container.pending.clear()
+        container.wake_exit()
+        container.gone.set()
+        container.publish("destroy")
+
+    def wait(self, ref: str, condition: str = "") -> Waiter:
+        """Begin to wait: the headers can be sent now. Raises NotFound, InvalidParameter."""
+        if condition not in _CONDITIONS:
+            raise InvalidParameter(f'invalid condition: "{condition}"')
+        return Waiter(self.find(ref), condition)
+
+    async def top(self, ref: str, ps_args: str = "") -> tuple[List[str], List[List[str]]]:
+        """(titles, rows) of `ps`. Raises NotFound, Conflict, InvalidParameter."""
+        container = self.find(ref)
+        if not container.record.state.running:
+            raise Conflict(f"container {container.id} is not running")
+        found = await top.processes(self._context.cgroups.pids(container.cgroup), ps_args)
+        container.publish("top")
+        return found
+
+    def trace(self, ref: str) -> List[Trace]:
+        """The waterfall of the last start. Raises NotFound."""
+        return running.trace(self.find(ref))
+
+    def attach(self, ref: str, options: AttachOptions) -> Attachment:
+        """Check an attach. Raises NotFound, InvalidParameter, Conflict for a paused container."""
+        container = self.find(ref)
+        if container.record.state.status == "paused":
+            raise Conflict(f"container {ref} is paused, unpause the container before attach")
+        tty = container.record.config.tty
+        container_message = attach.message(options, tty)
+        container.publish("attach")
+        history = None
+        if options.logs:
+            history = lambda: self._logs(container, LogsOptions(stdout=options.stdout, stderr=options.stderr))  # noqa: E731
+        return Attachment(
+            container_message,
+            process=lambda: container.process,
+            pending=container.pending,
+            gone=lambda reason: running.detached(container, reason),
+            stream=options.stream,
+            history=history,
+            tty=tty,
+        )
+
+    def logs(self, ref: str, options: LogsOptions) -> AsyncIterator[bytes]:
+        """The log, framed unless the container has a terminal. Raises NotFound, InvalidParameter."""
+        container = self.find(ref)
+        if not (options.stdout or options.stderr):
+            raise InvalidParameter("Bad parameters: you must choose at least one stream")
+        if not container.record.log_path:
+            raise KnarrError("configured logging driver does not support reading")
+        return self._logs(container, options)
+
+    def _logs(self, container: Container, options: LogsOptions) -> AsyncIterator[bytes]:
+        return logs.read(
+            container.record.log_path,
+            follow=options.follow,
+            tail=options.tail,
+            since=options.since,
+            until=options.until,
+            timestamps=options.timestamps,
+            stdout=options.stdout,
+            stderr=options.stderr,
+            details=options.details,
+            framed=not container.record.config.tty,
+            finished=lambda: not container.record.state.running or container.gone.is_set(),
+        )
+

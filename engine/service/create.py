@@ -1,0 +1,277 @@
+"""`POST /containers/create`: from a request to a stored container that only has to be started.
+
+Everything a start needs is made here: row and snapshot in one transaction, bundle, control groups, compiled plan.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import posixpath
+import re
+
+import msgspec
+
+from engine.errors import Conflict, InvalidParameter, NotFound
+from engine.linux import devices as host_devices
+from engine.linux import files, seccomp
+from engine.runtime import ops, plan
+from engine.service import admission, bundle, mounts, names, specgen, users
+from engine.service.container import Container, Plan, now
+from engine.service.context import Context
+from engine.spec.container import ContainerRecord
+from engine.spec.docker.containers import Config, CreateRequest, HostConfig, NetworkingConfig
+from engine.spec.runtime import Device, DeviceRule, Spec
+from engine.store.images import ImageRecord
+
+_RULE = re.compile(r"([abc]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})")
+
+
+def image_config(image: ImageRecord) -> Config:
+    """The image's configuration as a container Config; converted once for each image."""
+    return _image_config(image.id, image.config.config)
+
+
+_CONFIGS: dict[str, Config] = {}
+
+
+def _image_config(image_id: str, config: object) -> Config:
+    found = _CONFIGS.get(image_id)
+    if found is None:
+        if len(_CONFIGS) > 256:
+            _CONFIGS.clear()
+        found = _CONFIGS[image_id] = msgspec.convert(msgspec.to_builtins(config or {}), Config) if config else Config()
+    return found
+
+
+def record(context: Context, container_id: str, name: str, request: CreateRequest, image: ImageRecord) -> tuple[ContainerRecord, list[str]]:
+    """The record of a new container, checked, and Docker's warnings. Raises InvalidParameter, NotImplementedYet."""
+    defaults = image_config(image)
+    hc, warnings = admission.check(request, request.host_config or HostConfig(), defaults, context.settings)
+    config = admission.merge(request, defaults)
+    if hc.network_mode == "host" and not config.hostname:
+        config.hostname = context.host.hostname
+    elif hc.uts_mode == "host":
+        if config.hostname:
+            raise InvalidParameter("conflicting options: hostname and the UTS mode")
+        config.hostname = context.host.hostname
+    elif not config.hostname:
+        config.hostname = container_id[:12]
+    config.working_dir = posixpath.normpath(config.working_dir) if config.working_dir else ""
+    words = [*(config.entrypoint or ()), *(config.cmd or ())]
+    folder = context.layout.container(container_id)
+    driver = hc.log_config.type if hc.log_config else "json-file"
+    return ContainerRecord(
+        id=container_id,
+        name=name,
+        created_at=now(),
+        image=request.image,
+        image_id=image.id,
+        path=words[0],
+        args=words[1:],
+        config=config,
+        host_config=hc,
+        networking=request.networking_config or NetworkingConfig(),
+        log_path=f"{folder}/{container_id}-json.log" if driver == "json-file" else "",
+    ), warnings
+
+
+def new_id(taken: dict[str, Container]) -> str:
+    """64 hexadecimal digits; the short form is not all digits, so that it is never taken for a number (as in Docker)."""
+    while True:
+        found = os.urandom(32).hex()
+        if found not in taken and not found[:12].isdigit():
+            return found
+
+
+def choose_name(asked: str | None, container_id: str, by_name: dict[str, Container]) -> str:
+    """The checked name asked for, or a free random one. Raises InvalidParameter, Conflict with Docker's words."""
+    if asked:
+        name = admission.check_name(asked)
+        holder = by_name.get(name)
+        if holder is not None:
+            raise Conflict(
+                f'Conflict. The container name "/{name}" is already in use by container "{holder.id}". '
+                "You have to remove (or rename) that container to be able to reuse that name."
+            )
+        return name
+    for attempt in range(8):
+        name = names.random_name(attempt)
+        if name not in by_name:
+            return name
+    return container_id[:12]
+
+
+def identity(context: Context, record: ContainerRecord) -> users.Identity:
+    """Who the container runs as, by the passwd and group files of its own layer if it has any, else of the image (kept for each chain)."""
+    extra = tuple(record.host_config.group_add or ())
+    chain = context.snapshots.parent(record.id)
+    upper = context.snapshots.upper(record.id)
+    if os.path.lexists(f"{upper}/etc"):
+        return users.resolve(record.config.user, *_account_files((upper, *context.snapshots.lowers(chain))), extra)
+    return _image_identity(chain, context.snapshots.lowers(chain), record.config.user, extra)
+
+
+@functools.lru_cache(maxsize=128)
+def _image_identity(chain: str, lowers: tuple[str, ...], user: str, extra: tuple[str, ...]) -> users.Identity:
+    return users.resolve(user, *_account_files(lowers), extra)
+
+
+def _account_files(layers: tuple[str, ...]) -> tuple[str, str]:
+    return files.read_layered(layers, "etc/passwd"), files.read_layered(layers, "etc/group")
+
+
+def compile_plan(context: Context, container: Container, joined_pid: int = 0) -> Plan:
+    """The plan of a container's start. `joined_pid`: whose PID namespace it enters. Raises InvalidParameter."""
+    record = container.record
+    points = mounts.requested(record.host_config)
+    mounts.prepare(points)
+    devices, rules = requested_devices(record.host_config)
+    spec = specgen.spec(
+        record,
+        identity(context, record),
+        context.host,
+        files=bundle.binds(container.bundle),
+        mounts=[point.mount for point in points],
+        devices=devices,
+        rules=rules,
+        joined=specgen.Joined(pid=joined_pid),
+    )
+    if container.placement is None:
+        assert spec.linux is not None
+        container.placement = context.cgroups.prepare(container.cgroup, spec.linux.resources)
+    return encode_plan(context, container, spec)
+
+
+def encode_plan(context: Context, container: Container, spec: Spec) -> Plan:
+    """Compile and encode a spec."""
+    record = container.record
+    assert spec.process is not None and container.placement is not None
+    compiled = plan.container_plan(
+        spec,
+        rootfs=(context.snapshots.mount(record.id),),
+        mountpoint=context.layout.root_mountpoint,
+        placement=container.placement,
+        seccomp=seccomp_filter(context, record, spec.process.capabilities.bounding if spec.process.capabilities else ()),
+        tty=record.config.tty,
+    )
+    return Plan(compiled, ops.encode(compiled))
+
+
+def seccomp_filter(context: Context, record: ContainerRecord, capabilities: tuple[str, ...], privileged: bool = False) -> bytes | None:
+    """The container's seccomp program, None for unconfined. Programs are kept by profile and capabilities."""
+    option = None
+    for item in record.host_config.security_opt or ():
+        key, _, value = item.replace(":", "=", 1).partition("=")
+        if key == "seccomp":
+            option = value
+    if option is None and context.settings.seccomp_profile:
+        profile = context.settings.seccomp_profile
+        option = profile if profile == "unconfined" else seccomp.load_file(profile)
+    return _seccomp_program(option, capabilities, privileged or record.host_config.privileged)
+
+
+@functools.lru_cache(maxsize=32)
+def _seccomp_program(option: str | None, capabilities: tuple[str, ...], privileged: bool) -> bytes | None:
+    resolved = seccomp.from_option(option, capabilities, privileged=privileged)
+    return None if resolved is None else seccomp.compile(resolved)
+
+
+def requested_devices(hc: HostConfig) -> tuple[tuple[Device, ...], tuple[DeviceRule, ...]]:
+    """--device and --device-cgroup-rule. Raises InvalidParameter with Docker's words."""
+    devices: list[Device] = []
+    rules: list[DeviceRule] = []
+    for item in hc.devices or ():
+        target = item.path_in_container or item.path_on_host
+        found = host_devices.from_host(item.path_on_host, target)
+        devices.extend(found)
+        access = item.cgroup_permissions or "rwm"
+        if set(access) - set("rwm"):
+            raise InvalidParameter(f"invalid device mode: {access}")
+        rules.extend(DeviceRule(allow=True, type=device.type, major=device.major, minor=device.minor, access=access) for device in found)
+    for text in hc.device_cgroup_rules or ():
+        match = _RULE.fullmatch(text)
+        if match is None:
+            raise InvalidParameter(f"invalid device cgroup rule format: '{text}'")
+        kind, major, minor, access = match.groups()
+        rules.append(
+            DeviceRule(
+                allow=True, type=kind, access=access, major=None if major == "*" else int(major), minor=None if minor == "*" else int(minor)
+            )
+        )
+    return tuple(devices), tuple(rules)
+
+
+def find_image(context: Context, request: CreateRequest, platform: str) -> ImageRecord:
+    """The image of a request. Raises NotFound in Docker's words, InvalidParameter without an image."""
+    if not request.image:
+        raise InvalidParameter("no image was specified: the request has an empty Image")
+    image = context.images.get(request.image)
+    if platform:
+        wanted = platform.split("/")
+        have = [image.os, image.architecture, image.variant]
+        if any(asked and asked != got for asked, got in zip(wanted, have, strict=False)):
+            raise NotFound(
+                f"image with reference {request.image} was found but does not provide the specified platform ({platform}); "
+                f"it is {image.os}/{image.architecture}{'/' + image.variant if image.variant else ''}"
+            )
+    return image
+
+
+async def create(
+    context: Context, asked_name: str | None, request: CreateRequest, platform: str, by_id: dict[str, Container], by_name: dict[str, Container]
+) -> tuple[Container, list[str]]:
+    """Make a container. On return it is durable (unless it is an --rm one) and listed. Raises KnarrError."""
+    image = find_image(context, request, platform)
+    container_id = new_id(by_id)
+    name = choose_name(asked_name, container_id, by_name)
+    made, warnings = record(context, container_id, name, request, image)
+    container = Container(context, made)
+    with context.db.transaction() as cursor:
+        try:
+            context.snapshots.prepare(container_id, image.chain_id or None, cursor)
+            context.store.put(container_id, container.encoded(), cursor)
+        except BaseException:
+            context.snapshots.abandon(container_id)
+            raise
+    by_id[container_id] = by_name[name] = container
+    try:
+        bundle.make(container.bundle, made.host_config, made.config.hostname)
+        container.plan = None if made.host_config.pid_mode.startswith("container:") else compile_plan(context, container)
+        if not made.host_config.auto_remove:
+            await context.durability.reached()
+    except BaseException:
+        undo(context, container, by_id, by_name)
+        raise
+    container.publish("create")
+    return container, warnings
+
+
+def undo(context: Context, container: Container, by_id: dict[str, Container], by_name: dict[str, Container]) -> None:
+    """Take back everything of a container: rows at once, files and control groups as a chore."""
+    by_id.pop(container.id, None)
+    if by_name.get(container.name) is container:
+        del by_name[container.name]
+    with context.db.transaction() as cursor:
+        context.store.delete(container.id, cursor)
+        folder = context.snapshots.forget(container.id, cursor) if context.snapshots.has(container.id) else ""
+    release(context, container, folder)
+    context.durability.lazily()
+
+
+def release(context: Context, container: Container, snapshot: str) -> None:
+    """Queue the removal of a container's files and control groups."""
+    container_id, placed = container.id, container.placement is not None
+    container.placement = container.plan = None
+    group, folder, own = container.cgroup, container.bundle, context.layout.container(container_id)
+
+    def work() -> None:
+        if placed:
+            context.cgroups.remove(group)
+        bundle.remove(folder)
+        bundle.remove(own)
+        if snapshot:
+            context.snapshots.delete_files(snapshot)
+
+    context.chores.later(f"removing the files of container {container_id[:12]}", work)
+

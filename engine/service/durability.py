@@ -1,0 +1,98 @@
+"""When the database is durable and when slow leftovers of a removal go: the daemon's two background chores.
+
+`Durability.reached` is awaited before something is acknowledged; all who wait at one time share one fdatasync. `Chores` runs removals
+after their reply was sent.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Callable
+
+import trio
+
+from engine.aio.blocking import blocking
+from engine.store.db import Database
+
+log = logging.getLogger("knarr.durability")
+
+_CHECKPOINT_BYTES = 4 * 1024 * 1024  # SQLite's own default is 1000 pages of 4 KiB
+_LAZY_SECONDS = 1.0  # a state change that nobody waits for is on the disk this much later
+_DELAY = 0.02  # seconds from a reply to its chores, so that they do not compete with the next request
+_MANY = 64  # chores that wait; from here on they are done at once
+
+
+class Durability:
+    """Group commit over one database."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._running: trio.Event | None = None
+        self._dirty = trio.Event()
+
+    async def reached(self) -> None:
+        """Return when everything committed so far is on the disk. Raises OSError when the disk says no."""
+        wanted = self._db.commit_sequence
+        while self._db.synced_sequence < wanted:
+            if self._running is not None:
+                await self._running.wait()
+                continue
+            self._running = trio.Event()
+            try:
+                await blocking("database", self._db.sync)
+            finally:
+                self._running.set()
+                self._running = None
+
+    def lazily(self) -> None:
+        """Somebody committed and does not wait: make it durable soon."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Background task: lazy syncs, and checkpoints when the log has grown. Sleeps while nothing is written."""
+        while True:
+            await self._dirty.wait()
+            await trio.sleep(_LAZY_SECONDS)
+            self._dirty = trio.Event()
+            try:
+                await self.reached()
+                if self._db.wal_size() > _CHECKPOINT_BYTES:
+                    await blocking("database", self._db.checkpoint)
+            except OSError as error:
+                log.error("writing the database to the disk: %s", error)
+
+
+class Chores:
+    """Small synchronous jobs that can wait; done in order, in a worker thread. A failed job is logged, the next start sweeps what it left."""
+
+    def __init__(self) -> None:
+        self._jobs: collections.deque[tuple[str, Callable[[], object]]] = collections.deque()
+        self._wake = trio.Event()
+        self.after: Callable[[], object] | None = None  # called on the loop's thread when a batch is done
+
+    def later(self, what: str, job: Callable[[], object]) -> None:
+        """Queue `job`; `what` names it in the log."""
+        self._jobs.append((what, job))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Background task."""
+        while True:
+            await self._wake.wait()
+            if len(self._jobs) < _MANY:
+                await trio.sleep(_DELAY)
+            self._wake = trio.Event()
+            while self._jobs:
+                await blocking("kernel", self.work)
+            if self.after is not None:
+                self.after()
+
+    def work(self) -> None:
+        """Do what waits now. Any thread, one at a time."""
+        for _ in range(len(self._jobs)):
+            what, job = self._jobs.popleft()
+            try:
+                job()
+            except OSError as error:
+                log.warning("%s: %s", what, error)

@@ -1,0 +1,113 @@
+"""The engine: every service of one daemon, put together and started in order. Owns nothing else.
+
+`open_engine` is the only way to get one; it returns after reconciliation, ready for requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from engine.config import Settings
+from engine.linux import devices
+from engine.linux.cgroups import Cgroups
+from engine.service.containers import Containers
+from engine.service.context import Context
+from engine.service.durability import Chores, Durability
+from engine.service.events import Events
+from engine.service.execs import Execs
+from engine.service.images import Images
+from engine.service.reconcile import reconcile
+from engine.service.specgen import Host
+from engine.service.supervise import Monitors
+from engine.service.system import System
+from engine.spec.event import Event
+from engine.store.containers import ContainerStore
+from engine.store.content import Content
+from engine.store.db import Database
+from engine.store.layout import Layout
+from engine.store.snapshots import Snapshots
+
+log = logging.getLogger("knarr.engine")
+
+
+class Engine:
+    """What the API calls: `containers`, `execs`, `images`, `events`, `system`."""
+
+    def __init__(self, context: Context, containers: Containers, execs: Execs, system: System) -> None:
+        self.context = context
+        self.containers = containers
+        self.execs = execs
+        self.images = context.images
+        self.events = context.events
+        self.system = system
+
+
+def host_facts(settings: Settings, cgroups: Cgroups) -> Host:
+    """What specs need to know of this host. Read once."""
+    return Host(
+        hostname=socket.gethostname(),
+        cgroupns_private=cgroups.unified,
+        cgroup_mounts=cgroups.mounts(),
+        privileged_devices=devices.all_host_devices(),
+        ulimits=tuple((name, int(limit["Soft"]), int(limit["Hard"])) for name, limit in settings.default_ulimits.items()),
+        shm_size=int(settings.default_shm_size),
+        no_new_privileges=settings.no_new_privileges,
+    )
+
+
+@asynccontextmanager
+async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
+    """Open stores, find what is running, start the background tasks; undone in the reverse order. Running containers are left alone."""
+    layout = Layout(settings.data_root, settings.exec_root)
+    layout.create()
+    db = Database(layout.database)
+    if db.set_aside:
+        log.error("the database was damaged (%s) and set aside as %s", db.set_aside_reason, db.set_aside)
+    try:
+        async with trio.open_nursery() as nursery:
+            yield await _assemble(settings, layout, db, nursery)
+            nursery.cancel_scope.cancel()
+    finally:
+        db.sync()
+        db.close()
+
+
+async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: trio.Nursery) -> Engine:
+    events, durability, chores = Events(), Durability(db), Chores()
+    snapshots = Snapshots(layout, db)
+    cgroups = Cgroups.detect()
+    holder: list[Containers] = []
+    images = Images(layout, db, Content(layout), snapshots, events, users=lambda image: holder[0].using(image))
+    context = Context(
+        settings=settings,
+        layout=layout,
+        db=db,
+        store=ContainerStore(db),
+        snapshots=snapshots,
+        images=images,
+        cgroups=cgroups,
+        host=host_facts(settings, cgroups),
+        monitors=Monitors(layout.exec_root, settings.monitors),
+        events=events,
+        durability=durability,
+        chores=chores,
+        nursery=nursery,
+    )
+    containers = Containers(context)
+    holder.append(containers)
+    await nursery.start(context.monitors.run)
+    await reconcile(context, containers)
+    chores.after = snapshots.refill
+    snapshots.refill()
+    nursery.start_soon(durability.run)
+    nursery.start_soon(chores.run)
+    execs = Execs(context, containers)
+    system = System(context, containers)
+    events.publish(Event.make("daemon", "start", system.id, {"name": os.uname().nodename}))
+    return Engine(context, containers, execs, system)

@@ -1,0 +1,143 @@
+"""The one way to start: what the last daemon left is compared with what is really there, in fixed phases.
+
+Rows are loaded; each bundle's monitor is asked, else its exit record read, else its control group killed and the container reported as
+lost; then what no row owns is swept. One damaged object never keeps the daemon from starting: it is named in the log and left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import msgspec
+import trio
+
+from engine.errors import KnarrError
+from engine.linux.process import start_time
+from engine.monitor import client
+from engine.monitor.client import MonitorGone
+from engine.service import bundle
+from engine.service.container import Container, now
+from engine.service.containers import Containers
+from engine.service.context import Context
+from engine.service.supervise import Ended, Process, recorded
+from engine.spec import lifecycle
+from engine.spec.container import ContainerRecord
+from engine.wire import control
+
+log = logging.getLogger("knarr.reconcile")
+
+_ASK_SECONDS = 5.0
+_HOST_STOPPED = "the host or its container runtime stopped while it ran"
+
+
+async def reconcile(context: Context, containers: Containers) -> None:
+    """Bring records and reality together. Raises only for what makes the whole store unusable."""
+    load(context, containers)
+    async with trio.open_nursery() as nursery:
+        for container in list(containers.by_id.values()):
+            nursery.start_soon(recover, context, containers, container)
+    sweep(context, containers)
+
+
+def load(context: Context, containers: Containers) -> None:
+    """Rows to containers; a row that cannot be read, or whose snapshot is gone, is named and left out of the list."""
+    decoder = msgspec.json.Decoder(ContainerRecord)
+    for container_id, raw in context.store.load():
+        try:
+            record = decoder.decode(raw)
+        except msgspec.DecodeError as error:
+            log.error("container %s: its record is damaged and set aside: %s", container_id[:12], error)
+            continue
+        if not context.snapshots.has(record.id):
+            log.error("container %s (%s): its snapshot is gone; dropping its record", record.id[:12], record.name)
+            context.store.delete(record.id)
+            continue
+        container = Container(context, record)
+        containers.by_id[record.id] = container
+        if record.name in containers.by_name:
+            record.name = record.id[:12]
+        containers.by_name[record.name] = container
+
+
+async def recover(context: Context, containers: Containers, container: Container) -> None:
+    """One container: adopt it, or find out how it ended."""
+    state = container.record.state
+    if state.status == "removing":
+        containers.runner.settle(container, Ended(code=state.exit_code, at=state.finished_at or now()))
+    with trio.move_on_after(_ASK_SECONDS):
+        if await adopt(context, containers, container):
+            return
+    if os.path.isdir(container.bundle) and not state.running and client.read_exit(container.bundle) is not None and not state.finished_at:
+        # it was started and ended before the dead daemon had stored either
+        container.record.state = msgspec.structs.replace(state, status="running", started_at=state.started_at or now())
+        state = container.record.state
+    if not state.running:
+        if container.record.host_config.auto_remove and state.started_at:
+            containers._remove_ended(container)
+        return
+    for pid in context.cgroups.pids(container.cgroup):
+        log.warning("container %s: process %d has no monitor and is killed", container.id[:12], pid)
+    context.cgroups.kill(container.cgroup)
+    container.placement = context.cgroups.placement(container.cgroup)
+    containers.runner.settle(container, recorded(container.bundle, _HOST_STOPPED))
+
+
+async def adopt(context: Context, containers: Containers, container: Container) -> bool:
+    """Reconnect to the monitor of a running container; False when there is none or its process has ended."""
+    try:
+        connection = client.connect(container.bundle)
+    except (MonitorGone, OSError):
+        return False
+    process = Process(connection, container.bundle, lambda ended: containers.runner.settle(container, ended))
+    try:
+        found = await process.status()
+    except (MonitorGone, control.MalformedMessage) as error:
+        log.warning("container %s: its monitor does not answer: %s", container.id[:12], error)
+        process.close()
+        return False
+    if found.phase != "running" or start_time(found.pid) != found.start_time:
+        process.close()
+        return False
+    if not container.record.state.running:
+        container.transition(lifecycle.Started(found.pid, found.start_time, container.record.state.started_at or now()))
+        container.save()
+    container.record.state.pid, container.record.state.pid_start = found.pid, found.start_time
+    container.process = process
+    container.placement = context.cgroups.placement(container.cgroup)
+    process.on_oom = lambda: container.publish("oom")
+    context.nursery.start_soon(process.watch)
+    return True
+
+
+def sweep(context: Context, containers: Containers) -> None:
+    """Remove what no record owns: bundles, log folders, snapshots, control groups."""
+    known = containers.by_id
+    for folder in (context.layout.bundles, context.layout.containers):
+        for name in os.listdir(folder):
+            if name not in known:
+                _sweep_one(f"{folder}/{name}")
+    for key in context.snapshots.keys():
+        if key not in known:
+            context.snapshots.forget(key)
+    context.chores.later("sweeping snapshots that no container owns", context.snapshots.sweep)
+    for group in context.cgroups.list(context.settings.cgroup_parent):
+        if group.rpartition("/")[2] not in known:
+            _sweep_group(context, group)
+
+
+def _sweep_one(path: str) -> None:
+    log.info("removing %s, which no container owns", path)
+    try:
+        bundle.remove(path)
+    except OSError as error:
+        log.warning("removing %s: %s", path, error)
+
+
+def _sweep_group(context: Context, group: str) -> None:
+    log.info("removing control group %s, which no container owns", group)
+    try:
+        context.cgroups.kill(group)
+        context.chores.later(f"removing control group {group}", lambda: context.cgroups.remove(group))
+    except (OSError, KnarrError) as error:
+        log.warning("removing control group %s: %s", group, error)

@@ -1,0 +1,348 @@
+"""Start, stop, signal and end of a container's process; nothing about clients or rows beyond what these need.
+
+`Runner.start` only sends the plan that create compiled. The end of a process is handled in `_ended`, which has no await: state, row,
+event, waiters in one step; removal of an --rm container and of control groups follows as chores.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal as signals
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from engine.config import DEFAULT_LOG_MAX_FILES, DEFAULT_LOG_MAX_SIZE, DEFAULT_STOP_TIMEOUT
+from engine.errors import Conflict, InvalidParameter, KnarrError, LaunchError, NotModified
+from engine.linux import elf
+from engine.monitor.client import MonitorGone
+from engine.runtime import ops, plan
+from engine.service import bundle, create
+from engine.service.container import Container, Plan, now
+from engine.service.context import Context
+from engine.service.supervise import Ended, LaunchFailed, Process, launch_error
+from engine.spec import lifecycle
+from engine.spec.container import Trace
+from engine.spec.units import decimal_bytes
+from engine.wire import control
+
+log = logging.getLogger("knarr.running")
+
+_KILL_SECONDS = 10.0  # Docker's patience after SIGKILL
+
+
+class Runner:
+    """Runs containers of one context. `remove` is called (in the loop) for an --rm container that ended; `find` resolves a reference."""
+
+    def __init__(self, context: Context, find: Callable[[str], Container], remove: Callable[[Container], None]) -> None:
+        self._context = context
+        self._find = find
+        self._remove = remove
+
+    async def start(self, container: Container) -> None:
+        """Start a container. Raises NotModified when it runs, Conflict, LaunchError; a failed start leaves nothing running."""
+        lifecycle.check_start(container.record.state, container.name)
+        async with container.lock:
+            await self.start_locked(container)
+
+    async def start_locked(self, container: Container) -> None:
+        """`start` for callers that hold the lock."""
+        lifecycle.check_start(container.record.state, container.name)
+        context, record = self._context, container.record
+        connection = await context.monitors.take()
+        try:
+            ready = self._ready_plan(container)
+            message = self._message(container, ready)
+        except BaseException:
+            connection.close()
+            raise
+        process = Process(connection, container.bundle, lambda ended: self._ended(container, process, ended))
+        process.on_oom = lambda: container.publish("oom")
+        try:
+            await self._hand_over_pending(container, process)
+            with trio.CancelScope(shield=True):
+                started = await process.launch(message)
+        except LaunchFailed as error:
+            raise self._failed(container, ready, error) from error
+        except MonitorGone as error:
+            process.close()
+            raise self._failed(container, ready, LaunchFailed(-1, 0, str(error))) from error
+        container.process = process
+        container.plan = None if record.host_config.pid_mode.startswith("container:") else ready
+        container.transition(lifecycle.Started(started.pid, started.start_time, now()))
+        container.last_start = ready, started
+        container.publish("start")
+        context.nursery.start_soon(self._watch, container, process)
+
+    async def _watch(self, container: Container, process: Process) -> None:
+        container.save()  # after the reply; a daemon that dies before finds the monitor's socket
+        await process.watch()
+
+    def _ready_plan(self, container: Container) -> Plan:
+        """The compiled plan, and what it needs on disk: both are there from create, or made again (restart, reboot)."""
+        context, record = self._context, container.record
+        if not os.path.isdir(container.bundle):
+            bundle.make(container.bundle, record.host_config, record.config.hostname)
+        elif record.state.started_at:
+            bundle.forget_run(container.bundle)
+        joined = 0
+        mode = record.host_config.pid_mode
+        if mode.startswith("container:"):
+            other = self._find(mode.partition(":")[2])
+            if not other.record.state.running:
+                raise Conflict(f"cannot join PID of a non running container: {other.id}")
+            joined = other.record.state.pid
+        if container.plan is None or container.placement is None or joined or record.state.started_at:
+            container.plan = create.compile_plan(context, container, joined)
+        return container.plan
+
+    def _message(self, container: Container, ready: Plan) -> control.Start:
+        record = container.record
+        config, hc = record.config, record.host_config
+        rows, cols = hc.console_size or (0, 0)
+        oom = self._context.cgroups.oom_source(container.cgroup)
+        return control.Start(
+            plan=ready.encoded,
+            bundle=container.bundle,
+            tty=config.tty,
+            rows=rows,
+            cols=cols,
+            open_stdin=config.open_stdin,
+            stdin_once=config.stdin_once,
+            log=log_settings(container),
+            oom=control.OomSource(path=oom[0], version=oom[1], watch=bool(hc.memory)) if oom else None,
+        )
+
+    async def _hand_over_pending(self, container: Container, process: Process) -> None:
+        pending = list(container.pending)
+        container.pending.clear()
+        for client in pending:
+            await process.attach(client.fd, client.options, lambda reason: detached(container, reason))
+            os.close(client.fd)
+            client.fd = -1
+            client.done.set()
+
+    def _failed(self, container: Container, ready: Plan, error: LaunchFailed) -> LaunchError:
+        explained = launch_error(error, lambda op, errno: self._explain(container, ready, op, errno))
+        code = exit_code_for(explained)
+        container.transition(lifecycle.FailedToStart(code, str(explained), now()))
+        self._drop_group(container)
+        if container.record.host_config.auto_remove:
+            self._remove(container)
+        else:
+            container.save()
+        return explained
+
+    def _explain(self, container: Container, ready: Plan, op: int, errno: int) -> LaunchError:
+        found = plan.explain(ready.ops, op, errno)
+        if isinstance(ready.ops[op], ops.Exec) and not found.hint:
+            found.hint = self._exec_hint(container)
+        return found
+
+    def _exec_hint(self, container: Container) -> str:
+        """Why the kernel could not run the program: wrong architecture, a missing interpreter (pyelftools, on the failure path only)."""
+        snapshots = self._context.snapshots
+        layers = (snapshots.upper(container.id), *snapshots.lowers(snapshots.parent(container.id)))
+        for layer in layers:
+            try:
+                root = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                hint = elf.explain_exec(root, container.record.path)
+            finally:
+                os.close(root)
+            if hint:
+                return hint
+        return ""
+
+    def _ended(self, container: Container, process: Process, ended: Ended) -> None:
+        """The process is gone. No await: nobody sees a state between running and ended."""
+        self.settle(container, ended)
+
+    def settle(self, container: Container, ended: Ended) -> None:
+        """Store how a run ended, tell everyone, and remove an --rm container."""
+        at = ended.at or now()
+        event = lifecycle.lost(at, ended.reason) if ended.code is None else lifecycle.Ended(ended.code, ended.oom_kills > 0, at)
+        container.process = None
+        state = container.record.state
+        duration = max(0, at - state.started_at) // 1_000_000_000 if state.started_at else 0
+        container.transition(event)
+        if ended.code is None:
+            log.error("container %s: %s", container.id[:12], event.error)
+        if ended.oom_kills:
+            container.publish("oom")
+        container.publish("die", exitCode=str(event.exit_code), execDuration=str(duration))
+        if container.record.host_config.auto_remove and not container.stopping:
+            container.removing_exit_code = event.exit_code
+            container.wake_exit()
+            self._remove(container)
+            return
+        container.save()
+        container.wake_exit()
+        self._drop_group(container)
+
+    def _drop_group(self, container: Container) -> None:
+        if container.placement is None:
+            return
+        container.placement = None
+        group = container.cgroup
+        self._context.chores.later(f"removing control group {group}", lambda: container.placement or self._context.cgroups.remove(group))
+
+    async def signal(self, container: Container, number: int) -> None:
+        """Send a signal. Raises Conflict when the container does not run."""
+        process = container.process
+        if process is None or not container.record.state.running:
+            raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
+        try:
+            await process.signal(number)
+        except MonitorGone:
+            return  # it ended by itself
+
+    async def kill(self, container: Container, number: int) -> None:
+        """`signal` with Docker's event."""
+        await self.signal(container, number)
+        container.publish("kill", signal=str(int(number)))
+
+    async def stop(self, container: Container, number: int | None, timeout: int | None) -> None:
+        """Stop gracefully, then with SIGKILL. Raises NotModified when it does not run."""
+        if not container.record.state.running:
+            raise NotModified(f"container {container.name} is already stopped")
+        async with container.lock:
+            await self.stop_locked(container, number, timeout)
+
+    async def stop_locked(self, container: Container, number: int | None, timeout: int | None) -> None:
+        """`stop` for callers that hold the lock; does nothing when it does not run. `timeout` in seconds, negative: no limit."""
+        config = container.record.config
+        if not container.record.state.running:
+            return
+        exited = container.exited
+        container.record.state.manually_stopped = True
+        seconds = timeout if timeout is not None else config.stop_timeout
+        if seconds is None:
+            seconds = DEFAULT_STOP_TIMEOUT
+        await self.kill(container, number or signal_number(config.stop_signal or "SIGTERM"))
+        with trio.move_on_after(seconds if seconds >= 0 else float("inf")):
+            await exited.wait()
+        if not exited.is_set():
+            await self.kill_and_wait(container)
+        container.publish("stop")
+
+    async def kill_and_wait(self, container: Container) -> None:
+        """SIGKILL, and wait for the end. Raises KnarrError when it does not die."""
+        if not container.record.state.running:
+            return
+        exited = container.exited
+        await self.kill(container, signals.SIGKILL)
+        with trio.move_on_after(_KILL_SECONDS):
+            await exited.wait()
+            return
+        raise KnarrError(f"container {container.name} did not die {_KILL_SECONDS:.0f} s after SIGKILL", hint="its processes may hang in the kernel")
+
+    async def restart(self, container: Container, number: int | None, timeout: int | None) -> None:
+        """Stop if it runs, start; an --rm container is not removed in between."""
+        async with container.lock:
+            container.stopping = True
+            try:
+                await self.stop_locked(container, number, timeout)
+            finally:
+                container.stopping = False
+            await self.start_locked(container)
+        container.publish("restart")
+
+
+def detached(container: Container, reason: str) -> None:
+    """A client is no longer served; Docker has an event for those who left by the detach keys."""
+    if reason == "keys":
+        container.publish("detach")
+
+
+def exit_code_for(error: LaunchError) -> int:
+    """Docker's exit code of a container whose start failed: 127 not found, 126 not executable, 128 otherwise."""
+    if error.op == "Exec":
+        return 127 if error.errno == 2 else 126
+    return 128
+
+
+def signal_number(text: str) -> int:
+    """`SIGTERM`, `TERM`, `term`, `15`, `RTMIN+3` -> number. Raises InvalidParameter in Docker's words."""
+    word = text.strip().upper().removeprefix("SIG")
+    if word.isdigit():
+        number = int(word)
+        if 1 <= number <= signals.NSIG - 1:
+            return number
+        raise InvalidParameter(f"invalid signal: {text}")
+    for base, value in (("RTMIN", int(signals.SIGRTMIN)), ("RTMAX", int(signals.SIGRTMAX))):
+        if word.startswith(base):
+            offset = word[len(base) :] or "+0"
+            if offset[0] in "+-" and offset[1:].isdigit() and signals.SIGRTMIN <= value + int(offset) <= signals.SIGRTMAX:
+                return value + int(offset)
+            raise InvalidParameter(f"invalid signal: {text}")
+    try:
+        return int(signals.Signals[f"SIG{word}"])
+    except KeyError:
+        raise InvalidParameter(f"invalid signal: {text}")
+
+
+def log_settings(container: Container) -> control.LogSettings | None:
+    """How the monitor writes the container's log; None for the driver "none"."""
+    record = container.record
+    chosen = record.host_config.log_config
+    if not record.log_path:
+        return None
+    options = (chosen.config if chosen else None) or {}
+    size = options.get("max-size", "")
+    return control.LogSettings(
+        path=record.log_path,
+        max_size=0 if size == "-1" else decimal_bytes(size) if size else DEFAULT_LOG_MAX_SIZE,
+        max_files=int(options.get("max-file", DEFAULT_LOG_MAX_FILES)),
+        attrs=_log_attributes(container, options),
+    )
+
+
+def _log_attributes(container: Container, options: dict[str, str]) -> bytes:
+    """Docker's `attrs`: labels and variables that --log-opt labels/env name, and the tag."""
+    record = container.record
+    found: dict[str, str] = {}
+    labels = record.config.labels or {}
+    for name in filter(None, options.get("labels", "").split(",")):
+        if name in labels:
+            found[name] = labels[name]
+    env = dict(entry.partition("=")[::2] for entry in record.config.env or ())
+    for name in filter(None, options.get("env", "").split(",")):
+        if name in env:
+            found[name] = env[name]
+    if options.get("tag"):
+        found["tag"] = log_tag(options["tag"], record.id, record.name, record.image, record.image_id)
+    return msgspec.json.encode(found, order="sorted") if found else b""
+
+
+def log_tag(template: str, container_id: str, name: str, image: str, image_id: str) -> str:
+    """Docker's log tag template with the fields that its reference lists. Raises InvalidParameter for anything else."""
+    values = {
+        "ID": container_id[:12], "FullID": container_id, "Name": name, "ImageName": image, "ImageID": image_id.removeprefix("sha256:")[:12],
+        "ImageFullID": image_id, "DaemonName": "knarr",
+    }  # fmt: skip
+    result = template
+    for key, value in values.items():
+        for form in (f"{{{{.{key}}}}}", f"{{{{ .{key} }}}}"):
+            result = result.replace(form, value)
+    if "{{" in result:
+        raise InvalidParameter(f"invalid log tag '{template}': only {', '.join(values)} are known")
+    return result
+
+
+def trace(container: Container) -> list[Trace]:
+    """The waterfall of the container's last start under this daemon, in order of time; empty when there was none."""
+    if container.last_start is None:
+        return []
+    ready, started = container.last_start
+    steps = [Trace("monitor received the plan", started.received), Trace("pipes and sockets ready", started.prepared)]
+    steps += [Trace(ops.describe(ready.ops[index]) if index >= 0 else "clone", at) for index, at in started.trace]
+    steps.append(Trace("program runs", started.launched))
+    return sorted(steps, key=lambda step: step.at)
+
+
+__all__ = ["Runner", "exit_code_for", "log_settings", "signal_number", "trace"]

@@ -1,0 +1,280 @@
+"""Processes under a monitor, as the daemon sees them: the pool of waiting monitors, and one `Process` for each container or exec.
+
+Owns connections to monitors and the tasks that read them. Knows nothing of containers: whoever starts a process gets told when it ended.
+The monitor's own file (exit.json) is the truth; a message is only the fast way to hear of it.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from engine.errors import KnarrError, LaunchError, Unavailable
+from engine.monitor import client
+from engine.monitor.client import MonitorConnection, MonitorGone, Spawner
+from engine.wire import control
+
+log = logging.getLogger("knarr.supervise")
+
+# After a start the pool is refilled this many seconds later, so that the fork does not compete with the container's first instructions.
+_REFILL_DELAY = 0.01
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process ended. `code` 0-255, 128+n for signal n; None when nobody knows (then `reason` says why). `at`: ns since the epoch."""
+
+    code: int | None
+    oom_kills: int = 0
+    at: int = 0
+    reason: str = ""
+
+
+class LaunchFailed(KnarrError):
+    """The monitor could not start the process: `op` is the index in the plan (-1: before it), `errno` the kernel's error."""
+
+    def __init__(self, op: int, errno: int, what: str) -> None:
+        super().__init__(what or os.strerror(errno))
+        self.op = op
+        self.errno = errno
+
+
+class Monitors:
+    """The pool of forked monitors, ready to be given a plan. `run` is its background task."""
+
+    def __init__(self, exec_root: str, ready: int) -> None:
+        self._exec_root = exec_root
+        self._ready = max(1, ready)
+        self._waiting: collections.deque[MonitorConnection] = collections.deque()
+        self._takers: collections.deque[trio.Event] = collections.deque()
+        self._asked = 0
+        self._refill = trio.Event()
+        self._spawner: Spawner | None = None
+
+    @property
+    def spawner_pid(self) -> int:
+        """Process id of the spawner, 0 while there is none."""
+        return self._spawner.pid if self._spawner else 0
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a spawner and the pool alive until cancelled. A spawner that dies is replaced; its monitors are not affected."""
+        started = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._refiller)
+                while True:
+                    self._spawner = Spawner.start(self._exec_root, self._ready)
+                    self._asked = self._ready
+                    if not started:
+                        started = True
+                        task_status.started()
+                    try:
+                        await self._receive(self._spawner)
+                    except (MonitorGone, OSError) as error:
+                        log.error("the spawner ended, starting another one: %s", error)
+                    self._spawner.close()
+                    self._spawner = None
+                    await trio.sleep(0.1)
+        finally:
+            if self._spawner is not None:
+                self._spawner.close()
+            while self._waiting:
+                self._waiting.popleft().close()
+
+    async def _receive(self, spawner: Spawner) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(spawner.fileno())
+            for connection in spawner.receive():
+                self._asked = max(0, self._asked - 1)
+                self._waiting.append(connection)
+                if self._takers:
+                    self._takers.popleft().set()
+
+    async def _refiller(self) -> None:
+        while True:
+            await self._refill.wait()
+            self._refill = trio.Event()
+            await trio.sleep(_REFILL_DELAY)
+            self._request(self._ready - len(self._waiting) - self._asked)
+
+    def _request(self, count: int) -> None:
+        if count <= 0 or self._spawner is None:
+            return
+        try:
+            self._spawner.request(count)
+            self._asked += count
+        except (BlockingIOError, MonitorGone):
+            pass  # asked again by the next taker; a dead spawner is replaced by run()
+
+    async def take(self) -> MonitorConnection:
+        """A monitor of one's own. Raises Unavailable when none can be had within 10 seconds."""
+        while not self._waiting:
+            self._request(len(self._takers) + 1 - self._asked)
+            event = trio.Event()
+            self._takers.append(event)
+            with trio.move_on_after(10) as scope:
+                await event.wait()
+            if scope.cancelled_caught:
+                self._takers.remove(event)
+                raise Unavailable("start a process: no monitor could be forked within 10 s", hint="see the daemon's log")
+        self._refill.set()
+        return self._waiting.popleft()
+
+
+class Process:
+    """One supervised process. Made with a connection to its monitor; `on_end` is called once, in the event loop, when it ended."""
+
+    def __init__(self, connection: MonitorConnection, bundle: str, on_end: Callable[[Ended], None]) -> None:
+        self._connection: MonitorConnection | None = connection
+        self._on_end = on_end
+        self._attached = 0
+        self._detached: dict[int, Callable[[str], None]] = {}
+        self._failed: control.Failed | None = None
+        self._state: control.State | None = None
+        self._closed = False
+        self.bundle = bundle
+        self.started: control.Started | None = None
+        self.ended: Ended | None = None
+        self.pid = 0
+        self.pid_start = 0
+        self.pidfd = -1
+        self.on_oom: Callable[[], None] | None = None
+
+    async def launch(self, start: control.Start) -> control.Started:
+        """Send START and wait for the answer. Raises LaunchFailed, MonitorGone."""
+        await self._send(start)
+        while self.started is None:
+            if self._failed is not None:
+                self.close()
+                raise LaunchFailed(self._failed.op, self._failed.errno, self._failed.what)
+            await self._read()
+        return self.started
+
+    async def status(self) -> control.State:
+        """Ask a monitor that was found again for its state. Raises MonitorGone."""
+        await self._send(control.Status())
+        while self._state is None:
+            await self._read()
+        state = self._state
+        self.pid, self.pid_start = state.pid, state.start_time
+        return state
+
+    async def watch(self) -> None:
+        """Read messages until the process ended, then call `on_end`. Run as a background task, once."""
+        try:
+            while self.ended is None:
+                await self._read()
+        except (MonitorGone, control.MalformedMessage) as error:
+            if self.ended is None:
+                self.ended = recorded(self.bundle, str(error))
+        self._on_end(self.ended)
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Attached clients may still be taking the last output: their DETACHED messages come until the monitor closes."""
+        try:
+            while self._detached:
+                await self._read()
+        except (MonitorGone, control.MalformedMessage):
+            pass
+        for gone in self._detached.values():
+            gone("closed")
+        self._detached.clear()
+        self.close()
+
+    async def _read(self) -> None:
+        if self._connection is None:
+            raise MonitorGone("the connection to the monitor is closed")
+        await trio.lowlevel.wait_readable(self._connection.fileno())
+        for message, fds in self._connection.receive():
+            self._dispatch(message, fds)
+
+    def _dispatch(self, message: control.Message, fds: list[int]) -> None:
+        match message:
+            case control.Started():
+                self.started = message
+                self.pid, self.pid_start = message.pid, message.start_time
+                self._keep_pidfd(fds)
+            case control.State():
+                self._state = message
+                self._keep_pidfd(fds)
+            case control.Failed():
+                self._failed = message
+            case control.Exit():
+                code = os.waitstatus_to_exitcode(message.status)
+                self.ended = Ended(code=code if code >= 0 else 128 - code, oom_kills=message.oom_kills, at=message.finished)
+            case control.Detached():
+                gone = self._detached.pop(message.id, None)
+                if gone is not None:
+                    gone(message.reason)
+            case control.Oom():
+                if self.on_oom is not None:
+                    self.on_oom()
+            case control.Warning():
+                log.warning("monitor of %s: %s", self.bundle, message.text)
+        for fd in fds:
+            os.close(fd)
+
+    def _keep_pidfd(self, fds: list[int]) -> None:
+        if fds and self.pidfd < 0:
+            self.pidfd = fds.pop()
+
+    async def _send(self, message: control.ToMonitor, fds: tuple[int, ...] = ()) -> None:
+        while True:
+            if self._connection is None:
+                raise MonitorGone("the process has ended")
+            try:
+                self._connection.send(message, fds)
+                return
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._connection.fileno())
+
+    async def attach(self, fd: int, options: control.Attach, gone: Callable[[str], None]) -> None:
+        """Hand a client's socket to the monitor (the caller closes its own copy); `gone(reason)` is called when it is no longer served."""
+        self._attached += 1
+        number = self._attached
+        self._detached[number] = gone
+        try:
+            await self._send(msgspec.structs.replace(options, id=number), (fd,))
+        except MonitorGone:
+            self._detached.pop(number, None)
+            raise
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Set the size of the pseudo-terminal. Raises MonitorGone."""
+        await self._send(control.Resize(rows=rows, cols=cols))
+
+    async def signal(self, number: int) -> None:
+        """Send a signal through the monitor, which holds the process unreaped, so it can never hit another one. Raises MonitorGone."""
+        await self._send(control.Signal(number=number))
+
+    def close(self) -> None:
+        """Give up the connection and the pidfd; the monitor is not affected."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def recorded(bundle: str, reason: str) -> Ended:
+    """How the process of a bundle ended by its exit record; unknown, with the reason, when there is none."""
+    try:
+        record = client.read_exit(bundle)
+    except KnarrError as error:
+        return Ended(code=None, reason=str(error))
+    if record is None:
+        return Ended(code=None, reason=reason)
+    return Ended(code=record.code, oom_kills=record.oom_kills, at=record.finished)
+
+
+def launch_error(error: LaunchFailed, explain: Callable[[int, int], LaunchError]) -> LaunchError:
+    """A failed launch as the user sees it; `explain(op index, errno)` names the operation of the plan."""
+    if error.op < 0:
+        return LaunchError(f"start the container's process: {error.message}", errno=error.errno)
+    return explain(error.op, error.errno)

@@ -1,0 +1,95 @@
+"""The life of a container as one table. Pure: a state and an event in, the next state out; effects are run by the caller.
+
+    created ──start──► running ──exit──► exited ──start──► running
+    any but removing ──remove──► removing ──► (gone)
+    running ◄──unpause── paused ◄──pause── running
+    running ──lost──► exited (exit code 255 and an error text: the truth is not known)
+
+A container that is running refuses remove; one that is removing refuses everything.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.errors import Conflict, NotModified
+from engine.spec.container import State
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The first process runs. `at` in nanoseconds since the epoch."""
+
+    pid: int
+    pid_start: int
+    at: int
+
+
+class FailedToStart(msgspec.Struct, frozen=True):
+    """No process came to be; `exit_code` is Docker's 125, 126 or 127."""
+
+    exit_code: int
+    error: str
+    at: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The first process ended. `exit_code` is its own, or 128+n for signal n."""
+
+    exit_code: int
+    oom_killed: bool
+    at: int
+    error: str = ""
+
+
+class Removing(msgspec.Struct, frozen=True):
+    """Removal began; `force` is checked by the caller, which stops the process first."""
+
+
+Event = Started | FailedToStart | Ended | Removing
+
+EXIT_UNKNOWN = 255  # what dockerd reports for a container that it finds dead without an exit record
+
+
+def lost(at: int, reason: str) -> Ended:
+    """The process is gone and nobody recorded how it ended."""
+    return Ended(exit_code=EXIT_UNKNOWN, oom_killed=False, at=at, error=f"{reason}: its exit code is not known")
+
+
+def check_start(state: State, name: str) -> None:
+    """Raise unless a start makes sense. Raises NotModified, Conflict."""
+    if state.status == "paused":
+        raise Conflict("cannot start a paused container, try unpause instead")
+    if state.running:
+        raise NotModified(f"container {name} is already running")
+    if state.status in ("removing", "dead"):
+        raise Conflict("container is marked for removal and cannot be started")
+
+
+def step(state: State, event: Event) -> State:
+    """The state after `event`. Raises Conflict when the event is impossible in `state`."""
+    match event:
+        case Started(pid, pid_start, at):
+            if state.running or state.status == "removing":
+                raise Conflict(f"a container that is {state.status} cannot start")
+            return State(status="running", pid=pid, pid_start=pid_start, started_at=at, restart_count=state.restart_count)
+        case FailedToStart(exit_code, error, at):
+            # a container that never ran stays "created", as in Docker
+            status = "exited" if state.started_at else "created"
+            return State(status=status, exit_code=exit_code, error=error, started_at=state.started_at, finished_at=at if state.started_at else 0)
+        case Ended(exit_code, oom_killed, at, error):
+            return State(
+                status="removing" if state.status == "removing" else "exited",
+                exit_code=exit_code,
+                error=error,
+                oom_killed=oom_killed,
+                started_at=state.started_at,
+                finished_at=at,
+                restart_count=state.restart_count,
+                manually_stopped=state.manually_stopped,
+            )
+        case Removing():
+            if state.running:
+                raise Conflict("a running container cannot be removed")
+            if state.status == "removing":
+                raise Conflict("removal is already in progress")
+            return msgspec.structs.replace(state, status="removing")

@@ -1,0 +1,226 @@
+"""Blobs by digest. Owns `content/blobs/<algorithm>/<hex>` and `content/ingest/`.
+
+A blob that is there is whole and durable: it is written under another name, synced, checked, renamed, and the folder synced. A blob found
+damaged later is set aside under its name with `.damaged`, so that it counts as absent and the next pull or load brings it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from types import TracebackType
+from typing import BinaryIO
+
+from engine.errors import Damaged, InvalidParameter, NotFound
+from engine.spec.digest import check_digest, is_digest
+from engine.store.layout import Layout
+
+_CHUNK = 1 << 20
+# An ingest that nobody wrote to for a day belongs to no download that will be resumed.
+_STALE_SECONDS = 24 * 3600.0
+
+
+class Writer:
+    """One blob being written. Use as a context manager: left without `commit`, it is removed (or kept when it was begun with a key)."""
+
+    def __init__(self, content: Content, path: str, keep: bool) -> None:
+        self._content = content
+        self._path = path
+        self._keep = keep
+        self._hash = hashlib.sha256()
+        self._file: BinaryIO | None = open(path, "a+b", buffering=0)
+        self.offset = 0
+        if keep:
+            self._resume()
+
+    def _resume(self) -> None:
+        assert self._file is not None
+        self._file.seek(0)
+        while chunk := self._file.read(_CHUNK):
+            self._hash.update(chunk)
+            self.offset += len(chunk)
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Append. Raises OSError."""
+        assert self._file is not None, "the writer is closed"
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) or 0 :]
+        self._hash.update(data)
+        self.offset += len(data)
+        return len(data)
+
+    @property
+    def digest(self) -> str:
+        """The digest of what was written so far."""
+        return "sha256:" + self._hash.hexdigest()
+
+    def commit(self, expected: str = "", size: int = -1) -> str:
+        """Sync, check, rename, sync the folder; returns the digest. Blocks. Raises Damaged when digest or size are not as expected."""
+        assert self._file is not None, "the writer is closed"
+        found = self.digest
+        if (expected and found != expected) or (size >= 0 and size != self.offset):
+            self._keep = False
+            wanted = f"{expected or found} of {size if size >= 0 else self.offset} bytes"
+            raise Damaged(f"storing a blob: expected {wanted}, got {found} of {self.offset} bytes", hint="the source is damaged or was cut off")
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        target = self._content.path(found)
+        os.rename(self._path, target)
+        _sync_folder(os.path.dirname(target))
+        return found
+
+    def close(self) -> None:
+        """Give up what was not committed."""
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        if not self._keep:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Content:
+    """The blobs of one data root. Every method blocks on the disk; any thread."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._blobs = layout.blobs
+        self._ingest = layout.ingest
+        self._count = 0
+
+    def path(self, digest: str) -> str:
+        """Where a blob lies or would lie. Raises InvalidParameter for what is no digest (a digest from outside becomes a path here)."""
+        algorithm, _, encoded = check_digest(digest).partition(":")
+        return f"{self._blobs}/{algorithm}/{encoded}"
+
+    def writer(self, key: str = "") -> Writer:
+        """Begin a blob. With `key` (a digest, say) an interrupted one of the same key is continued: its `offset` says from where."""
+        if key:
+            if not is_digest(key):
+                raise InvalidParameter(f"resuming a download: {key!r} is no digest")
+            return Writer(self, f"{self._ingest}/{key.replace(':', '-')}", keep=True)
+        return Writer(self, self.temporary(), keep=False)
+
+    def temporary(self) -> str:
+        """A fresh path in the ingest folder, for a caller that writes by itself and then calls `adopt`, or unlinks it."""
+        self._count += 1
+        return f"{self._ingest}/{os.getpid()}-{self._count}-{time.monotonic_ns()}"
+
+    def adopt(self, path: str, digest: str) -> None:
+        """Make a finished file, whose digest the caller computed while writing it, a blob: sync, rename, sync the folder."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        target = self.path(digest)
+        os.rename(path, target)
+        _sync_folder(os.path.dirname(target))
+
+    def put(self, data: bytes) -> str:
+        """Store small bytes; returns the digest. Nothing is written when the blob is there."""
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        if not self.exists(digest):
+            with self.writer() as writer:
+                writer.write(data)
+                writer.commit(digest)
+        return digest
+
+    def exists(self, digest: str, size: int = -1) -> bool:
+        """Whether the blob is there, with `size` when that is given: a blob of another length is damaged and set aside."""
+        try:
+            found = os.stat(self.path(digest)).st_size
+        except FileNotFoundError:
+            return False
+        if 0 <= size != found:
+            self.set_aside(digest)
+            return False
+        return True
+
+    def size(self, digest: str) -> int:
+        """Length in bytes. Raises NotFound."""
+        try:
+            return os.stat(self.path(digest)).st_size
+        except FileNotFoundError:
+            raise NotFound(f"no blob {digest}")
+
+    def open(self, digest: str) -> BinaryIO:
+        """A file open for reading, not checked while read: use `verify` or hash it. Raises NotFound."""
+        try:
+            return open(self.path(digest), "rb", buffering=0)
+        except FileNotFoundError:
+            raise NotFound(f"no blob {digest}", hint="load or pull the image again")
+
+    def read(self, digest: str, limit: int = 16 << 20) -> bytes:
+        """A small blob, checked. Raises NotFound, or Damaged (it is set aside then), or InvalidParameter above `limit` bytes."""
+        with self.open(digest) as file:
+            if os.fstat(file.fileno()).st_size > limit:
+                raise InvalidParameter(f"reading blob {digest}: longer than {limit} bytes")
+            data = file.read()
+        if hashlib.new(digest.partition(":")[0], data).hexdigest() != digest.partition(":")[2]:
+            self.set_aside(digest)
+            raise Damaged(f"reading blob {digest}: its content does not match", hint="it was set aside; load or pull the image again")
+        return data
+
+    def verify(self, digest: str) -> bool:
+        """Hash a blob; a damaged one is set aside. False when it is absent or damaged."""
+        algorithm, _, encoded = digest.partition(":")
+        sink = hashlib.new(algorithm)
+        try:
+            with self.open(digest) as file:
+                while chunk := file.read(_CHUNK):
+                    sink.update(chunk)
+        except NotFound:
+            return False
+        if sink.hexdigest() == encoded:
+            return True
+        self.set_aside(digest)
+        return False
+
+    def set_aside(self, digest: str) -> str:
+        """Rename a damaged blob, so that it is absent; returns the new path."""
+        path = self.path(digest)
+        os.rename(path, path + ".damaged")
+        return path + ".damaged"
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob; absent is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path(digest))
+
+    def list(self) -> list[tuple[str, int]]:
+        """(digest, bytes) of every blob."""
+        found: list[tuple[str, int]] = []
+        for algorithm in os.listdir(self._blobs):
+            with os.scandir(f"{self._blobs}/{algorithm}") as entries:
+                found.extend((f"{algorithm}:{entry.name}", entry.stat().st_size) for entry in entries if is_digest(f"{algorithm}:{entry.name}"))
+        return found
+
+    def sweep(self, age: float = _STALE_SECONDS) -> list[str]:
+        """Remove ingests without a key (their writer is gone: call it at start alone) and resumable ones older than `age` seconds."""
+        removed: list[str] = []
+        with os.scandir(self._ingest) as entries:
+            for entry in entries:
+                resumable = is_digest(entry.name.replace("-", ":", 1))
+                if not resumable or time.time() - entry.stat().st_mtime > age:
+                    os.unlink(entry.path)
+                    removed.append(entry.path)
+        return removed
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

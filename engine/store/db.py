@@ -1,0 +1,170 @@
+"""The metadata database: SQLite in WAL mode. Owns the connections, the schema and its migrations, and when data is durable.
+
+A transaction here is a plain write (about 50 µs) and may run on the event loop's thread. What must survive a power cut calls
+`sync` (in a worker thread) before it is acknowledged; one sync serves every transaction that was committed before it began.
+Nothing else in the program opens this file. Facts used: sqlite.org/wal.html, pragma.html "synchronous".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+
+# A writer waits this long, in seconds, for the checkpointer's short write transaction.
+_BUSY_SECONDS = 5.0
+
+# Schema changes in order; PRAGMA user_version is the number of those applied. Only ever append.
+_MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE containers (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE snapshots (
+        number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, committed INTEGER NOT NULL, parent TEXT NOT NULL,
+        size INTEGER NOT NULL DEFAULT 0, inodes INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE TABLE images (id TEXT PRIMARY KEY, record BLOB NOT NULL, config BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE image_names (name TEXT PRIMARY KEY, image TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE checkpoint (one INTEGER PRIMARY KEY CHECK (one = 1), count INTEGER NOT NULL);
+    INSERT INTO checkpoint VALUES (1, 0);
+    """,
+)
+
+
+class Database:
+    """The metadata of one data root.
+
+    `set_aside` is "" or the new path of a damaged file that was replaced by an empty database at opening; the stores above
+    then refill what they can. `commit_sequence` counts committed transactions, `synced_sequence` those known to be durable.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.set_aside = ""
+        self.set_aside_reason = ""
+        self.commit_sequence = 0
+        self.synced_sequence = 0
+        try:
+            self._connection = _open(self.path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and not _is_damage(error):
+                raise
+            self.set_aside_reason = str(error)
+            self.set_aside = _set_aside(self.path)
+            self._connection = _open(self.path)
+        self._wal = os.open(self.path + "-wal", os.O_RDWR | os.O_CLOEXEC)
+        _sync_folder(os.path.dirname(self.path))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Cursor]:
+        """A write transaction: committed at the end, rolled back on any exception. Not durable until `sync`.
+
+        Event-loop thread only, and without an await inside. Raises sqlite3.Error.
+        """
+        cursor = self._connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            yield cursor
+        except BaseException:
+            cursor.execute("ROLLBACK")
+            raise
+        else:
+            cursor.execute("COMMIT")
+            self.commit_sequence += 1
+        finally:
+            cursor.close()
+
+    def query(self, statement: str, parameters: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+        """Rows of a SELECT. Event-loop thread only."""
+        return self._connection.execute(statement, parameters).fetchall()
+
+    def sync(self) -> None:
+        """Make every transaction committed so far durable. Blocks on the disk; any thread. Raises OSError."""
+        sequence = self.commit_sequence
+        if sequence <= self.synced_sequence:
+            return
+        os.fdatasync(self._wal)
+        self.synced_sequence = max(self.synced_sequence, sequence)
+
+    def wal_size(self) -> int:
+        """Bytes in the write-ahead log: what tells when a checkpoint is worth it."""
+        return os.fstat(self._wal).st_size
+
+    def checkpoint(self) -> bool:
+        """Move the log into the database with a connection of its own. Blocks; any thread but the event loop's.
+
+        True when all of it was moved. The small write at the end makes SQLite start the log over, with its fsync, here and not
+        in the next transaction of the event loop.
+        """
+        connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+        try:
+            connection.execute("PRAGMA wal_autocheckpoint=0")
+            busy, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            complete = not busy and frames == moved
+            if complete:
+                connection.execute("UPDATE checkpoint SET count = count + 1")
+            return complete
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Durable, checkpointed and closed."""
+        self.sync()
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.close()
+        os.close(self._wal)
+
+
+def _open(path: str) -> sqlite3.Connection:
+    existed = os.path.exists(path) and os.path.getsize(path) > 0
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        if existed:
+            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+        _migrate(connection)
+        # The first write transaction makes the -wal file, whose descriptor `sync` needs.
+        connection.execute("UPDATE checkpoint SET count = count + 1")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(_MIGRATIONS):
+        raise RuntimeError(
+            f"the database has schema version {version}, this program knows {len(_MIGRATIONS)}: it was written by a newer version; "
+            "start that one, or use another --data-root"
+        )
+    for number in range(version, len(_MIGRATIONS)):
+        connection.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version={number + 1}; COMMIT;")
+
+
+def _is_damage(error: sqlite3.OperationalError) -> bool:
+    """Operational errors are mostly the host's (no space, no right, locked); these two are the file's."""
+    return getattr(error, "sqlite_errorname", "") in ("SQLITE_ERROR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
+
+
+def _set_aside(path: str) -> str:
+    target = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            os.rename(path + suffix, target + suffix)
+        except FileNotFoundError:
+            continue
+    return target
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,296 @@
+"""Overlay folders: committed ones named by chain identifier, active ones by key (a container's identifier).
+
+Owns `snapshots/<number>/{fs,work}` and the rows that say what a number is. A row without its folder cannot be (the folder is made durable
+first); a folder without a row is a leftover and is swept. Does not mount, does not unpack. The kernel's side is overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from engine import _core
+from engine.errors import Conflict, InvalidParameter, NotFound
+from engine.spec.mount import Mount
+from engine.store.db import Database
+from engine.store.layout import Layout
+from engine.store.trees import remove_tree, usage
+
+# Docker's limit for overlay2 is 128 lower folders (125 for images); the kernel's own is 500.
+MAX_LAYERS = 128
+# One page for all options of mount(2).
+_OPTIONS_MAX = 4095
+# Docker's choices: no index (lower folders are shared by many mounts), plain renames and copies, so that an upper folder is a layer.
+_OPTIONS = ("index=off", "redirect_dir=off", "metacopy=off")
+_POOL = 8
+_EMPTY = "empty"
+
+
+class Snapshot(msgspec.Struct):
+    """One row. `parent` is a chain identifier or ""; `size` in bytes (allocated) and `inodes` are 0 for active ones."""
+
+    number: int
+    name: str
+    committed: bool
+    parent: str
+    size: int = 0
+    inodes: int = 0
+
+
+class Snapshots:
+    """The snapshots of one data root. Lookups answer from memory; methods are for the event-loop thread unless they say otherwise."""
+
+    def __init__(self, layout: Layout, db: Database) -> None:
+        self._folder = layout.snapshots
+        self._db = db
+        self._rows: dict[str, Snapshot] = {}
+        self._children: dict[str, int] = {}
+        self._pool: deque[int] = deque()
+        self._unpacking: set[int] = set()
+        for row in db.query("SELECT number, name, committed, parent, size, inodes FROM snapshots"):
+            self._remember(Snapshot(int(row[0]), str(row[1]), bool(row[2]), str(row[3]), int(row[4]), int(row[5])))  # type: ignore[call-overload]
+        self._next = 1 + max((row.number for row in self._rows.values()), default=0)
+        self._next = max(self._next, 1 + max((int(name) for name in os.listdir(self._folder) if name.isdecimal()), default=0))
+        os.makedirs(f"{self._folder}/{_EMPTY}/fs", mode=0o755, exist_ok=True)
+
+    # -- active ones
+
+    def prepare(self, key: str, parent: str | None, cursor: sqlite3.Cursor | None = None, *, volatile: bool = False) -> Mount:
+        """Make the writable layer `key` on the chain `parent` (None: nothing below) and say how to mount it.
+
+        With `cursor` the row goes into that open transaction; if it is rolled back, call `abandon(key)`. Costs one dictionary entry and one
+        row when the pool is filled. Raises NotFound for an unknown parent, Conflict for a known key.
+        """
+        if key in self._rows:
+            raise Conflict(f"preparing snapshot {key}: it exists already")
+        if parent is not None and (parent not in self._rows or not self._rows[parent].committed):
+            raise NotFound(f"preparing snapshot {key}: no layers {parent}", hint="load or pull the image again")
+        number = self._pool.popleft() if self._pool else self._make_pair()
+        row = Snapshot(number, key, False, parent or "")
+        if cursor is None:
+            with self._db.transaction() as own:
+                _insert(own, row)
+        else:
+            _insert(cursor, row)
+        self._remember(row)
+        return self.mount(key, volatile=volatile)
+
+    def mount(self, key: str, *, volatile: bool = False) -> Mount:
+        """How to mount the active snapshot `key` on /. Raises NotFound, or InvalidParameter when there are too many layers.
+
+        `volatile` leaves out every sync of the upper file system: for a container that is removed when it ends. Such a mount cannot be
+        repeated before `work/incompat` is removed, which the kernel insists on.
+        """
+        row = self._active(key)
+        lower = self._lower(row.parent)
+        options = (
+            "lowerdir=" + ":".join(lower),
+            f"upperdir={row.number}/fs",
+            f"workdir={row.number}/work",
+            *_OPTIONS,
+            *(("volatile",) if volatile else ()),
+        )
+        if sum(map(len, options)) + len(options) > _OPTIONS_MAX:
+            raise InvalidParameter(f"mounting snapshot {key}: {len(lower)} layers do not fit into one page of mount options")
+        return Mount(destination="/", type="overlay", source="overlay", options=options, base=self._folder)
+
+    def view(self, chain: str) -> Mount:
+        """How to mount the committed layers `chain` read-only. Raises NotFound."""
+        if chain not in self._rows:
+            raise NotFound(f"no layers {chain}")
+        lower = self._lower(chain)
+        # overlay wants two lower folders when there is no upper one.
+        lowers = lower if len(lower) > 1 else (*lower, f"{_EMPTY}/fs")
+        return Mount(type="overlay", source="overlay", options=("lowerdir=" + ":".join(lowers), "ro"), base=self._folder)
+
+    def upper(self, key: str) -> str:
+        """The host path of a snapshot's own folder (of an active or a committed one). Raises NotFound."""
+        row = self._rows.get(key)
+        if row is None:
+            raise NotFound(f"no snapshot {key}")
+        return f"{self._folder}/{row.number}/fs"
+
+    def lowers(self, parent: str) -> tuple[str, ...]:
+        """The host paths of a chain's folders, topmost first; none for ""."""
+        return tuple(f"{self._folder}/{part}" for part in self._lower(parent)) if parent else ()
+
+    def has(self, name: str) -> bool:
+        """Whether there is a snapshot with this chain identifier or key."""
+        return name in self._rows
+
+    def parent(self, key: str) -> str:
+        """The chain below a snapshot, "" for none. Raises NotFound."""
+        if key not in self._rows:
+            raise NotFound(f"no snapshot {key}")
+        return self._rows[key].parent
+
+    def usage(self, key: str) -> tuple[int, int]:
+        """(bytes allocated, inodes) of a snapshot's own folder. For an active one it walks the tree: call it in a worker thread."""
+        row = self._rows.get(key)
+        if row is None:
+            raise NotFound(f"no snapshot {key}")
+        return (row.size, row.inodes) if row.committed else usage(f"{self._folder}/{row.number}/fs")
+
+    def forget(self, key: str, cursor: sqlite3.Cursor | None = None) -> str:
+        """Drop the row; returns the folder for `delete_files`. Raises NotFound, or Conflict while another snapshot lies on it."""
+        row = self._rows.get(key)
+        if row is None:
+            raise NotFound(f"no snapshot {key}")
+        if self._children.get(key):
+            raise Conflict(f"removing snapshot {key}: {self._children[key]} other snapshots need it")
+        if cursor is None:
+            with self._db.transaction() as own:
+                own.execute("DELETE FROM snapshots WHERE number = ?", (row.number,))
+        else:
+            cursor.execute("DELETE FROM snapshots WHERE number = ?", (row.number,))
+        self.abandon(key)
+        return f"{self._folder}/{row.number}"
+
+    def abandon(self, key: str) -> None:
+        """Forget `key` in memory alone: its transaction was rolled back. Its folder is swept at the next start."""
+        row = self._rows.pop(key, None)
+        if row is not None and row.parent:
+            self._children[row.parent] -= 1
+
+    def delete_files(self, path: str) -> None:
+        """Remove a folder that `forget`, `collect` or `begin` gave. Slow, any thread. Raises OSError."""
+        folder, _, name = path.rpartition("/")
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_tree(fd, name)
+        finally:
+            os.close(fd)
+
+    def remove(self, key: str) -> None:
+        """`forget` and `delete_files` at once."""
+        self.delete_files(self.forget(key))
+
+    def refill(self, size: int = _POOL) -> None:
+        """Make folders ahead until `size` wait for `prepare`. Some 200 µs each; for a background task on the loop's thread."""
+        while len(self._pool) < size:
+            self._pool.append(self._make_pair())
+
+    @property
+    def ready(self) -> int:
+        """How many pairs of folders wait."""
+        return len(self._pool)
+
+    # -- committed ones
+
+    def begin(self) -> str:
+        """A new folder for unpacking a layer; unpack into its `fs`, then `commit` or `discard`."""
+        number = self._make_pair(work=False)
+        self._unpacking.add(number)
+        return f"{self._folder}/{number}"
+
+    def sync_files(self, path: str) -> None:
+        """Make everything in the file system of `path` durable: once per layer, before `commit`. Blocks; any thread."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _core.syncfs(fd)
+        finally:
+            os.close(fd)
+
+    def commit(self, path: str, chain: str, parent: str, size: int, inodes: int) -> None:
+        """Name the unpacked folder. The caller synced it first. Raises Conflict when the chain is there (someone was faster)."""
+        number = int(path.rpartition("/")[2])
+        if chain in self._rows:
+            raise Conflict(f"layer {chain} is there already")
+        if parent and parent not in self._rows:
+            raise NotFound(f"no layers {parent} below {chain}")
+        row = Snapshot(number, chain, True, parent, size, inodes)
+        with self._db.transaction() as cursor:
+            _insert(cursor, row)
+        self._unpacking.discard(number)
+        self._remember(row)
+
+    def discard(self, path: str) -> None:
+        """Give up a folder of `begin`: its files are removed. Slow; any thread."""
+        self.delete_files(path)
+        self._unpacking.discard(int(path.rpartition("/")[2]))
+
+    def chain_size(self, chain: str) -> int:
+        """Bytes of all layers of a chain."""
+        total = 0
+        while chain:
+            row = self._rows[chain]
+            total += row.size
+            chain = row.parent
+        return total
+
+    def chains(self) -> list[str]:
+        """Names of the committed snapshots."""
+        return [row.name for row in self._rows.values() if row.committed]
+
+    def keys(self) -> list[str]:
+        """Names of the active snapshots."""
+        return [row.name for row in self._rows.values() if not row.committed]
+
+    def collect(self, keep: Iterable[str]) -> list[str]:
+        """Forget committed snapshots that nothing lies on and that are not in `keep`; returns folders for `delete_files`."""
+        kept = set(keep)
+        folders: list[str] = []
+        with self._db.transaction() as cursor:
+            while True:
+                idle = [row.name for row in self._rows.values() if row.committed and row.name not in kept and not self._children.get(row.name)]
+                if not idle:
+                    return folders
+                folders.extend(self.forget(name, cursor) for name in idle)
+
+    def leftovers(self) -> list[str]:
+        """Folders that no row, pool entry or running unpack owns: for `delete_files`."""
+        owned = {row.number for row in self._rows.values()} | set(self._pool) | self._unpacking
+        return [f"{self._folder}/{name}" for name in os.listdir(self._folder) if name != _EMPTY and not (name.isdecimal() and int(name) in owned)]
+
+    def sweep(self) -> list[str]:
+        """Delete the leftovers of earlier runs; returns what was deleted. For the start of the daemon, or a worker thread then."""
+        found = self.leftovers()
+        for path in found:
+            self.delete_files(path)
+        return found
+
+    # -- inside
+
+    def _active(self, key: str) -> Snapshot:
+        row = self._rows.get(key)
+        if row is None or row.committed:
+            raise NotFound(f"no snapshot {key}")
+        return row
+
+    def _lower(self, chain: str) -> tuple[str, ...]:
+        found: list[str] = []
+        while chain:
+            row = self._rows.get(chain)
+            if row is None:
+                raise NotFound(f"no layers {chain}", hint="load or pull the image again")
+            found.append(f"{row.number}/fs")
+            chain = row.parent
+        if len(found) > MAX_LAYERS:
+            raise InvalidParameter(f"{len(found)} layers are more than the {MAX_LAYERS} that can be mounted")
+        return tuple(found) or (f"{_EMPTY}/fs",)
+
+    def _make_pair(self, work: bool = True) -> int:
+        number = self._next
+        self._next += 1
+        base = f"{self._folder}/{number}"
+        os.mkdir(base, 0o710)
+        os.mkdir(base + "/fs", 0o755)
+        if work:
+            os.mkdir(base + "/work", 0o700)
+        return number
+
+    def _remember(self, row: Snapshot) -> None:
+        self._rows[row.name] = row
+        if row.parent:
+            self._children[row.parent] = self._children.get(row.parent, 0) + 1
+
+
+def _insert(cursor: sqlite3.Cursor, row: Snapshot) -> None:
+    cursor.execute(
+        "INSERT INTO snapshots (number, name, committed, parent, size, inodes) VALUES (?, ?, ?, ?, ?, ?)",
+        (row.number, row.name, row.committed, row.parent, row.size, row.inodes),
+    )

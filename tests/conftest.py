@@ -1,0 +1,73 @@
+"""Fixtures shared by all tests. A test that needs a daemon takes `daemon`; a compatibility test takes `engine`, which can be another
+engine's daemon (KNARR_PEER_DOCKER_HOST=unix:///path)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lib import busybox
+from tests.lib.daemon import Daemon, Engine, Peer
+from tests.lib.leaks import Leaks
+
+PEER = os.environ.get("KNARR_PEER_DOCKER_HOST")
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    """A running Knarr daemon with busybox loaded; one for all tests of a module."""
+    if os.geteuid() != 0:
+        pytest.skip("a daemon needs root")
+    ours = Daemon()
+    try:
+        ours.start()
+        busybox.load(ours)
+        yield ours
+    finally:
+        ours.close()
+
+
+@pytest.fixture
+def own_daemon() -> Iterator[Callable[..., Daemon]]:
+    """Makes daemons that only this test uses (to kill, or with other options); they are not started yet."""
+    made: list[Daemon] = []
+
+    def make(*options: str, directory: Path | None = None) -> Daemon:
+        made.append(Daemon(*options, directory=directory))
+        return made[-1]
+
+    yield make
+    for one in reversed(made):
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """The engine under a compatibility test: the peer when one is named, else our daemon. Has busybox."""
+    if PEER:
+        peer = Peer(PEER)
+        busybox.load(peer)
+        return peer
+    ours: Daemon = request.getfixturevalue("daemon")
+    return ours
+
+
+@pytest.fixture
+def clean(engine: Engine) -> Iterator[Engine]:
+    """The engine, with every container that the test made removed after it."""
+    before = {c["Id"] for c in engine.api("GET", "/containers/json?all=1").json()}
+    yield engine
+    for container in engine.api("GET", "/containers/json?all=1").json():
+        if container["Id"] not in before:
+            engine.api("DELETE", f"/containers/{container['Id']}?force=1&v=1")
+
+
+@pytest.fixture
+def leaks(daemon: Daemon) -> Iterator[Leaks]:
+    """Looks before the test; the test (or the fixture's end) checks that nothing is left after it."""
+    found = Leaks(daemon)
+    yield found
+    found.check()

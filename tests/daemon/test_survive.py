@@ -1,0 +1,157 @@
+"""The daemon dies, containers do not notice: no log line is missing, and every command works on them afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.lib import busybox
+from tests.lib.daemon import Daemon
+from tests.lib.leaks import Leaks, start_time
+from tests.lib.terminal import Terminal
+
+NONE = ("--network", "none")
+COUNT = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.01; done"
+
+
+@pytest.fixture
+def mortal(own_daemon: Callable[..., Daemon]) -> Daemon:
+    daemon = own_daemon().start()
+    busybox.load(daemon)
+    return daemon
+
+
+def state(daemon: Daemon, container: str) -> dict[str, object]:
+    found = json.loads(daemon.out("inspect", "-f", "{{json .State}}", container))
+    assert isinstance(found, dict)
+    return found
+
+
+def lines_of(daemon: Daemon, container: str) -> list[str]:
+    return daemon.out("logs", container).splitlines()
+
+
+def test_a_logging_container_never_stops(mortal: Daemon) -> None:
+    mortal.docker("run", "-d", "--name", "counter", *NONE, "busybox", "sh", "-c", COUNT)
+    before = state(mortal, "counter")
+    pid = int(str(before["Pid"]))
+    began = start_time(pid)
+    for _ in range(3):
+        time.sleep(0.3)
+        mortal.kill()
+        time.sleep(0.3)
+        assert start_time(pid) == began, "the container's process ended with the daemon"
+        mortal.start()
+        after = state(mortal, "counter")
+        assert (after["Running"], after["Pid"], after["StartedAt"]) == (True, before["Pid"], before["StartedAt"])
+    lines = lines_of(mortal, "counter")
+    assert lines == [f"line {n}" for n in range(1, len(lines) + 1)]
+    assert len(lines) > 60
+    assert mortal.out("exec", "counter", "echo", "inside") == "inside"
+    assert mortal.out("top", "counter")
+    waiting = mortal.docker_popen("wait", "counter", stdin=subprocess.DEVNULL)
+    attached = mortal.docker_popen("attach", "--no-stdin", "counter", stdin=subprocess.DEVNULL)
+    time.sleep(0.7)
+    assert mortal.out("stop", "-t", "0", "counter") == "counter"
+    assert waiting.communicate(timeout=20)[0].strip() == b"137"
+    assert b"line" in attached.communicate(timeout=20)[0]
+    total = lines_of(mortal, "counter")
+    assert total == [f"line {n}" for n in range(1, len(total) + 1)]
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("echo last words; kill -9 $$; exit 3", 3)])
+def test_the_exit_code_of_one_that_ended_alone(mortal: Daemon, script: str, code: int) -> None:
+    mortal.docker("run", "-d", "--name", "loner", *NONE, "busybox", "sh", "-c", f"sleep 0.7; {script}")
+    mortal.kill()
+    time.sleep(1.2)
+    mortal.start()
+    found = state(mortal, "loner")
+    assert (found["Status"], found["ExitCode"]) == ("exited", code)
+    assert str(found["FinishedAt"]) > str(found["StartedAt"])
+    assert mortal.out("wait", "loner") == str(code)
+    assert lines_of(mortal, "loner") == (["last words"] if "last" in script else [])
+
+
+def test_out_of_memory_while_no_daemon_ran(mortal: Daemon) -> None:
+    script = "sleep 0.7; tail -c 200m /dev/zero"
+    mortal.docker("run", "-d", "--name", "hungry", "-m", "24m", "--memory-swap", "24m", *NONE, "busybox", "sh", "-c", f"{script}; exit 137")
+    mortal.kill()
+    time.sleep(2)
+    mortal.start()
+    found = state(mortal, "hungry")
+    assert (found["Status"], found["ExitCode"], found["OOMKilled"]) == ("exited", 137, True)
+
+
+def test_automatic_removal_of_one_that_ended_alone(mortal: Daemon) -> None:
+    mortal.docker("run", "-d", "--rm", "--name", "fleeting", *NONE, "busybox", "sleep", "0.6")
+    mortal.kill()
+    time.sleep(1)
+    mortal.start()
+    deadline = time.monotonic() + 10
+    while mortal.out("ps", "-aq"):
+        assert time.monotonic() < deadline, "it was not removed"
+        time.sleep(0.1)
+
+
+def test_a_terminal_is_found_again(mortal: Daemon) -> None:
+    mortal.docker("run", "-dit", "--name", "shell", *NONE, "busybox", "sh")
+    mortal.restart()
+    with Terminal(["docker", "attach", "shell"], mortal.docker_environment()) as terminal:
+        time.sleep(0.5)
+        terminal.type(b"echo found-$((6*7))\n")
+        terminal.expect(b"found-42")
+        terminal.type(b"exit 12\n")
+        assert terminal.wait() == 12
+
+
+def test_a_running_container_whose_monitor_is_gone_is_not_given_an_invented_exit_code(mortal: Daemon) -> None:
+    mortal.docker("run", "-d", "--name", "orphan", *NONE, "busybox", "sleep", "1000")
+    pid = int(str(state(mortal, "orphan")["Pid"]))
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    mortal.kill()
+    Path(f"/proc/{parent}/status").read_text()  # the monitor lives
+    os.kill(parent, signal.SIGKILL)
+    time.sleep(0.2)
+    mortal.start()
+    found = state(mortal, "orphan")
+    assert found["Status"] in ("exited", "dead")
+    assert found["ExitCode"] == 255
+    assert found["Error"]
+    assert not Path(f"/proc/{pid}").exists(), "its process was left behind"
+
+
+def test_a_stop_of_the_daemon_leaves_containers_running(mortal: Daemon) -> None:
+    mortal.docker("run", "-d", "--name", "steady", *NONE, "busybox", "sleep", "1000")
+    pid = str(state(mortal, "steady")["Pid"])
+    assert mortal.stop() == 0
+    mortal.start()
+    assert str(state(mortal, "steady")["Pid"]) == pid
+
+
+def test_logs_go_on_for_a_reader_of_the_next_daemon(mortal: Daemon) -> None:
+    mortal.docker("run", "-d", "--name", "counter", *NONE, "busybox", "sh", "-c", COUNT)
+    mortal.restart()
+    follower = mortal.docker_popen("logs", "-f", "counter", stdin=subprocess.DEVNULL)
+    threading.Timer(1, lambda: mortal.docker("kill", "counter")).start()
+    lines = follower.communicate(timeout=20)[0].decode().splitlines()
+    assert len(lines) > 50
+    assert lines == [f"line {n}" for n in range(1, len(lines) + 1)]
+
+
+def test_nothing_is_left_after_kill_and_removal(mortal: Daemon) -> None:
+    mortal.docker("run", "--rm", *NONE, "busybox", "true")
+    leaks = Leaks(mortal)
+    for number in range(4):
+        mortal.docker("run", "-d", "--name", f"c{number}", *NONE, "busybox", "sleep", "1000")
+    mortal.restart()
+    mortal.docker("rm", "-f", "c0", "c1", "c2", "c3")
+    leaks.pid = -1
+    leaks.check()

@@ -1,0 +1,179 @@
+"""What a daemon has of the kernel and of the disk, before and after a test: nothing may be left of containers that are gone.
+
+Looks at: mounts in every mount namespace, cgroups, network links, processes and their namespaces, the daemon's descriptors, files.
+Other daemons may run tests beside this one: what names another test's folder is theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.lib.daemon import Daemon
+
+CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+TEST_FOLDER = re.compile(r"knarr-test-[^/\s]+")
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+# Written to while a daemon runs; and the database's helpers come and go.
+FILES_THAT_CHANGE = re.compile(r"/meta\.db(-wal|-shm)?$|/daemon\.log$")
+SPARE_DESCRIPTORS = 8  # waiting monitors and kept connections come and go; a leak grows with every container
+
+
+def read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:  # processes end while one looks
+        return ""
+
+
+def link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def start_time(pid: int) -> str:
+    return "".join(read(f"/proc/{pid}/stat").rpartition(")")[2].split(" ")[20:21])
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """Open descriptors of a process by kind: a path, or socket, pipe, [pidfd] and so on."""
+    kinds: Counter[str] = Counter()
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return kinds
+    for name in names:
+        if target := link(f"/proc/{pid}/fd/{name}"):
+            kinds[re.sub(r":\[\d+\]$", "", target)] += 1
+    return kinds
+
+
+def mounts_naming(folder: str) -> set[str]:
+    """Mounts in any mount namespace whose mount point, root or options name `folder`."""
+    seen: set[str] = set()
+    found: set[str] = set()
+    for pid in processes():
+        namespace = link(f"/proc/{pid}/ns/mnt")
+        if not namespace or namespace in seen:
+            continue
+        seen.add(namespace)
+        for line in read(f"/proc/{pid}/mountinfo").splitlines():
+            if folder in line:
+                found.add(f"{namespace} {line.split(' ', 3)[3]}")
+    return found
+
+
+def belongs(pid: int, folder: str) -> bool:
+    """Whether a process is this daemon's or one of its containers' (or may be: nothing says it is another test's)."""
+    command = read(f"/proc/{pid}/cmdline").replace("\0", " ")
+    executable = link(f"/proc/{pid}/exe")
+    files = " ".join(descriptors(pid))
+    named = TEST_FOLDER.findall(f"{command} {files} {read(f'/proc/{pid}/cgroup')}")
+    if any(name in folder for name in named):
+        return True
+    if named:
+        return False
+    in_container = bool(CONTAINER_ID.search(read(f"/proc/{pid}/cgroup")))
+    return in_container or "knarr" in command.split(" -", 1)[0] or executable.startswith("/memfd:")
+
+
+def own_processes(daemon: Daemon) -> set[str]:
+    """`pid start-time command` of every process that is this daemon's."""
+    folder = str(daemon.directory)
+    found = set()
+    for pid in processes():
+        if pid != os.getpid() and belongs(pid, folder):
+            command = read(f"/proc/{pid}/cmdline").replace("\0", " ").strip() or read(f"/proc/{pid}/comm").strip()
+            found.add(f"{pid} {start_time(pid)} {command[:120]}")
+    return found
+
+
+def own_namespaces(daemon: Daemon) -> set[str]:
+    """Namespaces, other than this process's, of the daemon's processes; and those that are bound somewhere below its folders."""
+    mine = {link(f"/proc/self/ns/{kind}") for kind in NAMESPACES}
+    found = set()
+    for entry in own_processes(daemon):
+        pid = entry.split(" ", 1)[0]
+        found |= {link(f"/proc/{pid}/ns/{kind}") for kind in NAMESPACES}
+    return found - mine - {""}
+
+
+def files(daemon: Daemon) -> set[str]:
+    found = set()
+    for top in (daemon.data_root, daemon.exec_root):
+        for folder, folders, names in os.walk(top):
+            found |= {f"{folder}/{name}" for name in (*folders, *names)}
+    return {name for name in found if not FILES_THAT_CHANGE.search(name)}
+
+
+@dataclass
+class State:
+    """One look. Sets of text, so that a difference reads by itself."""
+
+    mounts: set[str]
+    cgroups: set[str]
+    links: set[str]
+    processes: set[str]
+    namespaces: set[str]
+    files: set[str]
+    descriptors: Counter[str] = field(default_factory=Counter)
+
+
+def look(daemon: Daemon) -> State:
+    return State(
+        mounts=mounts_naming(str(daemon.directory)),
+        cgroups={str(group) for group in daemon.cgroups()},
+        links=set(os.listdir("/sys/class/net")),
+        processes=own_processes(daemon),
+        namespaces=own_namespaces(daemon),
+        files=files(daemon),
+        descriptors=descriptors(daemon.pid) if daemon.process else Counter(),
+    )
+
+
+class Leaks:
+    """Taken at the start of a test, `check` at its end. Waiting monitors are replaced all the time, so processes count by command."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.before = look(daemon)
+        self.pid = daemon.pid
+
+    def differences(self) -> list[str]:
+        now = look(self.daemon)
+        found = []
+        for name in ("mounts", "cgroups", "links", "files"):
+            found += [f"{name}: {entry}" for entry in sorted(getattr(now, name) - getattr(self.before, name))]
+        found += self.more("namespaces", len(self.before.namespaces), now.namespaces)
+        found += self.more("processes", len(self.before.processes), now.processes)
+        if self.daemon.pid == self.pid:
+            before, after = self.before.descriptors.total(), now.descriptors.total()
+            if after > before + SPARE_DESCRIPTORS:
+                found.append(
+                    f"descriptors: {before} before, {after} now: {dict((now.descriptors - self.before.descriptors).most_common(8))}"
+                )
+        return found
+
+    @staticmethod
+    def more(name: str, before: int, now: set[str]) -> list[str]:
+        if len(now) <= before + 2:
+            return []
+        return [f"{name}: {before} before, {len(now)} now", *(f"  {entry}" for entry in sorted(now)[:20])]
+
+    def check(self, timeout: float = 20) -> None:
+        """Removal's slow part comes after its answer, so look until all is gone or `timeout` seconds went by."""
+        deadline = time.monotonic() + timeout
+        while differences := self.differences():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"left behind ({len(differences)}):\n" + "\n".join(differences[:60]) + "\n" + self.daemon.log_tail())
+            time.sleep(0.3)
