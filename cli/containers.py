@@ -17,52 +17,57 @@ RENAME = Command("rename", "CONTAINER NEW_NAME", {}, {}, 2, 2)
 TOP = Command("top", "CONTAINER [ps OPTIONS]", {}, {}, 1, interspersed=False)
 WAIT = Command("wait", "CONTAINER [CONTAINER...]", {}, {}, 1)
 
+AT_ONCE = 50  # as many as Docker's client asks for together
 
-def each(names: "list[str]", act: "object", failed: str = "") -> int:
-    """Do it to one after another, print the names that worked, then all errors. Raises Failure when there were any."""
-    errors, done = [], []
-    for name in names:
-        try:
-            act(quote(name.strip("/")))  # type: ignore[operator]
-        except Failure as failure:
-            errors.append(failure.text)
-        else:
-            done.append(name + "\n")
-    output("".join(done))
+
+def each(client: Client, method: str, names: "list[str]", path: "object") -> int:
+    """Ask for it on every container at once (a slow `stop` delays no other), print the names that worked, then all errors.
+
+    `path` turns a quoted name into the request's target. Raises Failure when one failed; `rm -f` of something absent is no failure.
+    """
+    errors, code = [], 0
+    for start in range(0, len(names), AT_ONCE):
+        group = names[start:start + AT_ONCE]
+        connections = [client.connect() for _ in group]
+        targets = [path(quote(name)) for name in group]  # type: ignore[operator]
+        for connection, target in zip(connections, targets, strict=True):
+            client.send(connection, method, target)
+        for name, connection, target in zip(group, connections, targets, strict=True):
+            try:
+                client.answer(connection, method, target).read()
+            except Failure as failure:
+                errors.append(failure.text)
+                code = code or (0 if getattr(failure, "status", 0) == 404 and "force=1" in target else 1)
+            else:
+                output(name + "\n")
+            connection.close()
     if errors:
-        raise Failure("\n".join(errors) + ("\n" + failed + ", ".join(names[: len(errors)]) if failed and False else ""))
+        raise Failure("\n".join(errors), code)
     return 0
 
 
 def stop(client: Client, name: str, argv: "list[str]") -> int:
     given, names = parse(STOP, argv)
-    return each(names, lambda ref: client.post(query(f"/containers/{ref}/stop", signal=given.get("signal"), t=given.get("timeout"))))
+    return each(client, "POST", names, lambda ref: query(f"/containers/{ref}/stop", signal=given.get("signal"), t=given.get("timeout")))
 
 
 def restart(client: Client, name: str, argv: "list[str]") -> int:
     given, names = parse(RESTART, argv)
-    return each(names, lambda ref: client.post(query(f"/containers/{ref}/restart", signal=given.get("signal"), t=given.get("timeout"))))
+    return each(client, "POST", names, lambda ref: query(f"/containers/{ref}/restart", signal=given.get("signal"), t=given.get("timeout")))
 
 
 def kill(client: Client, name: str, argv: "list[str]") -> int:
     given, names = parse(KILL, argv)
-    return each(names, lambda ref: client.post(query(f"/containers/{ref}/kill", signal=given.get("signal"))))
+    return each(client, "POST", names, lambda ref: query(f"/containers/{ref}/kill", signal=given.get("signal")))
 
 
 def rm(client: Client, name: str, argv: "list[str]") -> int:
     given, names = parse(RM, argv)
     flags = {"v": given.get("volumes") or None, "link": given.get("link") or None, "force": given.get("force") or None}
-
-    def remove(ref: str) -> None:
-        try:
-            client.delete(query(f"/containers/{ref}", **flags))
-        except Failure as failure:
-            # `rm -f` of something that is not there is no failure, only news
-            if not (given.get("force") and getattr(failure, "status", 0) == 404):
-                raise
-            raise Failure(failure.text, 0) from None
-
-    return each(names, remove)
+    names = [name.strip("/") for name in names]
+    if not all(names):
+        raise Failure("invalid container name or ID: value is empty")
+    return each(client, "DELETE", names, lambda ref: query(f"/containers/{ref}", **flags))
 
 
 def rename(client: Client, name: str, argv: "list[str]") -> int:
@@ -76,10 +81,15 @@ def rename(client: Client, name: str, argv: "list[str]") -> int:
 def wait(client: Client, name: str, argv: "list[str]") -> int:
     _, names = parse(WAIT, argv)
     # all are asked before the first is read: a container that ends and goes meanwhile still answers
-    errors = []
+    asked = []
     for ref in names:
+        connection = client.connect()
+        client.send(connection, "POST", f"/containers/{quote(ref)}/wait")
+        asked.append((connection, f"/containers/{quote(ref)}/wait"))
+    errors = []
+    for connection, path in asked:
         try:
-            answer = loads(client.open("POST", f"/containers/{quote(ref)}/wait").read())
+            answer = loads(client.answer(connection, "POST", path).read())
         except Failure as failure:
             errors.append(failure.text)
         else:
@@ -110,14 +120,15 @@ def filters(given: dict) -> str:
 
 def ls(client: Client, name: str, argv: "list[str]") -> int:
     from cli.listing import show
+    from cli.views import Container, View
 
     given, _ = parse(LS, argv)
     last = 1 if given.get("latest") else given.get("last", -1)
     template = given.get("format", "")
     size = given.get("size") or ".Size" in template
     path = query("/containers/json", all=given.get("all") or None, limit=last if last > 0 else None, size=size or None, filters=filters(given))
-    from cli.views import CONTAINERS
-
-    full = given.get("no-trunc", False)
-    show(CONTAINERS(size=bool(given.get("size")), full=full), client.get(path), template, given.get("quiet", False))
+    rows = client.get(path)
+    view = View(given.get("no-trunc", False))
+    default = (*Container.default, "Size") if given.get("size") else None
+    show(Container, [Container(row, view) for row in rows], template, given.get("quiet", False), default)  # type: ignore[attr-defined]
     return 0

@@ -263,7 +263,7 @@ def start(client: Client, name: str, argv: "list[str]") -> int:
         return _start_attached(client, given, containers[0])
     from cli.containers import each
 
-    return each(containers, lambda ref: client.post(f"/containers/{ref}/start"), "failed to start containers: ")
+    return each(client, "POST", containers, lambda ref: f"/containers/{ref}/start")
 
 
 def _start_attached(client: Client, given: dict, ref: str) -> int:

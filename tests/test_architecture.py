@@ -45,7 +45,7 @@ ONLY_IN: dict[str, set[str]] = {
     "requests": set(),
     "h11": {"engine/http/"},
     "http.client": set(),
-    "subprocess": {"engine/monitor/client.py", "cli/autostart.py", "cli/terminal.py"},
+    "subprocess": {"engine/monitor/client.py", "engine/service/top.py", "cli/autostart.py", "cli/terminal.py"},
     "threading": {"cli/attach.py", "cli/terminal.py"},
     "concurrent.futures": set(),
     "multiprocessing": set(),
@@ -212,9 +212,9 @@ def test_files_say_what_they_own_and_stay_short() -> None:
 def modules_loaded(arguments: list[str]) -> set[str]:
     """The modules that the client loads for a command line whose daemon does not answer."""
     program = (
-        "import os, sys; sys.argv = ['knarr', '-H', 'unix:///nonexistent/knarr.sock', *sys.argv[1:]]\n"
+        "import os, posix, sys; sys.argv = ['knarr', '-H', 'unix:///nonexistent/knarr.sock', *sys.argv[1:]]\n"
         "def leave(status): raise SystemExit(status)\n"
-        "os._exit = leave\n"
+        "os._exit = posix._exit = leave\n"
         f"sys.path[:0] = {[str(ROOT), *site_packages()]!r}\n"
         "try:\n    import cli.main; cli.main.main()\n"
         "except SystemExit: pass\n"

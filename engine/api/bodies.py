@@ -1,7 +1,7 @@
 """JSON bodies into the structs of `spec.docker`, with what Go's decoder forgives: null for any member, member names in any case.
 
-The usual body goes straight through msgspec. One that it refuses, or in which a quick look finds something unusual, goes the slow way: decoded
-without types, fitted to the struct, checked for what would hurt later (NUL in strings, numbers beyond 64 bits), converted.
+The usual body goes straight through msgspec. One that it refuses, or in which a quick look finds something unusual, goes the slow way:
+decoded without types, fitted to the struct, checked for what would hurt later (NUL in strings, numbers beyond 64 bits), converted.
 """
 
 from __future__ import annotations

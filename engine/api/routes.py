@@ -1,7 +1,7 @@
 """Every endpoint in one table, and the way from a request's method and path to its handler.
 
 A pattern is a path in which one `{name}` stands for one segment, or `{name:.*}` for several (images' names have slashes). The table is
-compiled once: literal paths into a dict, the others into regular expressions by method, first and last segment, so that a request tries one or two.
+compiled once: literal paths into a dict, the others into regular expressions by method, first and last segment: a request tries one or two.
 """
 
 from __future__ import annotations

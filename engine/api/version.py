@@ -41,6 +41,7 @@ def parse(text: str) -> Version:
         raise InvalidParameter(f"client version {text} is too new. Maximum supported API version is {API_VERSION}")
     if version < _OLDEST:
         raise InvalidParameter(
-            f"client version {text} is too old. Minimum supported API version is {MIN_API_VERSION}, please upgrade your client to a newer version"
+            f"client version {text} is too old. Minimum supported API version is {MIN_API_VERSION}, "
+            "please upgrade your client to a newer version"
         )
     return version

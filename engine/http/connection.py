@@ -129,7 +129,11 @@ class Connection:
             if error.error_status_hint == 431:
                 raise HeadTooLarge(f"the request's headers are larger than {MAX_HEAD} bytes")
             raise BadRequest(f"malformed HTTP request: {error}")
-        return event if isinstance(event, h11.Request) else None
+        if not isinstance(event, h11.Request):
+            return None
+        if event.http_version not in (b"1.1", b"1.0"):
+            raise BadRequest(f"HTTP/{event.http_version.decode('ascii')} is not spoken here, use HTTP/1.1")
+        return event
 
     async def _refuse(self, parser: h11.Connection, error: BadRequest | RequestTimeout | HeadTooLarge) -> None:
         """Answer a request that could not be read, and end the connection."""

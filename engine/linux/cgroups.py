@@ -25,12 +25,19 @@ from engine.linux.cgroups_types import BlkioEntry, BlkioStats, CpuStats, MemoryS
 from engine.linux.cgroups_v1 import CONTROLLERS as V1_CONTROLLERS
 from engine.linux.cgroups_v1 import SHARED_DEVICES, V1
 from engine.linux.cgroups_v2 import V2, check
+from engine.spec.mount import Mount
 from engine.spec.runtime import Resources
 
 __all__ = ["BlkioEntry", "BlkioStats", "Cgroups", "CpuStats", "MemoryStats", "PidsStats", "Placement", "Stats"]
 
 CLONE_INTO_CGROUP_SINCE = (5, 7)
 _SWAP_WARNING = "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap."
+
+
+_TARGET = "/sys/fs/cgroup"
+_FLAGS = ("nosuid", "noexec", "nodev", "ro")
+_V2_MOUNT = Mount(destination=_TARGET, type="cgroup2", source="cgroup", options=_FLAGS)
+_V1_FOLDER = Mount(destination=_TARGET, type="tmpfs", source="tmpfs", options=("nosuid", "noexec", "nodev", "mode=755", "size=64k"))
 
 
 class Cgroups:
@@ -85,7 +92,9 @@ class Cgroups:
             found.append(_SWAP_WARNING)
         if memory and not (self.v1 and "memory" in self.v1.mounts):
             if memory.swappiness is not None:
-                found.append("Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
+                found.append(
+                    "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded."
+                )
             if memory.disable_oom_killer:
                 found.append("Your kernel does not support OomKillDisable. OomKillDisable discarded.")
         return found
@@ -114,6 +123,30 @@ class Cgroups:
                 os.rmdir(directory)
             raise
         return Placement(tasks, directory)
+
+    def placement(self, path: str) -> Placement:
+        """How another process enters the groups that a container has now (an exec, or after a restart of the daemon)."""
+        path = _clean(path)
+        tasks: list[str] = []
+        directory = ""
+        if self.v1:
+            groups = self.v1.groups(path)
+            if "devices" in self.v1.mounts and self.v1.group("devices", path) not in groups:
+                groups.append(self.v1.group("devices", SHARED_DEVICES))
+            tasks = [f"{group}/tasks" for group in groups if os.path.exists(f"{group}/tasks")]
+        if self.v2 and os.path.isdir(self.v2.group(path)):
+            directory = self.v2.group(path)
+        return Placement(tuple(tasks), directory)
+
+    def mounts(self, path: str) -> tuple[Mount, ...]:
+        """What a container finds at /sys/fs/cgroup: the version 2 tree, or its own version 1 groups as Docker binds them there."""
+        if not self.v1:
+            return (_V2_MOUNT,)
+        found = [_V1_FOLDER]
+        for group in self.v1.groups(_clean(path)):
+            controller = next(name for name in self.v1.mounts if self.v1.group(name, _clean(path)) == group)
+            found.append(Mount(destination=f"{_TARGET}/{controller}", type="bind", source=group, options=("bind", *_FLAGS)))
+        return tuple(found)
 
     def _split(self, resources: Resources) -> tuple[Resources, Resources]:
         """What version 1 enforces and what version 2 does: a controller is bound to one of them. Raises InvalidParameter."""
@@ -270,4 +303,6 @@ def _usable(unified: str) -> str:
             own = unified + line[3:].rstrip("/")
             if os.access(own, os.W_OK):
                 return own
-    raise KnarrError(f"cgroups cannot be made below {unified}", hint="delegate a group to the daemon (systemd: Delegate=yes) or run it as root")
+    raise KnarrError(
+        f"cgroups cannot be made below {unified}", hint="delegate a group to the daemon (systemd: Delegate=yes) or run it as root"
+    )

@@ -311,7 +311,9 @@ def _raise_swap_first(group: str, limit: str, swap: str) -> None:
     present = io.number(file)
     if present is not None and present < UNLIMITED and (int(limit) > present or int(limit) < 0):
         if not swap:
-            raise InvalidParameter("Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
+            raise InvalidParameter(
+                "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
+            )
         io.limit(file, swap)
 
 

@@ -126,7 +126,9 @@ def parse(text: str | bytes) -> Profile:
     except msgspec.MsgspecError as error:
         raise InvalidParameter(f"decoding seccomp profile failed: {error}") from None
     if profile.architectures and profile.arch_map:
-        raise InvalidParameter("both 'architectures' and 'archMap' are specified in the seccomp profile, use either 'architectures' or 'archMap'")
+        raise InvalidParameter(
+            "both 'architectures' and 'archMap' are specified in the seccomp profile, use either 'architectures' or 'archMap'"
+        )
     for rule in profile.syscalls or ():
         if rule.name and rule.names:
             raise InvalidParameter("both 'name' and 'names' are specified in the seccomp profile, use either 'name' or 'names'")

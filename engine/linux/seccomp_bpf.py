@@ -31,7 +31,7 @@ _HOLES = 2
 class Condition(NamedTuple):
     """One test of a 64-bit argument: `op` is EQ NE LT LE GT GE or MASKED_EQ (then `value` is the mask and `expected` what must remain)."""
 
-    index: int
+    argument: int
     op: str
     value: int
     expected: int = 0
@@ -164,7 +164,7 @@ def _decision(program: _Program, decision: Decision) -> int:
     label = program.decisions.get(decision)
     if label is None:
         split = _by_value(decision)
-        label = _value_tree(program, decision.cases[0].conditions[0].index, *split) if split else _sequence(program, decision)
+        label = _value_tree(program, decision.cases[0].conditions[0].argument, *split) if split else _sequence(program, decision)
         program.decisions[decision] = label
     return label
 
@@ -179,7 +179,7 @@ def _holds(condition: Condition, value: int) -> bool:
 def decide(decision: Decision, arguments: tuple[int, ...]) -> int:
     """What the compiled decision returns for these six arguments; the definition that the generated code is tested against."""
     for case in decision.cases:
-        if all(_holds(condition, arguments[condition.index]) for condition in case.conditions):
+        if all(_holds(condition, arguments[condition.argument]) for condition in case.conditions):
             return case.action
     return decision.otherwise
 
@@ -187,7 +187,7 @@ def decide(decision: Decision, arguments: tuple[int, ...]) -> int:
 def _by_value(decision: Decision) -> tuple[list[int], list[int]] | None:
     """Ranges of the one argument on which all cases depend, or None where there is more to it."""
     conditions = [case.conditions for case in decision.cases]
-    if any(len(each) != 1 or each[0].op == "MASKED_EQ" for each in conditions) or len({each[0].index for each in conditions}) != 1:
+    if any(len(each) != 1 or each[0].op == "MASKED_EQ" for each in conditions) or len({each[0].argument for each in conditions}) != 1:
         return None
     borders = sorted({0} | {edge for (condition,) in conditions for edge in (condition.value, condition.value + 1)})
     starts: list[int] = []
@@ -233,7 +233,7 @@ def _sequence(program: _Program, decision: Decision) -> int:
 
 
 def _condition(program: _Program, condition: Condition, yes: int, no: int) -> int:
-    low_offset = OFFSET_ARGUMENTS + 8 * condition.index
+    low_offset = OFFSET_ARGUMENTS + 8 * condition.argument
     high, low = divmod(condition.value, WORD)
     if condition.op == "MASKED_EQ":
         return _masked(program, condition, low_offset, yes, no)

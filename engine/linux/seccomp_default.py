@@ -9,39 +9,66 @@ from __future__ import annotations
 
 # Always allowed, whatever the arguments.
 ALWAYS = {
-    "files": "access cachestat chdir chmod close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64 fadvise64_64 fallocate"
-    " fchdir fchmod fchmodat fchmodat2 fcntl fcntl64 fdatasync flock fstat fstat64 fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futimesat"
-    " getcwd getdents getdents64 ioctl link linkat listmount _llseek lseek lstat lstat64 mkdir mkdirat mknod mknodat name_to_handle_at newfstatat"
-    " open openat openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv rename renameat renameat2 rmdir"
-    " sendfile sendfile64 splice stat stat64 statfs statfs64 statmount statx symlink symlinkat sync sync_file_range syncfs tee truncate truncate64"
-    " umask unlink unlinkat utime utimensat utimensat_time64 utimes vmsplice write writev",
-    "owners and attributes": "chown chown32 fchown fchown32 fchownat fgetxattr flistxattr fremovexattr fsetxattr getxattr getxattrat lchown lchown32"
-    " lgetxattr listxattr listxattrat llistxattr lremovexattr lsetxattr removexattr removexattrat setxattr setxattrat",
-    "waiting for descriptors": "epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old eventfd eventfd2"
-    " fanotify_mark inotify_add_watch inotify_init inotify_init1 inotify_rm_watch _newselect pipe pipe2 poll ppoll ppoll_time64 pselect6"
-    " pselect6_time64 select signalfd signalfd4 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64",
-    "asynchronous input and output": "io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit ioprio_get ioprio_set",
-    "sockets": "accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg recvmmsg_time64 recvmsg send sendmmsg"
-    " sendmsg sendto setsockopt shutdown socketcall socketpair",
-    "processes": "execve execveat exit exit_group fork vfork getcpu getpgid getpgrp getpid getppid getpriority get_robust_list getrusage getsid"
-    " get_thread_area gettid kill pause pidfd_open pidfd_send_signal prctl process_mrelease restart_syscall rseq set_robust_list set_thread_area"
-    " set_tid_address setpgid setpriority setsid tgkill tkill uretprobe wait4 waitid waitpid",
-    "users and rights": "capget capset getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups getgroups32 getresgid getresgid32 getresuid"
-    " getresuid32 getuid getuid32 landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp setfsgid setfsgid32 setfsuid setfsuid32"
-    " setgid setgid32 setgroups setgroups32 setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 setuid setuid32",
-    "limits and scheduling": "getrlimit prlimit64 sched_getaffinity sched_getattr sched_getparam sched_get_priority_max sched_get_priority_min"
-    " sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity sched_setattr sched_setparam sched_setscheduler"
-    " sched_yield setrlimit ugetrlimit",
-    "signals": "rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64"
-    " rt_tgsigqueueinfo sigaltstack sigprocmask sigreturn",
-    "time": "adjtimex alarm clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep"
-    " clock_nanosleep_time64 getitimer gettimeofday nanosleep setitimer time timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64"
-    " timer_settime timer_settime64 times",
-    "memory": "brk futex futex_requeue futex_time64 futex_wait futex_waitv futex_wake madvise map_shadow_stack membarrier memfd_create memfd_secret"
-    " mincore mlock mlock2 mlockall mmap mmap2 mprotect mremap mseal msync munlock munlockall munmap pkey_alloc pkey_free pkey_mprotect"
-    " remap_file_pages",
-    "messages, semaphores, shared memory": "ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend"
-    " mq_timedsend_time64 mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget",
+    "files": (
+        "access cachestat chdir chmod close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64 fadvise64_64 "
+        "fallocate fchdir fchmod fchmodat fchmodat2 fcntl fcntl64 fdatasync flock fstat fstat64 fstatat64 fstatfs fstatfs64 fsync "
+        "ftruncate ftruncate64 futimesat getcwd getdents getdents64 ioctl link linkat listmount _llseek lseek lstat lstat64 mkdir mkdirat "
+        "mknod mknodat name_to_handle_at newfstatat open openat openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead "
+        "readlink readlinkat readv rename renameat renameat2 rmdir sendfile sendfile64 splice stat stat64 statfs statfs64 statmount statx "
+        "symlink symlinkat sync sync_file_range syncfs tee truncate truncate64 umask unlink unlinkat utime utimensat utimensat_time64 "
+        "utimes vmsplice write writev"
+    ),
+    "owners and attributes": (
+        "chown chown32 fchown fchown32 fchownat fgetxattr flistxattr fremovexattr fsetxattr getxattr getxattrat lchown lchown32 lgetxattr "
+        "listxattr listxattrat llistxattr lremovexattr lsetxattr removexattr removexattrat setxattr setxattrat"
+    ),
+    "waiting for descriptors": (
+        "epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old eventfd eventfd2 "
+        "fanotify_mark inotify_add_watch inotify_init inotify_init1 inotify_rm_watch _newselect pipe pipe2 poll ppoll ppoll_time64 "
+        "pselect6 pselect6_time64 select signalfd signalfd4 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime "
+        "timerfd_settime64"
+    ),
+    "asynchronous input and output": (
+        "io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit ioprio_get ioprio_set"
+    ),
+    "sockets": (
+        "accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg recvmmsg_time64 recvmsg send "
+        "sendmmsg sendmsg sendto setsockopt shutdown socketcall socketpair"
+    ),
+    "processes": (
+        "execve execveat exit exit_group fork vfork getcpu getpgid getpgrp getpid getppid getpriority get_robust_list getrusage getsid "
+        "get_thread_area gettid kill pause pidfd_open pidfd_send_signal prctl process_mrelease restart_syscall rseq set_robust_list "
+        "set_thread_area set_tid_address setpgid setpriority setsid tgkill tkill uretprobe wait4 waitid waitpid"
+    ),
+    "users and rights": (
+        "capget capset getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups getgroups32 getresgid getresgid32 getresuid "
+        "getresuid32 getuid getuid32 landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp setfsgid setfsgid32 "
+        "setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setregid setregid32 setresgid setresgid32 setresuid setresuid32 "
+        "setreuid setreuid32 setuid setuid32"
+    ),
+    "limits and scheduling": (
+        "getrlimit prlimit64 sched_getaffinity sched_getattr sched_getparam sched_get_priority_max sched_get_priority_min "
+        "sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity sched_setattr sched_setparam "
+        "sched_setscheduler sched_yield setrlimit ugetrlimit"
+    ),
+    "signals": (
+        "rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 "
+        "rt_tgsigqueueinfo sigaltstack sigprocmask sigreturn"
+    ),
+    "time": (
+        "adjtimex alarm clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep "
+        "clock_nanosleep_time64 getitimer gettimeofday nanosleep setitimer time timer_create timer_delete timer_getoverrun timer_gettime "
+        "timer_gettime64 timer_settime timer_settime64 times"
+    ),
+    "memory": (
+        "brk futex futex_requeue futex_time64 futex_wait futex_waitv futex_wake madvise map_shadow_stack membarrier memfd_create "
+        "memfd_secret mincore mlock mlock2 mlockall mmap mmap2 mprotect mremap mseal msync munlock munlockall munmap pkey_alloc pkey_free "
+        "pkey_mprotect remap_file_pages"
+    ),
+    "messages, semaphores, shared memory": (
+        "ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink msgctl "
+        "msgget msgrcv msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget"
+    ),
     "the system": "getrandom riscv_hwprobe sysinfo uname",
 }
 
@@ -61,8 +88,11 @@ BY_ARCH = {
 # Allowed to a container that has the capability.
 BY_CAPABILITY = {
     "CAP_DAC_READ_SEARCH": "open_by_handle_at",
-    "CAP_SYS_ADMIN": "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr lsm_list_modules lsm_set_self_attr"
-    " mount mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog umount umount2 unshare",
+    "CAP_SYS_ADMIN": (
+        "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr lsm_list_modules "
+        "lsm_set_self_attr mount mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns "
+        "syslog umount umount2 unshare"
+    ),
     "CAP_SYS_BOOT": "reboot",
     "CAP_SYS_CHROOT": "chroot",
     "CAP_SYS_MODULE": "delete_module init_module finit_module",

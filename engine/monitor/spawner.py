@@ -89,7 +89,10 @@ def main() -> None:
     gc.disable()
     gc.freeze()
     while True:
-        request = daemon.recv(REQUEST.size)
+        try:
+            request = daemon.recv(REQUEST.size)
+        except ConnectionResetError:  # the daemon ended with monitors still in its queue
+            return
         if len(request) < REQUEST.size:
             return
         for _ in range(min(REQUEST.unpack(request)[0], REQUEST_LIMIT)):

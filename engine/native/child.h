@@ -53,6 +53,22 @@ static void degrade(struct child *c, int error) {
         c->report->mark[c->report->count - 1].error = (uint32_t)error;
 }
 
+/* "/proc/self/fd/N"; `out` holds FD_NAME bytes. */
+#define FD_NAME 32
+static const char *fd_name(char out[FD_NAME], int fd) {
+    static const char prefix[] = "/proc/self/fd/";
+    char digits[12], *p = digits + sizeof digits, *end = p;
+    unsigned n = (unsigned)fd;
+    do {
+        *--p = (char)('0' + n % 10);
+        n /= 10;
+    } while (n);
+    memcpy(out, prefix, sizeof prefix - 1);
+    memcpy(out + sizeof prefix - 1, p, (size_t)(end - p));
+    out[sizeof prefix - 1 + (size_t)(end - p)] = 0;
+    return out;
+}
+
 static int write_file(const char *path, const char *text, size_t length) {
     int fd = open(path, O_WRONLY | O_CLOEXEC), error = 0;
     if (fd < 0)

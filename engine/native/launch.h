@@ -39,7 +39,7 @@ struct launch_report {
     struct launch_mark mark[KNARR_MAX_OPS + 2];
 };
 
-/* 0, or -1 for a plan that does not decode. `count`: number of operations (may be NULL). Never reads beyond `len`. */
+/* 0, or -1 for a plan that does not decode. `plan` is aligned to 8 bytes. `count`: number of operations (may be NULL). Never reads beyond `len`. */
 static int knarr_plan_check(const uint8_t *plan, size_t len, uint32_t *count);
 
 /* 0: report->pid runs the program and is a child of the caller's process (SIGCHLD, to be reaped). -1: nothing runs, nothing is left to

@@ -80,7 +80,7 @@ static uint64_t mon_start_time(int pid)
 
 static void mon_put_trace(struct mw_writer *w, const struct launch_report *report)
 {
-    uint32_t degraded = 0, count = report->count;
+    uint32_t degraded = 0, count = report ? report->count : 0;
     mw_put(w, count, 4);
     for (uint32_t i = 0; i < count; i++) {
         mw_put(w, report->mark[i].op, 4);
@@ -95,16 +95,16 @@ static void mon_put_trace(struct mw_writer *w, const struct launch_report *repor
         }
 }
 
-/* Nothing runs: say why, leave nothing, end. */
+/* Nothing runs: say why, leave nothing, end. Clients are let go without a word: the daemon has the sockets too and tells them. */
 static void mon_failed(struct monitor *m, struct mon_connection *to, const char *what, int error, const struct launch_report *report)
 {
     uint8_t space[32768];
-    struct launch_report none = {.failed = -1};
+    char text[256];
     struct mw_writer w = mw_begin(space, sizeof space, MW_FAILED);
-    report = report ? report : &none;
-    mw_put(&w, (uint32_t)report->failed, 4);
+    int length = *what ? snprintf(text, sizeof text, "%s: %s", what, strerror(error)) : 0;
+    mw_put(&w, (uint32_t)(report ? report->failed : -1), 4);
     mw_put(&w, (uint32_t)error, 4);
-    mw_put_blob(&w, what, strlen(what));
+    mw_put_blob(&w, text, (size_t)length);
     mon_put_trace(&w, report);
     if (m->listener >= 0)
         unlinkat(m->bundle, "monitor.sock", 0);
@@ -116,7 +116,9 @@ static void mon_failed(struct monitor *m, struct mon_connection *to, const char 
     m->input = -1;
     mon_close(&m->output[0]);
     mon_close(&m->output[1]);
-    mon_end_clients(m);
+    for (int i = 0; i < m->client_slots; i++)
+        if (m->client[i].fd >= 0)
+            client_free(&m->client[i]);
 }
 
 static void mon_started(struct monitor *m, struct mon_connection *to, const struct launch_report *report, uint64_t received, uint64_t prepared)
@@ -423,11 +425,12 @@ static struct monitor the_monitor;
 static void mon_signals(void)
 {
     static const int ignored[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGPIPE, SIGTTOU, SIGTTIN, SIGTSTP};
-    struct sigaction action = {.sa_handler = SIG_DFL};
+    static const unsigned long defaults[4]; /* the kernel's struct sigaction: SIG_DFL, no flags, empty mask */
+    struct sigaction action = {.sa_handler = SIG_IGN};
     sigset_t none;
-    for (int number = 1; number < NSIG; number++)
-        sigaction(number, &action, NULL);
-    action.sa_handler = SIG_IGN; /* it must outlive everything but the process that it waits for */
+    for (int number = 1; number <= 64; number++)
+        syscall(SYS_rt_sigaction, number, defaults, NULL, 8); /* libc refuses for its own two, which posix_spawn leaves ignored */
+    /* It must outlive everything but the process that it waits for. */
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
         sigaction(ignored[i], &action, NULL);
     sigemptyset(&none);

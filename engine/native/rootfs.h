@@ -28,21 +28,24 @@ struct attributes { /* struct mount_attr of the kernel, whose header collides wi
 enum { EXISTING, DIRECTORY, PLAIN_FILE }; /* what find() makes when there is nothing at the path */
 #define MAX_DANGLING 8                    /* links to nothing that are followed while making a path */
 
+static int open_root(struct child *c) {
+    if (c->root < 0)
+        c->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return c->root < 0 ? errno : 0;
+}
+
 static int open_inside(struct child *c, const char *path, uint64_t flags) {
     struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
     int fd, tries = 64;
-    if (c->root < 0) {
-        c->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-        if (c->root < 0)
-            return -1;
-    }
+    if (open_root(c) != 0)
+        return -1;
     do { /* EAGAIN: something was renamed on the system while a ".." was resolved */
         fd = (int)syscall(SYS_openat2, c->root, path, &how, sizeof how);
     } while (fd < 0 && (errno == EAGAIN || errno == EINTR) && --tries);
     return fd;
 }
 
-/* c->path is `prefix` (ends at `end`, the part before `name` too) and `rest`; a dangling link is at prefix. Replace it by what it points to. */
+/* c->path ends with `name`, which is a link to nothing in `parent`: put what it says in its place, and `rest` behind it. */
 static int follow_dangling(struct child *c, int parent, char *name, const char *rest) {
     size_t length, keep, tail = strlen(rest);
     ssize_t n = readlinkat(parent, name, c->link, sizeof c->link - 1);
@@ -50,7 +53,7 @@ static int follow_dangling(struct child *c, int parent, char *name, const char *
         return errno;
     length = (size_t)n;
     keep = c->link[0] == '/' ? 0 : (size_t)(name - c->path);
-    if (keep + length + tail + 1 > sizeof c->path)
+    if (keep + length + tail + 2 > sizeof c->path)
         return ENAMETOOLONG;
     memmove(c->path + keep + length, rest, tail + 1);
     memcpy(c->path + keep, c->link, length);
@@ -75,8 +78,11 @@ static int make_last(int parent, const char *name, int kind) {
 static int make_path(struct child *c, int kind, int *result) {
     int links = 0, parent, fd, error;
     char *at, *name, saved;
+    size_t length;
 restart:
-    parent = dup(c->root);
+    parent = fcntl(c->root, F_DUPFD_CLOEXEC, 3);
+    if (parent < 0)
+        return errno;
     at = c->path;
     for (;;) {
         while (*at == '/')
@@ -98,9 +104,9 @@ restart:
                     left++;
             error = make_last(parent, name, saved && *left ? DIRECTORY : kind);
             if (error == EEXIST) {
-                *at = saved;
-                memmove(c->path + sizeof c->path - strlen(at) - 1, at, strlen(at) + 1);
-                left = c->path + sizeof c->path - strlen(at) - 1;
+                *at = saved; /* the rest moves out of the way, to the end of the buffer */
+                length = strlen(at) + 1;
+                left = memmove(c->path + sizeof c->path - length, at, length);
                 *at = 0;
                 error = ++links > MAX_DANGLING ? ELOOP : follow_dangling(c, parent, name, left);
                 close(parent);
@@ -157,9 +163,9 @@ static int find_parent(struct child *c, const char *path, const char **name) {
         return ENAMETOOLONG;
     memcpy(c->path, path, length);
     c->path[length] = 0;
-    if (open_inside(c, length ? "" : "/", O_PATH) < 0 && c->root < 0)
-        return errno;
-    error = make_path(c, DIRECTORY, &c->parent);
+    error = open_root(c);
+    if (!error)
+        error = make_path(c, DIRECTORY, &c->parent);
     c->parent_path = path;
     c->parent_length = length;
     if (error)
@@ -206,21 +212,12 @@ static int op_root(struct child *c, struct plan_op *op) {
 /* A new file system on a directory inside. slots: source, target, type, data, base. arg: MS_ flags, propagation (MS_ flags). */
 static int op_mount(struct child *c, struct plan_op *op) {
     const char *source = op->slot[0].text, *path = op->slot[1].text, *where = ".";
+    char name[FD_NAME];
     int target, error = find(c, path, DIRECTORY, &target);
     if (error)
         return error;
-    if (op->slot[4].text) { /* relative names in the data are meant from the base: the target needs a name of its own */
-        static const char digits[] = "0123456789";
-        char *p = c->path + sizeof "/proc/self/fd/" + 10;
-        unsigned n = (unsigned)target;
-        *p = 0;
-        do {
-            *--p = digits[n % 10];
-            n /= 10;
-        } while (n);
-        p -= sizeof "/proc/self/fd/" - 1;
-        memcpy(p, "/proc/self/fd/", sizeof "/proc/self/fd/" - 1);
-        where = p;
+    if (op->slot[4].text) { /* relative names in the data are meant from the base, so the target needs a name of its own */
+        where = fd_name(name, target);
         error = failed(chdir(op->slot[4].text));
     } else {
         error = failed(fchdir(target));
@@ -315,17 +312,12 @@ static int op_symlink(struct child *c, struct plan_op *op) {
 static int op_console(struct child *c, struct plan_op *op) {
     static const char prefix[] = "/dev/pts/";
     struct stat tty, again;
+    char name[FD_NAME];
     ssize_t n;
-    char name[] = "/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
-    int tree, target, error, fd = c->stdio[0], scale = 1;
-    char *p = name + sizeof "/proc/self/fd/" - 1;
-    if (fstat(fd, &tty) < 0)
+    int tree, target, error;
+    if (fstat(c->stdio[0], &tty) < 0)
         return errno;
-    while (fd / scale >= 10)
-        scale *= 10;
-    for (; scale; scale /= 10)
-        *p++ = (char)('0' + fd / scale % 10);
-    n = readlink(name, c->link, sizeof c->link - 1);
+    n = readlink(fd_name(name, c->stdio[0]), c->link, sizeof c->link - 1);
     if (n < 0)
         return errno;
     c->link[n] = 0;
@@ -361,7 +353,7 @@ static int mask_directory(struct child *c, const char *path, int target) {
         tree = clone_tree(c->masked, "", 0);
         return tree < 0 ? errno : attach(c, tree, target);
     }
-    if (fchdir(target) < 0 || mount("tmpfs", ".", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=0,nr_inodes=1,mode=755") < 0)
+    if (fchdir(target) < 0 || mount("tmpfs", ".", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "nr_blocks=1,nr_inodes=1,mode=755") < 0)
         return errno;
     forget_parent(c);
     c->masked = open_inside(c, path, O_PATH);

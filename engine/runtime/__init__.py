@@ -1,0 +1,1 @@
+"""The OCI runtime without a daemon: operations, plans."""

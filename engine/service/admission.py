@@ -30,12 +30,6 @@ _LATER: Mapping[str, str] = {
     "volumes_from": "--volumes-from",
     "links": "--link",
     "storage_opt": "--storage-opt",
-    "blkio_weight": "--blkio-weight",
-    "blkio_weight_device": "--blkio-weight-device",
-    "blkio_device_read_bps": "--device-read-bps",
-    "blkio_device_write_bps": "--device-write-bps",
-    "blkio_device_read_iops": "--device-read-iops",
-    "blkio_device_write_iops": "--device-write-iops",
     "cpu_realtime_period": "--cpu-rt-period",
     "cpu_realtime_runtime": "--cpu-rt-runtime",
     "device_requests": "--gpus",
@@ -233,6 +227,8 @@ def _resources(hc: HostConfig) -> None:
         raise InvalidParameter("CPU cfs quota can not be less than 1ms (i.e. 1000)")
     if hc.cpu_shares < 0:
         raise InvalidParameter(f"invalid CPU shares ({hc.cpu_shares}): value must be a positive integer")
+    if hc.blkio_weight and not 10 <= hc.blkio_weight <= 1000:
+        raise InvalidParameter("Range of blkio weight is from 10 to 1000")
     if hc.shm_size < 0:
         raise InvalidParameter("SHM size can not be less than 0")
     for name, value in (("cpuset cpus", hc.cpuset_cpus), ("cpuset mems", hc.cpuset_mems)):

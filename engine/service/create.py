@@ -9,6 +9,7 @@ import functools
 import os
 import posixpath
 import re
+import stat
 
 import msgspec
 
@@ -20,8 +21,8 @@ from engine.service import admission, bundle, mounts, names, specgen, users
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
 from engine.spec.container import ContainerRecord
-from engine.spec.docker.containers import Config, CreateRequest, HostConfig, NetworkingConfig
-from engine.spec.runtime import Device, DeviceRule, Spec
+from engine.spec.docker.containers import Config, CreateRequest, HostConfig, NetworkingConfig, ThrottleDevice
+from engine.spec.runtime import BlockIO, BlockRate, BlockWeight, Device, DeviceRule, Spec
 from engine.store.images import ImageRecord
 
 _RULE = re.compile(r"([abc]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})")
@@ -127,19 +128,20 @@ def compile_plan(context: Context, container: Container, joined_pid: int = 0) ->
     points = mounts.requested(record.host_config)
     mounts.prepare(points)
     devices, rules = requested_devices(record.host_config)
+    limits = specgen.resources(record.host_config, devices, rules, block_io(record.host_config))
+    if container.placement is None:
+        container.placement = context.cgroups.prepare(container.cgroup, limits)
     spec = specgen.spec(
         record,
         identity(context, record),
         context.host,
         files=bundle.binds(container.bundle),
         mounts=[point.mount for point in points],
+        cgroup=context.cgroups.mounts(container.cgroup),
         devices=devices,
-        rules=rules,
+        limits=limits,
         joined=specgen.Joined(pid=joined_pid),
     )
-    if container.placement is None:
-        assert spec.linux is not None
-        container.placement = context.cgroups.prepare(container.cgroup, spec.linux.resources)
     return encode_plan(context, container, spec)
 
 
@@ -200,6 +202,36 @@ def requested_devices(hc: HostConfig) -> tuple[tuple[Device, ...], tuple[DeviceR
             )
         )
     return tuple(devices), tuple(rules)
+
+
+def block_io(hc: HostConfig) -> BlockIO | None:
+    """--blkio-weight, --blkio-weight-device and --device-{read,write}-{bps,iops}. Raises InvalidParameter for a path that is no block device."""
+    weights = tuple(BlockWeight(major=major, minor=minor, weight=item.weight) for item in hc.blkio_weight_device or () for major, minor in [_numbers(item.path)])
+    rates = [_rates(items) for items in (hc.blkio_device_read_bps, hc.blkio_device_write_bps, hc.blkio_device_read_iops, hc.blkio_device_write_iops)]
+    if not (hc.blkio_weight or weights or any(rates)):
+        return None
+    return BlockIO(
+        weight=hc.blkio_weight or None,
+        weight_device=weights,
+        throttle_read_bps_device=rates[0],
+        throttle_write_bps_device=rates[1],
+        throttle_read_iops_device=rates[2],
+        throttle_write_iops_device=rates[3],
+    )
+
+
+def _rates(items: list[ThrottleDevice] | None) -> tuple[BlockRate, ...]:
+    return tuple(BlockRate(major=major, minor=minor, rate=item.rate) for item in items or () for major, minor in [_numbers(item.path)])
+
+
+def _numbers(path: str) -> tuple[int, int]:
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        raise InvalidParameter(f"limiting the block device {path}: {os.strerror(error.errno or 0)}")
+    if not stat.S_ISBLK(info.st_mode):
+        raise InvalidParameter(f"limiting the block device {path}: it is not a block device")
+    return os.major(info.st_rdev), os.minor(info.st_rdev)
 
 
 def find_image(context: Context, request: CreateRequest, platform: str) -> ImageRecord:

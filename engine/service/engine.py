@@ -52,9 +52,8 @@ def host_facts(settings: Settings, cgroups: Cgroups) -> Host:
     """What specs need to know of this host. Read once."""
     return Host(
         hostname=socket.gethostname(),
-        cgroupns_private=cgroups.unified,
-        cgroup_mounts=cgroups.mounts(),
-        privileged_devices=devices.all_host_devices(),
+        cgroupns_private=cgroups.version == 2,
+        privileged_devices=devices.all_host(),
         ulimits=tuple((name, int(limit["Soft"]), int(limit["Hard"])) for name, limit in settings.default_ulimits.items()),
         shm_size=int(settings.default_shm_size),
         no_new_privileges=settings.no_new_privileges,

@@ -112,7 +112,7 @@ class Runner:
             open_stdin=config.open_stdin,
             stdin_once=config.stdin_once,
             log=log_settings(container),
-            oom=control.OomSource(path=oom[0], version=oom[1], watch=bool(hc.memory)) if oom else None,
+            oom=control.OomSource(path=oom, version=1 if oom.endswith(".oom_control") else 2, watch=bool(hc.memory)) if oom else None,
         )
 
     async def _hand_over_pending(self, container: Container, process: Process) -> None:

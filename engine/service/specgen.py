@@ -19,6 +19,7 @@ from engine.spec.docker.containers import HostConfig
 from engine.spec.mount import Mount
 from engine.spec.runtime import (
     VERSION,
+    BlockIO,
     Box,
     Capabilities,
     Cpu,
@@ -63,13 +64,11 @@ _NET_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group
 class Host(msgspec.Struct, frozen=True, kw_only=True):
     """What a spec needs to know of this host and of the daemon's settings.
 
-    `cgroup_mounts` are the mounts below /sys/fs/cgroup for a container (they differ by cgroup version); `privileged_devices` all device nodes
-    of the host; `ulimits` the daemon's defaults as (name, soft, hard).
+    `privileged_devices`: all device nodes of the host; `ulimits`: the daemon's defaults as (name, soft, hard).
     """
 
     hostname: str
     cgroupns_private: bool
-    cgroup_mounts: tuple[Mount, ...] = ()
     privileged_devices: tuple[Device, ...] = ()
     ulimits: tuple[tuple[str, int, int], ...] = ()
     shm_size: int = 64 * 1024 * 1024
@@ -89,14 +88,15 @@ def spec(
     *,
     files: Sequence[Mount],
     mounts: Sequence[Mount],
+    cgroup: tuple[Mount, ...] = (),
     devices: Sequence[Device] = (),
-    rules: Sequence[DeviceRule] = (),
+    limits: Resources | None = None,
     joined: Joined | None = None,
 ) -> Spec:
     """The OCI spec of a container.
 
-    `files`: binds of /etc/hosts, /etc/resolv.conf, /etc/hostname; `mounts`: the user's, sorted by depth; `devices` and `rules`: from --device and
-    --device-cgroup-rule.
+    `files`: binds of /etc/hosts, /etc/resolv.conf, /etc/hostname; `mounts`: the user's, sorted by depth; `cgroup`: what is seen at /sys/fs/cgroup;
+    `devices`: from --device; `limits`: from `resources`.
     """
     config, hc = record.config, record.host_config
     privileged = hc.privileged
@@ -117,11 +117,11 @@ def spec(
             no_new_privileges=no_new_privileges(hc.security_opt, host.no_new_privileges),
             oom_score_adj=hc.oom_score_adj,
         ),
-        mounts=_mounts(hc, host, files, mounts),
+        mounts=_mounts(hc, host, files, mounts, cgroup),
         annotations=hc.annotations or {},
         linux=Linux(
             namespaces=_namespaces(hc, host, joined or Joined()),
-            resources=resources(hc, devices, rules),
+            resources=limits,
             cgroups_path=f"{hc.cgroup_parent}/{record.id}",
             devices=host.privileged_devices if privileged else tuple(devices),
             sysctl=_sysctls(hc),
@@ -193,7 +193,9 @@ def no_new_privileges(options: list[str] | None, default: bool) -> bool:
     return default
 
 
-def resources(hc: HostConfig, devices: Sequence[Device] = (), rules: Sequence[DeviceRule] = ()) -> Resources:
+def resources(
+    hc: HostConfig, devices: Sequence[Device] = (), rules: Sequence[DeviceRule] = (), block_io: BlockIO | None = None
+) -> Resources:
     """Limits of the container's cgroup. Docker's derivations: memory swap is twice the memory when only that is given; --cpus is quota/period."""
     if hc.privileged:
         allowed: tuple[DeviceRule, ...] = (DeviceRule(allow=True, access="rwm"),)
@@ -204,6 +206,7 @@ def resources(hc: HostConfig, devices: Sequence[Device] = (), rules: Sequence[De
         memory=_memory(hc),
         cpu=_cpu(hc),
         pids=Pids(limit=hc.pids_limit) if hc.pids_limit and hc.pids_limit > 0 else None,
+        block_io=block_io,
     )
 
 
@@ -272,11 +275,14 @@ def _namespace_set(pid: bool, pid_of: int, uts: bool, ipc: bool, network: bool, 
     return tuple(found + [Namespace(type=name) for name, on in wanted if on])
 
 
-def _mounts(hc: HostConfig, host: Host, files: Sequence[Mount], mounts: Sequence[Mount]) -> tuple[Mount, ...]:
+def _mounts(
+    hc: HostConfig, host: Host, files: Sequence[Mount], mounts: Sequence[Mount], cgroup: tuple[Mount, ...]
+) -> tuple[Mount, ...]:
     targets = {mount.destination for mount in mounts}
-    base = _base_mounts(
-        hc.privileged, hc.ipc_mode, hc.shm_size or host.shm_size, hc.privileged or hc.cgroupns_mode == "host", host.cgroup_mounts
-    )
+    base = _base_mounts(hc.privileged, hc.ipc_mode, hc.shm_size or host.shm_size)
+    if hc.privileged:
+        cgroup = tuple(msgspec.structs.replace(mount, options=tuple(word for word in mount.options if word != "ro")) for mount in cgroup)
+    base = (*base, *cgroup)
     if targets:
         base = tuple(mount for mount in base if mount.destination not in targets)
         files = [mount for mount in files if mount.destination not in targets]
@@ -284,18 +290,13 @@ def _mounts(hc: HostConfig, host: Host, files: Sequence[Mount], mounts: Sequence
 
 
 @functools.lru_cache(maxsize=64)
-def _base_mounts(privileged: bool, ipc: str, shm_size: int, cgroup_rw: bool, cgroup: tuple[Mount, ...]) -> tuple[Mount, ...]:
+def _base_mounts(privileged: bool, ipc: str, shm_size: int) -> tuple[Mount, ...]:
     shm = Mount(destination="/dev/shm", type="tmpfs", source="shm", options=("nosuid", "noexec", "nodev", "mode=1777", f"size={shm_size}"))
-    if privileged:
-        cgroup = tuple(
-            msgspec.structs.replace(mount, options=tuple(word for word in mount.options if word != "ro")) for mount in cgroup
-        )
     return (
         _PROC,
         _DEV,
         _DEVPTS,
         _SYSFS_RW if privileged else _SYSFS,
-        *cgroup,
         _HOST_MQUEUE if ipc == "host" else _MQUEUE,
         *(() if ipc == "none" else (_HOST_SHM if ipc == "host" else shm,)),
     )

@@ -42,6 +42,7 @@ class Staged:
         self.compression = ""
         self.path = ""
         self.data = b""
+        self.kept = False
 
     @property
     def media_type(self) -> str:
@@ -173,7 +174,7 @@ class Staging:
             return
         self._content.adopt(staged.path, staged.blob)
         staged.path = self._content.path(staged.blob)
-        staged.data = b"kept"
+        staged.kept = True
 
     def close(self) -> None:
         """Remove everything that was not kept."""
@@ -182,7 +183,7 @@ class Staging:
 
 
 def _drop(staged: Staged) -> None:
-    if staged.path and not staged.data:
+    if staged.path and not staged.kept:
         try:
             os.unlink(staged.path)
         except FileNotFoundError:

@@ -12,8 +12,6 @@ from typing import Any
 from engine.service.containers import Containers
 from engine.service.context import Context
 
-_FEATURES_V1 = ("cpu", "cpuset", "memory", "pids")
-
 
 class System:
     """Facts about this daemon. `id` stays the same for one data root."""
@@ -29,7 +27,7 @@ class System:
         states = [container.record.state for container in self._containers.by_id.values()]
         running = sum(state.status in ("running", "restarting") for state in states)
         paused = sum(state.status == "paused" for state in states)
-        limits = context.cgroups.supported()
+        limits = context.cgroups.controllers
         return {
             "ID": self.id,
             "Containers": len(states),
@@ -41,7 +39,7 @@ class System:
             "DriverStatus": [["Backing Filesystem", _filesystem(context.layout.snapshots)], ["Supports d_type", "true"], ["Native Overlay Diff", "true"]],
             "Plugins": {"Volume": [], "Network": ["host", "null"], "Authorization": None, "Log": ["json-file", "none"]},
             "MemoryLimit": "memory" in limits,
-            "SwapLimit": "swap" in limits,
+            "SwapLimit": context.cgroups.swap_limit(),
             "CpuCfsPeriod": "cpu" in limits,
             "CpuCfsQuota": "cpu" in limits,
             "CPUShares": "cpu" in limits,
@@ -55,7 +53,7 @@ class System:
             "SystemTime": "",
             "LoggingDriver": settings.log_driver,
             "CgroupDriver": "cgroupfs",
-            "CgroupVersion": "2" if context.cgroups.unified else "1",
+            "CgroupVersion": "2" if context.cgroups.version == 2 else "1",
             "NEventsListener": context.events.listeners,
             "KernelVersion": os.uname().release,
             "OperatingSystem": _os_release().get("PRETTY_NAME", "Linux"),
@@ -86,7 +84,7 @@ class System:
             "ContainerdCommit": {"ID": "", "Expected": ""},
             "RuncCommit": {"ID": "", "Expected": ""},
             "InitCommit": {"ID": "", "Expected": ""},
-            "SecurityOptions": ["name=seccomp,profile=builtin"] + (["name=cgroupns"] if context.cgroups.unified else []),
+            "SecurityOptions": ["name=seccomp,profile=builtin"] + (["name=cgroupns"] if context.cgroups.version == 2 else []),
             "ProductLicense": "",
             "Warnings": None,
             "CDISpecDirs": [],

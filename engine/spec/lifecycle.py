@@ -13,7 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.errors import Conflict, NotModified
-from engine.spec.container import State
+from engine.spec.container import State, Status
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ def step(state: State, event: Event) -> State:
             return State(status="running", pid=pid, pid_start=pid_start, started_at=at, restart_count=state.restart_count)
         case FailedToStart(exit_code, error, at):
             # a container that never ran stays "created", as in Docker
-            status = "exited" if state.started_at else "created"
+            status: Status = "exited" if state.started_at else "created"
             return State(status=status, exit_code=exit_code, error=error, started_at=state.started_at, finished_at=at if state.started_at else 0)
         case Ended(exit_code, oom_killed, at, error):
             return State(

@@ -127,7 +127,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing runs; the monitor ends. `op`: index of the failed operation, -1 when it failed before the plan ran.
 
-    `errno`: the kernel's error; `what`: what was being done, for errors outside the plan.
+    `errno`: the kernel's error. `what`: what was being done and the cause in words, for errors outside the plan. Attached clients' sockets were closed
+    without a shutdown, so that the daemon can still tell them through its own copies.
     """
 
     op: int

@@ -170,21 +170,32 @@ class Daemon(Engine):
         return self.start()
 
     def close(self) -> None:
-        """Remove every container, stop the daemon and remove the folder. For fixtures."""
+        """Remove every container, stop the daemon and remove the folder. For fixtures; also after the daemon has failed."""
         try:
-            if self.process is None:
+            if self.process is not None and self.process.poll() is not None:
+                self.process = None
+            if self.process is None and self.exec_root.exists():
                 self.start()
-            assert self.process is not None
-            if self.process.poll() is None:
+            if self.process is not None:
                 self.remove_all()
                 self.stop()
         finally:
             if self.process is not None and self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
+            self.kill_containers()
             self.unmount()
             self.remove_cgroups()
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def kill_containers(self) -> None:
+        """End what still runs in the daemon's control groups."""
+        for group in self.cgroups():
+            try:
+                for pid in (group / "cgroup.procs").read_text().split():
+                    os.kill(int(pid), signal.SIGKILL)
+            except OSError:
+                pass
 
     def unmount(self) -> None:
         """Detach mounts that were left below the folder: a failing test must not fill the host's mount table."""

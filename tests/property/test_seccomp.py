@@ -123,7 +123,9 @@ def test_any_profile(profile: runtime.Seccomp, arguments: list[tuple[int, ...]])
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 3)), min_size=1, max_size=400, unique_by=lambda pair: pair[0]), st.booleans())
+@given(
+    st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 3)), min_size=1, max_size=400, unique_by=lambda pair: pair[0]), st.booleans()
+)
 def test_tree_finds_every_range(pairs: list[tuple[int, int]], dense: bool) -> None:
     starts = sorted({start // 4 if dense else start for start, _ in pairs} | {0})
     actions = [0x50000 + dict(pairs).get(start, 0) for start in starts]

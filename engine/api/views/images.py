@@ -30,19 +30,6 @@ _CONTAINER_ONLY: Json = {
 }
 
 
-def config(self) -> ImageConfig: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def tagged(self) -> int: ...
-    @property
-    def repo_tags(self) -> tuple[str, ...]: ...
-    @property
-    def repo_digests(self) -> tuple[str, ...]: ...
-    @property
-    def diff_ids(self) -> tuple[str, ...]: ...
-
-
 def config(value: ContainerConfig, version: Version) -> Json:
     """The `Config` member: the image's defaults for containers."""
     shown: Json = dict(_CONTAINER_ONLY) if version < (1, 50) else {}

@@ -105,6 +105,20 @@ class DeviceMapping(msgspec.Struct, rename=pascal):
     cgroup_permissions: str = "rwm"
 
 
+class WeightDevice(msgspec.Struct, rename=pascal):
+    """Weight 10 to 1000 of one block device, by its path on the host."""
+
+    path: str = ""
+    weight: int = 0
+
+
+class ThrottleDevice(msgspec.Struct, rename=pascal):
+    """Bytes or operations per second of one block device, by its path on the host."""
+
+    path: str = ""
+    rate: int = 0
+
+
 class Ulimit(msgspec.Struct, rename=pascal):
     name: str = ""
     hard: int = 0
@@ -161,11 +175,11 @@ class HostConfig(
     nano_cpus: int = 0
     cgroup_parent: str = ""
     blkio_weight: int = 0
-    blkio_weight_device: list[dict[str, object]] | None = None
-    blkio_device_read_bps: list[dict[str, object]] | None = None
-    blkio_device_write_bps: list[dict[str, object]] | None = None
-    blkio_device_read_iops: list[dict[str, object]] | None = None
-    blkio_device_write_iops: list[dict[str, object]] | None = None
+    blkio_weight_device: list[WeightDevice] | None = None
+    blkio_device_read_bps: list[ThrottleDevice] | None = None
+    blkio_device_write_bps: list[ThrottleDevice] | None = None
+    blkio_device_read_iops: list[ThrottleDevice] | None = None
+    blkio_device_write_iops: list[ThrottleDevice] | None = None
     cpu_period: int = 0
     cpu_quota: int = 0
     cpu_realtime_period: int = 0

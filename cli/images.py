@@ -1,0 +1,118 @@
+"""Commands on images that are one request each: `images history rmi tag`."""
+
+from cli.client import Client, Failure, query, quote
+from cli.codec import loads
+from cli.containers import filters
+from cli.flags import Command, parse
+from cli.streams import output
+
+LS = Command("images", "[OPTIONS] [REPOSITORY[:TAG]]", {
+    "all": "bool", "digests": "bool", "filter": "filter", "format": "string", "no-trunc": "bool", "quiet": "bool", "tree": "bool",
+}, {"a": "all", "f": "filter", "q": "quiet"}, 0, 1)
+HISTORY = Command("history", "[OPTIONS] IMAGE", {"format": "string", "human": "bool", "no-trunc": "bool", "platform": "string", "quiet": "bool"},
+                  {"H": "human", "q": "quiet"}, 1, 1)
+RM = Command("rmi", "[OPTIONS] IMAGE [IMAGE...]", {"force": "bool", "no-prune": "bool", "platform": "strings"}, {"f": "force"}, 1)
+TAG = Command("tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", {}, {}, 2, 2)
+
+# an image's name keeps its slashes in a path
+_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/:@")
+
+
+def image_path(name: str) -> str:
+    return "/images/" + quote(name, _NAME)
+
+
+def ls(client: Client, name: str, argv: "list[str]") -> int:
+    from cli.listing import show
+    from cli.views import Image, View
+
+    given, arguments = parse(LS, argv)
+    if given.get("tree"):
+        raise Failure("not implemented: --tree")
+    if arguments:
+        given.setdefault("filter", []).append(("reference", arguments[0]))
+    summaries = client.get(query("/images/json", all=given.get("all") or None, filters=filters(given)))
+    form = given.get("format", "")
+    digests = given.get("digests", False) or "{{.Digest}}" in form
+    view = View(given.get("no-trunc", False))
+    rows = [Image(row, view) for summary in summaries for row in lines(summary, digests)]  # type: ignore[attr-defined]
+    default = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size") if given.get("digests") else None
+    show(Image, rows, form, given.get("quiet", False), default)
+    return 0
+
+
+def lines(summary: dict, digests: bool) -> "list[dict]":
+    """One line a tag, and with `digests` one a tag and digest; an image that only a digest names has a line too."""
+    tags: "dict[str, list[str]]" = {}
+    by_digest: "dict[str, list[str]]" = {}
+    for reference in summary.get("RepoTags") or ():
+        if reference != "<none>:<none>":
+            repository, _, tag = reference.rpartition(":")
+            tags.setdefault(repository, []).append(tag)
+    for reference in summary.get("RepoDigests") or ():
+        if reference != "<none>@<none>":
+            repository, _, digest = reference.partition("@")
+            by_digest.setdefault(repository, []).append(digest)
+    result = []
+    for repository, names in tags.items():
+        known = by_digest.pop(repository, []) if digests else by_digest.pop(repository, [])[:0]
+        result += [(repository, tag, digest) for digest in known or ["<none>"] for tag in names]
+    for repository, known in by_digest.items():
+        result += [(repository, "<none>", digest) for digest in (known if digests else known[:1])]
+    if not result:
+        result = [("<none>", "<none>", "<none>")]
+    return [summary | {"_repo": repository, "_tag": tag, "_digest": digest} for repository, tag, digest in result]
+
+
+def history(client: Client, name: str, argv: "list[str]") -> int:
+    from cli.listing import show
+    from cli.views import History, View
+
+    given, (image,) = parse(HISTORY, argv)
+    human = given.get("human", True)
+    entries = client.get(query(image_path(image) + "/history", platform=platform(given)))
+    view = View(given.get("no-trunc", False), human)
+    show(History, [History(entry, view) for entry in entries], given.get("format", ""), given.get("quiet", False),  # type: ignore[attr-defined]
+         None if human else History.plain_default)
+    return 0
+
+
+def platform(given: dict) -> str:
+    """`--platform os/arch/variant` as the API's JSON; "" when not given."""
+    text = given.get("platform", "")
+    if not text:
+        return ""
+    from cli.codec import dumps
+
+    parts = text.split("/")
+    return dumps(dict(zip(("os", "architecture", "variant"), parts, strict=False)) if len(parts) > 1 else {"os": "linux", "architecture": text})
+
+
+def rm(client: Client, name: str, argv: "list[str]") -> int:
+    given, images = parse(RM, argv)
+    errors, fatal, out = [], False, []
+    for image in images:
+        try:
+            path = query(image_path(image), force=given.get("force") or None, noprune=given.get("no-prune") or None)
+            for text in given.get("platform", ()):
+                path += ("&" if "?" in path else "?") + "platforms=" + quote(platform({"platform": text}))
+            removed = loads(client.delete(path))
+        except Failure as failure:
+            fatal = fatal or not (given.get("force") and getattr(failure, "status", 0) == 404)
+            errors.append(failure.text)
+            continue
+        for entry in removed:  # type: ignore[attr-defined]
+            out.append(f"Deleted: {entry['Deleted']}\n" if entry.get("Deleted") else f"Untagged: {entry['Untagged']}\n")
+    output("".join(out))
+    if errors:
+        raise Failure("\n".join(errors), 1 if fatal else 0)
+    return 0
+
+
+def tag(client: Client, name: str, argv: "list[str]") -> int:
+    from cli.references import split_tag
+
+    _, (source, target) = parse(TAG, argv)
+    repository, label = split_tag(target)
+    client.post(query(image_path(source) + "/tag", repo=repository, tag=label))
+    return 0

@@ -1,0 +1,488 @@
+"""The operations of a plan, one frozen struct for each, their wire form and their names.
+
+Owns what an operation is; which ones a container needs is `plan`'s business, running them is `native/parent.h`'s. Nothing here touches the
+host. Wire form: the comment on top of `native/plan.h`; the codes are its `enum plan_code`. Flags are the kernel's numbers (mount(2),
+mount_setattr(2), clone(2), capabilities(7)), so that nothing is translated between clone and exec.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from struct import Struct as Packer
+
+import msgspec
+
+from engine.errors import InvalidParameter
+
+MAGIC = 0x314E524B
+MAX_OPS = 1024  # KNARR_MAX_OPS of native/launch.h
+
+# clone(2)
+NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
+    0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
+)  # fmt: skip
+NAMESPACES = {
+    "mount": NEWNS, "pid": NEWPID, "network": NEWNET, "ipc": NEWIPC, "uts": NEWUTS, "cgroup": NEWCGROUP, "user": NEWUSER, "time": NEWTIME,
+}  # fmt: skip
+
+_HEADER = Packer("=IIII")
+_PACKERS = tuple(Packer(f"=IHH4Q{n}Q") for n in range(6))
+_PADDING = tuple(b"\0" * n for n in range(8))
+
+
+class Op(msgspec.Struct, frozen=True, tag=True):
+    """One operation. `wire` is its encoded form."""
+
+    def wire(self) -> bytes:
+        raise NotImplementedError
+
+
+def _text(value: str) -> bytes:
+    raw = value.encode("utf-8", "surrogateescape")
+    if b"\0" in raw:
+        raise InvalidParameter(f"a NUL character is not allowed in {value!r}")
+    return raw + b"\0"
+
+
+def _pack(code: int, args: tuple[int, int, int, int], *slots: bytes | None) -> bytes:
+    offset = 40 + 8 * len(slots)
+    offsets = []
+    for slot in slots:
+        if slot is None:
+            offsets.append(0)
+        else:
+            offsets.append(offset)
+            offset += len(slot)
+    padding = -offset & 7
+    packer = _PACKERS[len(slots)] if len(slots) < len(_PACKERS) else Packer(f"=IHH4Q{len(slots)}Q")
+    head = packer.pack(offset + padding, code, len(slots), *args, *offsets)
+    return b"".join((head, *(s for s in slots if s), _PADDING[padding]))
+
+
+_NONE = (0, 0, 0, 0)
+
+
+class Clone(Op, frozen=True):
+    """Make the process in new namespaces, in the v2 group `directory` ("" for none). `plain`: with its own copy of our memory."""
+
+    namespaces: int
+    directory: str = ""
+    plain: bool = False
+
+    def wire(self) -> bytes:
+        return _pack(1, (self.namespaces, int(self.plain), 0, 0), _text(self.directory) if self.directory else None)
+
+
+class Join(Op, frozen=True):
+    """Enter one namespace by the path of its file."""
+
+    namespace: int
+    path: str
+
+    def wire(self) -> bytes:
+        return _pack(2, (self.namespace, 0, 0, 0), _text(self.path))
+
+
+class JoinProcess(Op, frozen=True):
+    """Enter namespaces of a process; `start_time` (field 22 of its stat file, 0: any) makes sure that the pid still means it."""
+
+    pid: int
+    start_time: int
+    namespaces: int
+
+    def wire(self) -> bytes:
+        return _pack(3, (self.pid, self.start_time, self.namespaces, 0))
+
+
+class Tasks(Op, frozen=True):
+    """Enter a v1 control group by its `tasks` file."""
+
+    path: str
+
+    def wire(self) -> bytes:
+        return _pack(4, _NONE, _text(self.path))
+
+
+class Unshare(Op, frozen=True):
+    """New namespaces that must not be made by clone: the cgroup namespace's root is the group one is in."""
+
+    namespaces: int
+
+    def wire(self) -> bytes:
+        return _pack(5, (self.namespaces, 0, 0, 0))
+
+
+class Loopback(Op, frozen=True):
+    """Bring up `lo` of a new network namespace."""
+
+    def wire(self) -> bytes:
+        return _pack(6, _NONE)
+
+
+class Keyring(Op, frozen=True):
+    """A new session keyring."""
+
+    def wire(self) -> bytes:
+        return _pack(7, _NONE)
+
+
+class Propagation(Op, frozen=True):
+    """mount(2) propagation flags on `path` as the process sees it at that moment."""
+
+    path: str
+    flags: int
+
+    def wire(self) -> bytes:
+        return _pack(8, (self.flags, 0, 0, 0), _text(self.path))
+
+
+class Root(Op, frozen=True):
+    """Mount what becomes the container's root on `target`, a host directory; no `type`: a bind. Relative names are meant from `base`."""
+
+    source: str
+    target: str
+    type: str = ""
+    flags: int = 0
+    data: str = ""
+    base: str = ""
+
+    def wire(self) -> bytes:
+        return _pack(9, (self.flags, 0, 0, 0), *_mount_slots(self))
+
+
+class Mount(Op, frozen=True):
+    """Mount a new file system on the directory `target` inside, made if missing. `propagation`: MS_ flags, 0 to leave it."""
+
+    source: str
+    target: str
+    type: str
+    flags: int = 0
+    data: str = ""
+    base: str = ""
+    propagation: int = 0
+
+    def wire(self) -> bytes:
+        return _pack(10, (self.flags, self.propagation, 0, 0), *_mount_slots(self))
+
+
+def _mount_slots(op: Root | Mount) -> tuple[bytes | None, ...]:
+    return (
+        _text(op.source),
+        _text(op.target),
+        _text(op.type) if op.type else None,
+        _text(op.data) if op.data else None,
+        _text(op.base) if op.base else None,
+    )
+
+
+class Bind(Op, frozen=True):
+    """Bind the host path `source` to `target` inside, made if missing as a directory or file like the source.
+
+    `set`, `clear`: mount attributes (MOUNT_ATTR_), on everything below too with `set_recursive`. `keep` >= 0: only clone the source now and
+    keep it under that number, before the propagation of the old tree changes; `kept` >= 0: take it from there.
+    """
+
+    source: str
+    target: str
+    set: int = 0
+    clear: int = 0
+    propagation: int = 0
+    recursive: bool = False
+    set_recursive: bool = False
+    keep: int = -1
+    kept: int = -1
+
+    def wire(self) -> bytes:
+        bits = self.recursive | self.set_recursive << 1
+        if self.keep >= 0:
+            bits |= 4 | self.keep << 8
+        elif self.kept >= 0:
+            bits |= 8 | self.kept << 8
+        return _pack(11, (self.set, self.clear, self.propagation, bits), _text(self.source), _text(self.target))
+
+
+class Attributes(Op, frozen=True):
+    """Change mount attributes of a mount inside."""
+
+    path: str
+    set: int = 0
+    clear: int = 0
+    recursive: bool = False
+
+    def wire(self) -> bytes:
+        return _pack(12, (self.set, self.clear, int(self.recursive), 0), _text(self.path))
+
+
+class Mknod(Op, frozen=True):
+    """Make a device node; `mode` includes the type, `device` is os.makedev's number."""
+
+    path: str
+    mode: int
+    device: int
+    uid: int = 0
+    gid: int = 0
+
+    def wire(self) -> bytes:
+        return _pack(13, (self.mode, self.device, self.uid, self.gid), _text(self.path))
+
+
+class Symlink(Op, frozen=True):
+    """Make a link that says `text`, unless something is there."""
+
+    text: str
+    path: str
+
+    def wire(self) -> bytes:
+        return _pack(14, _NONE, _text(self.text), _text(self.path))
+
+
+class Console(Op, frozen=True):
+    """Bind the terminal on standard input to `path`."""
+
+    path: str = "/dev/console"
+
+    def wire(self) -> bytes:
+        return _pack(15, _NONE, _text(self.path))
+
+
+class Mask(Op, frozen=True):
+    """Hide a path, if it exists, behind the null device or an empty directory."""
+
+    path: str
+
+    def wire(self) -> bytes:
+        return _pack(16, _NONE, _text(self.path))
+
+
+class Readonly(Op, frozen=True):
+    """Make a path, if it exists, and all mounts below it read-only."""
+
+    path: str
+
+    def wire(self) -> bytes:
+        return _pack(17, _NONE, _text(self.path))
+
+
+class Sysctl(Op, frozen=True):
+    """Set a kernel parameter of the new namespaces; `name` as a path below /proc/sys."""
+
+    name: str
+    value: str
+
+    def wire(self) -> bytes:
+        return _pack(18, _NONE, _text(f"/proc/sys/{self.name}"), _text(self.value))
+
+
+class Hostname(Op, frozen=True):
+    """Set the host name."""
+
+    name: str
+
+    def wire(self) -> bytes:
+        return _pack(19, _NONE, _text(self.name))
+
+
+class Domainname(Op, frozen=True):
+    """Set the NIS domain name."""
+
+    name: str
+
+    def wire(self) -> bytes:
+        return _pack(20, _NONE, _text(self.name))
+
+
+class Pivot(Op, frozen=True):
+    """Make the container's root the root and detach the old one."""
+
+    def wire(self) -> bytes:
+        return _pack(21, _NONE)
+
+
+class Rlimit(Op, frozen=True):
+    """Set a resource limit, or what can be had of it."""
+
+    resource: int
+    soft: int
+    hard: int
+
+    def wire(self) -> bytes:
+        return _pack(22, (self.resource, self.soft, self.hard, 0))
+
+
+class OomScore(Op, frozen=True):
+    """Set oom_score_adj (-1000 to 1000), or leave it when that is not allowed."""
+
+    value: int
+
+    def wire(self) -> bytes:
+        return _pack(23, (self.value & 0xFFFFFFFFFFFFFFFF, 0, 0, 0))
+
+
+class Cwd(Op, frozen=True):
+    """Change the working directory, making it with `create`."""
+
+    path: str
+    create: bool = False
+
+    def wire(self) -> bytes:
+        return _pack(24, (int(self.create), 0, 0, 0), _text(self.path))
+
+
+class Stdio(Op, frozen=True):
+    """Put the launch's three descriptors on 0, 1 and 2 and give them to `uid`; `tty`: it becomes the controlling terminal."""
+
+    tty: bool = False
+    uid: int = 0
+
+    def wire(self) -> bytes:
+        return _pack(25, (int(self.tty), self.uid, 0, 0))
+
+
+class Bounding(Op, frozen=True):
+    """Drop all capabilities but `keep` (bit mask) from the bounding set."""
+
+    keep: int
+
+    def wire(self) -> bytes:
+        return _pack(26, (self.keep, 0, 0, 0))
+
+
+class User(Op, frozen=True):
+    """Take on user and groups. `keep`: capabilities survive, for `Capabilities` to choose from."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    keep: bool = True
+
+    def wire(self) -> bytes:
+        table = Packer(f"={len(self.groups)}I").pack(*self.groups) if self.groups else None
+        return _pack(27, (self.uid, self.gid, len(self.groups), int(self.keep)), table)
+
+
+class Capabilities(Op, frozen=True):
+    """Set the capability sets (bit masks)."""
+
+    effective: int
+    permitted: int
+    inheritable: int = 0
+    ambient: int = 0
+
+    def wire(self) -> bytes:
+        return _pack(28, (self.effective, self.permitted, self.inheritable, self.ambient))
+
+
+class NoNewPrivs(Op, frozen=True):
+    """No program can give more privileges from now on."""
+
+    def wire(self) -> bytes:
+        return _pack(29, _NONE)
+
+
+class Seccomp(Op, frozen=True):
+    """Install a filter: `program` is an array of struct sock_filter."""
+
+    program: bytes
+    flags: int = 0
+
+    def wire(self) -> bytes:
+        return _pack(30, (self.flags, 0, len(self.program) // 8, 0), self.program)
+
+
+class Umask(Op, frozen=True):
+    """Set the file mode creation mask."""
+
+    mask: int = 0o022
+
+    def wire(self) -> bytes:
+        return _pack(31, (self.mask, 0, 0, 0))
+
+
+class Exec(Op, frozen=True):
+    """Unblock signals, close all descriptors above 2 + `keep`, execute. A name without a slash is looked up along PATH of `env`."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    keep: int = 0
+
+    def wire(self) -> bytes:
+        if len(self.args) + len(self.env) > 0xFFFD:
+            raise InvalidParameter(f"argument list too long: {len(self.args)} arguments and {len(self.env)} variables")
+        return _pack(32, (len(self.args), len(self.env), self.keep, 0), *map(_text, self.args), None, *map(_text, self.env), None)
+
+
+def encode(ops: Iterable[Op]) -> bytes:
+    """A plan's wire form. The first operation is a `Clone`, the last an `Exec`.
+
+    Raises InvalidParameter for a string with a NUL, too many operations or arguments.
+    """
+    parts = [op.wire() for op in ops]
+    if len(parts) > MAX_OPS:
+        raise InvalidParameter(f"too many operations to start the process: {len(parts)}, at most {MAX_OPS}", hint="fewer mounts or devices")
+    body = b"".join(parts)
+    return _HEADER.pack(MAGIC, len(parts), _HEADER.size + len(body), 0) + body
+
+
+def _namespace_names(flags: int) -> str:
+    names = [name for name, flag in NAMESPACES.items() if flags & flag]
+    return ", ".join(names) + (" namespace" if len(names) == 1 else " namespaces")
+
+
+def _clone_text(op: Clone) -> str:
+    text = f"make a process in new {_namespace_names(op.namespaces)}" if op.namespaces else "make a process"
+    return f"{text} in {op.directory}" if op.directory else text
+
+
+def _bind_text(op: Bind) -> str:
+    if op.keep >= 0:
+        return f"open {op.source} for a mount on {op.target}"
+    return f"bind {op.source} to {op.target}"
+
+
+_DESCRIPTIONS = {
+    "Clone": _clone_text,
+    "Join": lambda op: f"join {_namespace_names(op.namespace)} {op.path}",
+    "JoinProcess": lambda op: f"join {_namespace_names(op.namespaces)} of process {op.pid}",
+    "Tasks": lambda op: f"enter control group {op.path.removesuffix('/tasks')}",
+    "Unshare": lambda op: f"make a new {_namespace_names(op.namespaces)}",
+    "Loopback": lambda op: "bring up the loopback interface",
+    "Keyring": lambda op: "make a session keyring",
+    "Propagation": lambda op: f"change mount propagation of {op.path}",
+    "Root": lambda op: f"mount {op.type or op.source} on /",
+    "Mount": lambda op: f"mount {op.type} on {op.target}",
+    "Bind": _bind_text,
+    "Attributes": lambda op: f"remount {op.path}" + (" read-only" if op.set & 1 else ""),
+    "Mknod": lambda op: f"make {'device' if stat.S_IFMT(op.mode) != stat.S_IFIFO else 'pipe'} {op.path}",
+    "Symlink": lambda op: f"link {op.path} to {op.text}",
+    "Console": lambda op: f"bind the terminal to {op.path}",
+    "Mask": lambda op: f"mask {op.path}",
+    "Readonly": lambda op: f"make {op.path} read-only",
+    "Sysctl": lambda op: f"set {op.name.replace('/', '.')} to {op.value!r}",
+    "Hostname": lambda op: f"set the host name to {op.name!r}",
+    "Domainname": lambda op: f"set the domain name to {op.name!r}",
+    "Pivot": lambda op: "pivot to the new root",
+    "Rlimit": lambda op: f"set {RLIMIT_NAMES.get(op.resource, f'resource limit {op.resource}')} to {op.soft}:{op.hard}",
+    "OomScore": lambda op: f"set oom_score_adj to {op.value}",
+    "Cwd": lambda op: f"change directory to {op.path}",
+    "Stdio": lambda op: "set up the terminal" if op.tty else "set up standard streams",
+    "Bounding": lambda op: "drop capabilities from the bounding set",
+    "User": lambda op: f"become user {op.uid}:{op.gid}",
+    "Capabilities": lambda op: "set capabilities",
+    "NoNewPrivs": lambda op: "set no_new_privs",
+    "Seccomp": lambda op: f"install a seccomp filter of {len(op.program) // 8} instructions",
+    "Umask": lambda op: f"set umask to {op.mask:04o}",
+    "Exec": lambda op: f'exec "{op.args[0]}"',
+}
+
+RLIMITS = {
+    "CPU": 0, "FSIZE": 1, "DATA": 2, "STACK": 3, "CORE": 4, "RSS": 5, "NPROC": 6, "NOFILE": 7, "MEMLOCK": 8, "AS": 9, "LOCKS": 10,
+    "SIGPENDING": 11, "MSGQUEUE": 12, "NICE": 13, "RTPRIO": 14, "RTTIME": 15,
+}  # fmt: skip
+RLIMIT_NAMES = {number: f"RLIMIT_{name}" for name, number in RLIMITS.items()}
+
+
+def describe(op: Op) -> str:
+    """What an operation does, for error messages and traces: "mount proc on /proc"."""
+    text: str = _DESCRIPTIONS[type(op).__name__](op)  # type: ignore[operator]
+    return text
