@@ -35,7 +35,7 @@ def build(name: str) -> Path:
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
         BUILD.mkdir(exist_ok=True)
         subprocess.run(
-            ["gcc", "-O2", "-static", "-std=gnu11", "-D_GNU_SOURCE", "-I", str(HERE.parent / "engine"), "-o", target, source], check=True
+            ["gcc", "-O2", "-static", "-std=gnu11", "-o", target, source], check=True
         )
     return target
 

@@ -102,17 +102,17 @@ class Session:
             self.progress.part(number / rounds)
             for engine in engines:
                 result.add(engine.name, getattr(engine, method)(self.plan.gap))
-            if self.floor and key in ("start_wait", "lifecycle"):
-                self.floor_sample()
+            if self.floor and key in ("start_wait", "lifecycle") and number % 3 == 0:
+                self.floor_samples()
         for engine in engines:
             if isinstance(engine, ApiEngine):
                 engine.drop_target()
 
-    def floor_sample(self) -> None:
+    def floor_samples(self) -> None:
         assert self.floor
-        to_exec, to_exit = self.floor.sample(self.plan.gap)
-        self.measurement("floor_exec", "bare system calls, to exec").add("floor", to_exec)
-        self.measurement("floor_exit", "bare system calls, to exit").add("floor", to_exit)
+        for to_exec, to_exit in self.floor.samples(self.plan.gap):
+            self.measurement("floor_exec", "bare system calls, to exec").add("floor", to_exec)
+            self.measurement("floor_exit", "bare system calls, to exit").add("floor", to_exit)
 
     def launches(self) -> None:
         """Knarr's own trace of real starts, from clone to exec, in turns with the floor."""
@@ -125,8 +125,8 @@ class Session:
                 taken = (next(at for name, at in reversed(steps) if name == "exec") - clone) / 1e6
                 self.measurement("launch", "the launch, clone to exec").add(engine.name, taken)
                 traced.append((taken, steps))
-            if self.floor:
-                self.floor_sample()
+            if self.floor and number % 3 == 0:
+                self.floor_samples()
         if traced:
             traced.sort(key=lambda pair: pair[0])
             steps = traced[len(traced) // 2][1]

@@ -31,7 +31,7 @@ _encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ":", ",", F
 def _go_string(text: str) -> str:
     return (
         encode_basestring(text).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-        .replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x7f", "\x7f")
+        .replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     )
 
 
@@ -56,8 +56,17 @@ def dumps(value: object) -> str:
     return "".join(_encode(value, 0))
 
 
-def go_dumps(value: object) -> str:
-    return "".join(_go_encode(value, 0))
+_ordered_encode = make_encoder(None, _refuse, _go_string, None, ":", ",", False, False, True)
+_plain_encode = make_encoder(None, _refuse, encode_basestring, None, ":", ",", True, False, True)
+
+
+def go_dumps(value: object, escape: bool = True) -> str:
+    return "".join((_go_encode if escape else _plain_encode)(value, 0))
+
+
+def ordered_dumps(value: object) -> str:
+    """As Go writes a struct: in the order of its fields."""
+    return "".join(_ordered_encode(value, 0))
 
 
 def _string_end(text: str, start: int) -> int:

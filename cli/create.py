@@ -16,7 +16,7 @@ FLAGS = {
     "device-read-iops": "list:iops", "device-write-bps": "list:bps", "device-write-iops": "list:iops", "disable-content-trust": "bool", "dns": "list:ip",
     "dns-option": "list", "dns-search": "list:search", "domainname": "string", "entrypoint": "string", "env": "list:env", "env-file": "list",
     "expose": "list", "gpus": "gpu-request", "group-add": "list", "health-cmd": "string", "health-interval": "duration", "health-retries": "int",
-    "health-start-interval": "duration", "health-start-period": "duration", "health-timeout": "duration", "help": "bool", "hostname": "string",
+    "health-start-interval": "duration", "health-start-period": "duration", "health-timeout": "duration", "hostname": "string",
     "init": "bool", "interactive": "bool", "io-maxbandwidth": "bytes", "io-maxiops": "uint64", "ip": "string", "ip6": "string", "ipc": "string",
     "isolation": "string", "kernel-memory": "bytes", "label": "list:label", "label-file": "list", "link": "list:link", "link-local-ip": "list:ip",
     "log-driver": "string", "log-opt": "list", "mac-address": "string", "memory": "bytes", "memory-reservation": "bytes", "memory-swap": "bytes:swap",

@@ -7,9 +7,7 @@ _FIELDS = {"ip": "IPv4Address", "ip6": "IPv6Address"}
 
 
 def network(text: str) -> dict:
-    """`NAME` or `name=NAME,alias=…,ip=…,driver-opt=…`; a ValueError's text is for the user."""
-    if "=" not in text:
-        return {"Target": text}
+    """`name=NAME,alias=…,ip=…,driver-opt=…`; a ValueError's text is for the user."""
     result: dict = {}
     for field in csv_fields(text):
         key, equals, value = field.partition("=")

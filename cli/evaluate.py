@@ -91,7 +91,7 @@ def index(value: object, *keys: object) -> object:
             if not isinstance(key, int):
                 raise ValueError(f"cannot index slice/array with type {'string' if isinstance(key, str) else type(key).__name__}")
             if not 0 <= key < len(value):
-                raise ValueError(f"index out of range: {key}" if not isinstance(value, list) else f"reflect: slice index out of range: {key}")
+                raise ValueError("reflect: slice index out of range" if isinstance(value, list) else f"index out of range: {key}")
             value = value[key] if isinstance(value, list) else ord(value[key])
         elif value is None:
             raise ValueError("index of untyped nil")
@@ -166,8 +166,13 @@ def _verb(verb: str, flags: str, value: object) -> str:
     return f"%!{verb}({_basic(value)}={go_string(value)})"
 
 
+def _json(value: object) -> str:
+    """Rows of lists are written with `<`, `>` and `&` escaped, everything else without, as Docker's clients happen to do."""
+    return go_dumps(value.plain()) if hasattr(value, "plain") else go_dumps(value, False)
+
+
 FUNCTIONS: "dict[str, object]" = {
-    "json": lambda value: go_dumps(plain(value)), "split": lambda text, separator: text.split(separator) if separator else list(text), "join": join,
+    "json": _json, "split": lambda text, separator: text.split(separator) if separator else list(text), "join": join,
     "title": title, "lower": lambda text: text.lower(), "upper": lambda text: text.upper(), "pad": pad, "truncate": lambda text, size: text[:size],
     "println": lambda *values: " ".join(go_string(value) for value in values) + "\n", "print": lambda *values: _print(values), "printf": printf,
     "eq": equal, "ne": lambda first, second: not equal(first, second), "lt": less, "le": lambda a, b: not less(b, a), "gt": lambda a, b: less(b, a),
@@ -277,15 +282,15 @@ class Template:
     def _commands(self, commands: list, dot: object, variables: dict) -> object:
         final: tuple = ()
         value: object = None
-        for _, operands in commands:
-            value = self._command(operands, final, dot, variables)
+        for _, operands, source in commands:
+            value = self._command(operands, final, dot, variables, source)
             final = (value,)
         return value
 
-    def _command(self, operands: list, final: tuple, dot: object, variables: dict) -> object:
+    def _command(self, operands: list, final: tuple, dot: object, variables: dict, source: str) -> object:
         first = operands[0]
         if first[0] == "function":
-            return self._call(first, operands[1:], final, dot, variables)
+            return self._call(first, operands[1:], final, dot, variables, source)
         value = self._operand(first, dot, variables)
         if callable(value):
             return value(*[self._operand(node, dot, variables) for node in operands[1:]], *final)
@@ -294,7 +299,7 @@ class Template:
             raise self._error(first[2] if len(first) > 2 and isinstance(first[2], int) else 0, str(name), f"{name} is not a method but has arguments")
         return value
 
-    def _call(self, node: tuple, operands: list, final: tuple, dot: object, variables: dict) -> object:
+    def _call(self, node: tuple, operands: list, final: tuple, dot: object, variables: dict, source: str) -> object:
         _, name, pos = node
         if name in ("and", "or"):
             value: object = None
@@ -310,7 +315,7 @@ class Template:
         try:
             return self.functions[name](*arguments)
         except (ValueError, AttributeError) as error:
-            raise self._error(pos, name, f"error calling {name}: {error}") from None
+            raise self._error(pos, source, f"error calling {name}: {error}") from None
         except TypeError as error:
             raise self._error(pos, name, f"wrong arguments for {name}: {error}") from None
 
@@ -328,7 +333,7 @@ class Template:
             value = dot if node[1][0] == "dot" else self._operand(node[1], dot, variables)
             return self._fields(value, node[2], node[3], "." + ".".join(node[2]))
         if kind == "function":
-            return self._call(node, [], (), dot, variables)
+            return self._call(node, [], (), dot, variables, node[1])
         return self._pipe(node, dot, variables)
 
     def _fields(self, value: object, names: "list[str]", pos: int, node: str) -> object:
@@ -343,7 +348,7 @@ class Template:
                 except KeyError:
                     raise self._error(pos, node, f"can't evaluate field {name} in type {value.type}") from None  # type: ignore[attr-defined]
             elif value is None:
-                raise self._error(pos, node, f"nil data; no entry for key \"{name}\"")
+                raise self._error(pos, node, f"nil pointer evaluating interface {{}}.{name}")
             else:
                 raise self._error(pos, node, f"can't evaluate field {name} in type {_go_type(value)}")
         return value

@@ -40,8 +40,9 @@ class Help(Exception):
 
 
 def usage_error(command: Command, text: str, code: int, verb: str = "Run") -> Failure:
-    usage = f"Usage:  {PROGRAM} {command.name} {command.usage}".rstrip()
-    return Failure(f"{text}\n\n{usage}\n\n{verb} '{PROGRAM} {command.name} --help' for more information", code)
+    title = f"{PROGRAM} {command.name}".rstrip()
+    usage = f"Usage:  {title} {command.usage}".rstrip()
+    return Failure(f"{text}\n\n{usage}\n\n{verb} '{title} --help' for more information", code)
 
 
 def parse(command: Command, argv: "list[str]") -> "tuple[dict, list[str]]":
@@ -123,6 +124,8 @@ def _set(command: Command, long: str, kind: str, value: str, values: dict) -> No
         values[long] = True
     elif kind == "bool" and value in FALSE:
         values[long] = False
+    elif kind == "network" and "=" not in value:
+        values.setdefault(long, []).append({"Target": value})
     elif kind == "list" and not check:
         values.setdefault(long, []).append(value)
     else:

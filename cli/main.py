@@ -25,7 +25,7 @@ COMMANDS = {name: CONTAINER[name] for name in (
 )} | {
     "events": SYSTEM["events"], "history": IMAGE["history"], "images": IMAGE["ls"], "import": IMAGE["import"], "info": SYSTEM["info"],
     "inspect": ("inspect", "inspect"), "load": IMAGE["load"], "rmi": IMAGE["rm"], "tag": IMAGE["tag"], "version": ("system", "version"),
-    "help": ("help", "help_"),
+    "help": ("help", "help_"), "debug": ("apps", "debug_command"),
 }
 GLOBAL = {
     "config": "string", "context": "string", "debug": "bool", "host": "list", "log-level": "string", "tls": "bool", "tlscacert": "string",
@@ -53,16 +53,18 @@ def dispatch(argv: "list[str]") -> int:
     name, rest = argv[0], argv[1:]
     if name == "daemon":
         site_packages()
+        gc.enable()
         from cli.daemon import main as daemon_main
 
         return daemon_main(_with_hosts(options, rest))
     target = COMMANDS.get(name)
     group = GROUPS.get(name)
     if target is None and group is not None:
-        from cli.apps import group as group_command
-
         target = group.get(rest[0]) if rest else None
         if target is None:
+            site_packages()
+            from cli.apps import group as group_command
+
             return group_command(name, rest)
         name, rest = f"{name} {rest[0]}", rest[1:]
     if target is None:
@@ -71,6 +73,8 @@ def dispatch(argv: "list[str]") -> int:
         raise Failure(f"knarr: unknown command: knarr {name}\n\nRun 'knarr --help' for more information")
     from cli.client import Client
 
+    if target[0] == "apps":
+        site_packages()
     module = __import__("cli." + target[0], None, None, (target[1],))
     return getattr(module, target[1])(Client(_host(options)), name, rest)
 

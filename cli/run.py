@@ -76,6 +76,7 @@ def _create(client: Client, given: dict, request: dict, attached: bool) -> "tupl
         client.send(connection, "POST", path, request)
         if attached:
             stream, waiter = client.connect(), client.connect()
+            from cli import signals  # noqa: F401 - loaded while the daemon works
         answer = loads(_created(client, connection, path, request, given).read())
     except Failure:
         if id_file:
@@ -171,13 +172,16 @@ def _foreground(client: Client, given: dict, request: dict, identity: str, strea
     condition = "removed" if request["HostConfig"].get("AutoRemove") else "next-exit"
     client.send(stream, "POST", attach_path, None, "Connection: Upgrade\r\nUpgrade: tcp\r\n")
     client.send(waiter, "POST", f"{base}/wait?condition={condition}")
+    if given.get("sig-proxy", True):
+        from cli.signals import forward
+
+        forward(client, identity, tty)
     try:
         stream.response().check()
         waiting = waiter.response().check()
     except Failure as failure:
         raise with_help(failure, "run") from None
-    session = Session(client, identity, stream, waiting, tty, bool(request.get("AttachStdin")), keys)
-    return session.run(given.get("sig-proxy", True))
+    return Session(client, identity, stream, waiting, tty, bool(request.get("AttachStdin")), keys).run()
 
 
 class Session:
@@ -192,12 +196,8 @@ class Session:
         self.stdin = stdin
         self.keys = keys
 
-    def run(self, forward_signals: bool, name: str = "run") -> int:
+    def run(self, name: str = "run") -> int:
         """Start it, carry its streams, return its exit status. Raises Failure."""
-        if forward_signals:
-            from cli.signals import forward
-
-            forward(self.client, self.identity, self.tty)
         if not (self.tty and self.stdin):
             return self._started(name, b"")
         from cli.terminal import Raw, detach_bytes, is_terminal
@@ -281,7 +281,11 @@ def _start_attached(client: Client, given: dict, ref: str) -> int:
     stream = client.hijack(query(f"/containers/{identity}/attach", detachKeys=keys, stream=True, stdin=stdin or None, stdout=True, stderr=True)).connection
     removed = details["HostConfig"].get("AutoRemove")  # type: ignore[index]
     waiting = client.open("POST", f"/containers/{identity}/wait?condition=" + ("removed" if removed else "next-exit"))
+    if not tty:
+        from cli.signals import forward
+
+        forward(client, identity)
     try:
-        return Session(client, identity, stream, waiting, tty, stdin, keys).run(not tty, "start")
+        return Session(client, identity, stream, waiting, tty, stdin, keys).run("start")
     except Failure as failure:
         raise Failure(failure.text.removeprefix(PROGRAM + ": ").partition("\n\n")[0], 1) from None

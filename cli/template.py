@@ -272,13 +272,16 @@ class Parser:
         return [], False
 
     def command(self) -> tuple:
-        """("command", operands)"""
+        """("command", operands, its text)"""
         operands = []
+        first = self.peek()
         while (token := self.peek()) is not None and token.kind not in ("|", ")"):
             operands.append(self.operand(token))
         if not operands:
             raise self.fail("missing value for command")
-        return ("command", operands)
+        last = self.peek()
+        end = last.pos if last is not None else self.text.find("}}", self.tokens[-1].pos)
+        return ("command", operands, self.text[first.pos if first else end:end].rstrip(SPACE + "-"))
 
     def operand(self, token: Token) -> tuple:
         self.at += 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+import contextlib
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from engine.api.query import Query
 from engine.api.version import Version
 from engine.errors import InvalidParameter, KnarrError
 from engine.http.exchange import Exchange
+from engine.wire import jsonstream
 
 if TYPE_CHECKING:
     from engine.service.engine import Engine
@@ -19,6 +21,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
+
+
+@contextlib.asynccontextmanager
+async def _closing(stream: AsyncIterator[bytes]) -> AsyncIterator[None]:
+    """`contextlib.aclosing` for what may be a generator."""
+    try:
+        yield
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()
 
 
 class Call:
@@ -59,18 +72,19 @@ class Call:
         """Answer without a body."""
         await self.exchange.reply(status)
 
-    async def lines(self, messages: AsyncIterable[Any]) -> None:
-        """Answer with a stream of JSON documents, each sent at once. An error after the first becomes the last document, as in Docker."""
+    async def lines(self, messages: AsyncIterator[bytes]) -> None:
+        """Answer with a progress stream, each line sent at once. An error after the first becomes the last line, as in Docker."""
         exchange = self.exchange
-        try:
-            async for message in messages:
+        async with _closing(messages):
+            try:
+                async for message in messages:
+                    if not exchange.started:
+                        await exchange.stream()
+                    await exchange.write(message)
+            except KnarrError as error:
                 if not exchange.started:
-                    await exchange.stream()
-                await exchange.write(_encode(message) + b"\r\n")
-        except KnarrError as error:
-            if not exchange.started:
-                raise
-            await exchange.write(_encode({"errorDetail": {"message": str(error)}, "error": str(error)}) + b"\r\n")
+                    raise
+                await exchange.write(jsonstream.error(str(error)))
         if not exchange.started:
             await exchange.stream()
         await exchange.end()

@@ -57,7 +57,7 @@ async def inspect(call: Call) -> None:
             call.version,
             paths=containers.paths(record.id),
             points=containers.mount_points(record.id),
-            exec_ids=call.engine.execs.ids(record.id),
+            exec_ids=call.engine.execs.running(record.id),
             size=size,
         )
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from engine.api.call import Call
-from engine.api.views import events as views
 from engine.errors import InvalidParameter
 
 
@@ -17,5 +16,5 @@ async def stream(call: Call) -> None:
     await exchange.stream()
     async with exchange.while_connected():
         async for event in found:
-            await exchange.write(call.encode(views.event(event, call.version)) + b"\n")
+            await exchange.write(call.encode(event.message(legacy=call.version < (1, 52))) + b"\n")
     await exchange.end()

@@ -10,17 +10,12 @@ import re
 from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
-import msgspec
-
 from engine.errors import InvalidParameter
-
-Filters = dict[str, list[str]]
+from engine.spec.filters import Filters
 
 _FALSE = frozenset(("", "0", "no", "false", "none"))
-_SECONDS = re.compile(r"(-?\d{1,12})(?:\.(\d{1,18}))?")
+_SECONDS = re.compile(r"(-?[0-9]{1,12})(?:\.([0-9]{1,18}))?")
 _MAX_INT = 2**63 - 1
-
-_decode_filters = msgspec.json.Decoder(dict[str, list[str] | dict[str, bool]]).decode
 
 
 def unescape(text: str, *, plus: bool = False) -> str:
@@ -81,14 +76,7 @@ class Query:
 
     def filters(self) -> Filters:
         """The `filters` parameter: JSON `{"key": ["v"]}` or the older `{"key": {"v": true}}`. Raises InvalidParameter."""
-        text = self.text("filters")
-        if not text:
-            return {}
-        try:
-            raw = _decode_filters(text)
-        except (msgspec.DecodeError, RecursionError):
-            raise InvalidParameter("invalid filter")
-        return {key: list(value) if isinstance(value, list) else [v for v, wanted in value.items() if wanted] for key, value in raw.items()}
+        return Filters.parse(self.text("filters"))
 
     def nanoseconds(self, name: str) -> int:
         """A time as `seconds[.fraction]` since the epoch, in nanoseconds; 0 when absent. Raises InvalidParameter."""

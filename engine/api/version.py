@@ -12,7 +12,7 @@ __all__ = ["API_VERSION", "BASE_HEADERS", "LATEST", "MIN_API_VERSION", "PING_HEA
 
 Version = tuple[int, int]
 
-_NUMBER = re.compile(r"(\d{1,4})\.(\d{1,4})")
+_NUMBER = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 
 
 def _split(text: str) -> Version:

@@ -174,7 +174,10 @@ class Exchange:
                 await self._more()
 
     async def _more(self) -> None:
-        data = await self._connection.receive()
+        try:
+            data = await self._connection.receive()
+        except OSError as error:
+            raise ClientGone from error
         if data:
             self._parser.receive_data(data)
         else:
@@ -254,7 +257,8 @@ class Exchange:
         await self._send(self._head(status, fields) + framing)
 
     async def write(self, data: bytes) -> None:
-        """Send a piece of a streamed reply; waits as long as the client does not read. Raises ClientGone."""
+        """Send a piece of a streamed reply; waits as long as the client does not read. Always a checkpoint. Raises ClientGone."""
+        await trio.lowlevel.checkpoint()  # a quick reader of a long log must not keep the others waiting
         if data and self.method != "HEAD":
             await self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
@@ -263,9 +267,9 @@ class Exchange:
         if self._chunked and data and self.method != "HEAD":
             await self._send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
             self.complete = True
-        else:
-            await self.write(data)
-            await self.end()
+            return
+        await self.write(data)
+        await self.end()
 
     async def end(self) -> None:
         """End a streamed reply."""

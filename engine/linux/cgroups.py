@@ -14,6 +14,7 @@ version 2 by writing cgroup.procs 5600, which is why nothing ever does it. Attac
 
 from __future__ import annotations
 
+import errno
 import os
 
 import msgspec
@@ -23,21 +24,14 @@ from engine.linux import cgroups_io as io
 from engine.linux import mounts
 from engine.linux.cgroups_types import BlkioEntry, BlkioStats, CpuStats, MemoryStats, PidsStats, Placement, Stats
 from engine.linux.cgroups_v1 import CONTROLLERS as V1_CONTROLLERS
-from engine.linux.cgroups_v1 import SHARED_DEVICES, V1
+from engine.linux.cgroups_v1 import V1
 from engine.linux.cgroups_v2 import V2, check
-from engine.spec.mount import Mount
 from engine.spec.runtime import Resources
 
 __all__ = ["BlkioEntry", "BlkioStats", "Cgroups", "CpuStats", "MemoryStats", "PidsStats", "Placement", "Stats"]
 
 CLONE_INTO_CGROUP_SINCE = (5, 7)
 _SWAP_WARNING = "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap."
-
-
-_TARGET = "/sys/fs/cgroup"
-_FLAGS = ("nosuid", "noexec", "nodev", "ro")
-_V2_MOUNT = Mount(destination=_TARGET, type="cgroup2", source="cgroup", options=_FLAGS)
-_V1_FOLDER = Mount(destination=_TARGET, type="tmpfs", source="tmpfs", options=("nosuid", "noexec", "nodev", "mode=755", "size=64k"))
 
 
 class Cgroups:
@@ -137,16 +131,6 @@ class Cgroups:
         if self.v2 and os.path.isdir(self.v2.group(path)):
             directory = self.v2.group(path)
         return Placement(tuple(tasks), directory)
-
-    def mounts(self, path: str) -> tuple[Mount, ...]:
-        """What a container finds at /sys/fs/cgroup: the version 2 tree, or its own version 1 groups as Docker binds them there."""
-        if not self.v1:
-            return (_V2_MOUNT,)
-        found = [_V1_FOLDER]
-        for group in self.v1.groups(_clean(path)):
-            controller = next(name for name in self.v1.mounts if self.v1.group(name, _clean(path)) == group)
-            found.append(Mount(destination=f"{_TARGET}/{controller}", type="bind", source=group, options=("bind", *_FLAGS)))
-        return tuple(found)
 
     def _split(self, resources: Resources) -> tuple[Resources, Resources]:
         """What version 1 enforces and what version 2 does: a controller is bound to one of them. Raises InvalidParameter."""
@@ -269,7 +253,24 @@ class Cgroups:
                     names.update(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
             except FileNotFoundError:
                 continue
-        return sorted(path for name in names if (path := f"{parent}/{name}") != SHARED_DEVICES)
+        shared = self.v1.shared if self.v1 else ""
+        return sorted(path for name in names if (path := f"{parent}/{name}") != shared)
+
+    def tidy(self, parent: str) -> None:
+        """Remove a parent such as `knarr`, and the shared device group, from every hierarchy in which nothing is below them any more."""
+        parent = _clean(parent)
+        groups = [self.v2.group(parent)] if self.v2 else []
+        if self.v1:
+            if "devices" in self.v1.mounts:
+                shared = self.v1.group("devices", self.v1.shared)
+                groups += [shared, os.path.dirname(shared)]
+            groups += [self.v1.group(controller, parent) for controller in self.v1.mounts]
+        for group in groups:
+            try:
+                os.rmdir(group)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EBUSY, errno.ENOTEMPTY):
+                    raise KnarrError(f"removing cgroup {group}: {error.strerror}") from None
 
 
 def _clean(path: str) -> str:

@@ -87,9 +87,10 @@ def limits(resources: runtime.Resources) -> dict[str, list[tuple[str, str]]]:
 class V1:
     """The groups below the mounts of version 1 controllers."""
 
-    def __init__(self, mounts: Mapping[str, str], always: frozenset[str]) -> None:
-        """`mounts`: mount point by controller. `always`: controllers in which every container gets a group."""
+    def __init__(self, mounts: Mapping[str, str], always: frozenset[str], *, shared: str = SHARED_DEVICES) -> None:
+        """`mounts`: mount point by controller. `always`: controllers in which every container gets a group. `shared`: the device group's path."""
         self.mounts = dict(mounts)
+        self.shared = shared
         self.always = always & set(mounts)
         self._parents: set[str] = set()
         self._shared = ""
@@ -184,8 +185,8 @@ class V1:
         return self._shared
 
     def _make_shared(self) -> str:
-        self._make_parent("devices", os.path.dirname(SHARED_DEVICES))
-        group = self.group("devices", SHARED_DEVICES)
+        self._make_parent("devices", os.path.dirname(self.shared))
+        group = self.group("devices", self.shared)
         try:
             os.mkdir(group, 0o755)
         except FileExistsError:

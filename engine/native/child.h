@@ -30,6 +30,7 @@ struct child {
     int null;                   /* O_PATH of the host's null device, or -1 */
     int masked;                 /* the empty read-only directory that hides directories, or -1 */
     int parent;                 /* O_PATH of the directory `parent_path` (parent_length bytes), or -1 */
+    int fresh;                  /* the last path that was looked for had to be made */
     const char *parent_path;
     size_t parent_length;
     int tree[KEPT_TREES];       /* trees cloned before the propagation was changed */

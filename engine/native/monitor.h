@@ -34,28 +34,42 @@ static void mon_end_clients(struct monitor *m)
             client_end(m, &m->client[i], MW_ENDED);
 }
 
-/* What `ps` shows: the name, and in the command line the bundle, written over the interpreter's arguments. */
-static void mon_title(const char *name, const char *more)
+/* Where `ps` finds the command line: proc(5), field 48 arg_start, 49 arg_end. */
+static void mon_find_title(char **at, size_t *size)
 {
-    char text[2048], *field;
+    char text[1024], *field;
     unsigned long begin = 0, end = 0;
-    prctl(PR_SET_NAME, name);
     int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
     mon_close(&fd);
     if (n <= 0)
         return;
     text[n] = 0;
-    if (!(field = strrchr(text, ')')))
-        return;
-    for (int i = 2; i < 48 && field; i++) /* proc(5): field 48 arg_start, 49 arg_end */
+    field = strrchr(text, ')');
+    for (int i = 2; i < 48 && field; i++)
         field = strchr(field + 1, ' ');
-    if (!field || sscanf(field, "%lu %lu", &begin, &end) != 2 || !begin || end <= begin)
+    if (field && sscanf(field, "%lu %lu", &begin, &end) == 2 && begin && end > begin) {
+        *at = (char *)begin;
+        *size = end - begin;
+    }
+}
+
+/* Write over the interpreter's arguments. */
+static void mon_title(char *at, size_t size, const char *name, const char *more)
+{
+    if (!at)
         return;
-    char *at = (char *)begin;
-    size_t room = end - begin;
-    memset(at, 0, room);
-    snprintf(at, room, more ? "%s %s" : "%s", name, more);
+    memset(at, 0, size);
+    snprintf(at, size, more ? "%s %s" : "%s", name, more);
+}
+
+static void knarr_process_title(const char *name)
+{
+    char *at = NULL;
+    size_t size = 0;
+    prctl(PR_SET_NAME, name);
+    mon_find_title(&at, &size);
+    mon_title(at, size, name, NULL);
 }
 
 /* Field 22 of /proc/PID/stat, 0 when it cannot be read. */
@@ -106,14 +120,12 @@ static void mon_failed(struct monitor *m, struct mon_connection *to, const char 
     mw_put(&w, (uint32_t)error, 4);
     mw_put_blob(&w, text, (size_t)length);
     mon_put_trace(&w, report);
-    if (m->listener >= 0)
+    if (m->listening)
         unlinkat(m->bundle, "monitor.sock", 0);
     mon_close(&m->listener);
     mon_send(m, to, &w, -1);
     m->phase = MW_OVER;
-    if (!m->tty)
-        mon_close(&m->input);
-    m->input = -1;
+    stdio_close_input(m);
     mon_close(&m->output[0]);
     mon_close(&m->output[1]);
     for (int i = 0; i < m->client_slots; i++)
@@ -153,7 +165,7 @@ static void mon_settle(struct monitor *m, const struct mw_start *s)
     oom_start(m, s);
     memcpy(path, s->bundle.at, s->bundle.length);
     path[s->bundle.length] = 0;
-    mon_title("knarr-monitor", path);
+    mon_title(m->title, m->title_size, "knarr-monitor", path);
 }
 
 static void mon_start(struct monitor *m, struct mon_connection *from, const struct mw_start *s)
@@ -161,10 +173,9 @@ static void mon_start(struct monitor *m, struct mon_connection *from, const stru
     char bundle[PATH_MAX];
     int theirs[3] = {-1, -1, -1}, error;
     uint64_t received = mon_now(CLOCK_MONOTONIC);
-    struct launch_report *report = mon_map(sizeof *report);
+    struct launch_report *report = m->report;
     if (m->phase != MW_WAITING) {
         mon_refuse(m, from, "START came twice");
-        mon_unmap(report, sizeof *report);
         return;
     }
     m->tty = s->tty;
@@ -173,7 +184,7 @@ static void mon_start(struct monitor *m, struct mon_connection *from, const stru
     memcpy(bundle, s->bundle.at, s->bundle.length);
     bundle[s->bundle.length] = 0;
     m->bundle = open(bundle, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (m->bundle < 0 || !report) {
+    if (m->bundle < 0) {
         mon_failed(m, from, "open the bundle", errno, NULL);
     } else if (unlinkat(m->bundle, "exit.json", 0) < 0 && errno != ENOENT) {
         mon_failed(m, from, "remove an old exit.json", errno, NULL);
@@ -195,6 +206,7 @@ static void mon_start(struct monitor *m, struct mon_connection *from, const stru
         }
     }
     mon_unmap(report, sizeof *report);
+    m->report = NULL;
 }
 
 /* ---- other messages ---- */
@@ -378,7 +390,7 @@ static void mon_turn(struct monitor *m)
     for (int i = 0; i < 2; i++)
         output[i] = client_blocked(m, i) ? -1 : mon_ask(&p, m->output[i], POLLIN);
     int input = m->input_length ? mon_ask(&p, m->input, POLLOUT) : -1;
-    int listener = mon_ask(&p, m->listener, POLLIN);
+    int listener = m->listening ? mon_ask(&p, m->listener, POLLIN) : -1;
     int process = m->reaped ? -1 : mon_ask(&p, m->pidfd, POLLIN);
     int oom = mon_ask(&p, m->oom_event, m->oom_version == 2 ? POLLPRI : POLLIN);
     int ready = poll(p.fds, (nfds_t)p.count, mon_timeout(m));
@@ -400,7 +412,9 @@ static void mon_turn(struct monitor *m)
     if (mon_events(&p, oom))
         oom_event(m);
     for (int i = 0; i < 2; i++)
-        if (mon_events(&p, output[i]))
+        if (mon_events(&p, output[i]) == POLLHUP && !m->tty)
+            stdio_output_ended(m, i); /* no writer and nothing left */
+        else if (mon_events(&p, output[i]))
             stdio_pump_output(m, i, 4);
     if (mon_events(&p, process))
         mon_reap(m);
@@ -446,6 +460,20 @@ static void mon_close_others(int keep)
     close_range((unsigned)keep + 1, ~0u, 0);
 }
 
+/* All that a start would otherwise wait for: pipes, the socket, memory (touched, so that it does not fault). 0, or -1: it cannot work. */
+static int mon_prepare(struct monitor *m)
+{
+    m->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    m->packet = mon_map(MON_PACKET);
+    m->report = mon_map(sizeof *m->report);
+    if (m->listener < 0 || !m->packet || !m->report || stdio_prepare(m) < 0)
+        return -1;
+    memset(m->packet, 0, 8192);
+    memset(m->report, 0, 4096);
+    mon_find_title(&m->title, &m->title_size);
+    return 0;
+}
+
 /* In the child of fork, with descriptor 0 on /dev/null and `sock` the only other one worth keeping. */
 static _Noreturn void knarr_monitor_main(int sock)
 {
@@ -462,9 +490,11 @@ static _Noreturn void knarr_monitor_main(int sock)
     for (int i = 0; i < MON_CONNECTIONS; i++)
         m->connection[i].fd = -1;
     m->bundle = m->listener = m->pidfd = m->input = m->oom_file = m->oom_event = m->log.fd = m->log.folder = -1;
-    m->output[0] = m->output[1] = -1;
+    m->output[0] = m->output[1] = m->spare[0] = m->spare[1] = m->spare[2] = -1;
     m->uid = geteuid();
     mon_connect(m, sock);
+    if (mon_prepare(m) < 0)
+        _exit(1);
     mon_loop(m);
     _exit(0);
 }

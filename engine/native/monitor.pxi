@@ -30,7 +30,7 @@ cdef extern from "native/monitor.h":
     int knarr_fork_monitor(int sock)
     size_t knarr_log_line(unsigned char *out, size_t capacity, const unsigned char *text, size_t length)
     unsigned int log_format_time(unsigned long long ns, char *out)
-    void mon_title(const char *name, const char *more)
+    void knarr_process_title(const char *name)
     cdef struct mw_message:
         unsigned char kind
     int mw_decode(const unsigned char *data, size_t length, mw_message *m)
@@ -50,7 +50,7 @@ def fork_monitor(int sock_fd):
 
 def process_title(bytes name):
     """Name the process for `ps`: comm (15 bytes) and command line."""
-    mon_title(name, NULL)
+    knarr_process_title(name)
 
 
 def decode_control(bytes data):

@@ -84,13 +84,11 @@ static struct mon_connection *mon_connect(struct monitor *m, int fd)
     return NULL;
 }
 
-/* BUNDLE/monitor.sock, through the folder's descriptor because an address holds 107 bytes. 0 or -errno. */
+/* The socket that was made while waiting becomes BUNDLE/monitor.sock, through the folder's descriptor because an address holds 107 bytes. 0 or -errno. */
 static int mon_listen(struct monitor *m)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), error = 0;
-    if (fd < 0)
-        return -errno;
+    int fd = m->listener, error = 0;
     snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/monitor.sock", m->bundle);
     mode_t mask = umask(0177);
     for (int attempt = 0; attempt < 2; attempt++) {
@@ -101,10 +99,7 @@ static int mon_listen(struct monitor *m)
     umask(mask);
     if (!error && listen(fd, MON_CONNECTIONS) < 0)
         error = errno;
-    if (error)
-        close(fd);
-    else
-        m->listener = fd;
+    m->listening = !error;
     return -error;
 }
 

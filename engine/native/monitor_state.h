@@ -45,7 +45,7 @@ struct monitor {
     struct mon_connection connection[MON_CONNECTIONS];
     uint32_t serials;
     enum mw_phase phase;
-    uint8_t tty, open_stdin, stdin_once, has_log, log_warned;
+    uint8_t tty, open_stdin, stdin_once, has_log, log_warned, listening;
     uid_t uid;
     int bundle, listener;
     int pid, pidfd;
@@ -56,6 +56,10 @@ struct monitor {
     uint32_t input_at, input_length;
     uint8_t input_ended; /* close `input` once input_data is written */
     uint8_t *chunk, *packet;
+    struct launch_report *report;
+    int spare[3];        /* made while waiting: what the process gets as stdio unless it gets a terminal */
+    char *title;         /* the interpreter's command line, which `ps` shows, and its size */
+    size_t title_size;
     struct log_file log;
     /* memory cgroup */
     int oom_version, oom_file, oom_event;

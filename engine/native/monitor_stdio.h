@@ -41,23 +41,40 @@ static int stdio_terminal(struct monitor *m, const struct mw_start *s, int their
     return 0;
 }
 
-static int stdio_pipes(struct monitor *m, int theirs[3])
+/* Pipes for output, and no input; made before START, so that a start does not wait for it. 0 or -errno. */
+static int stdio_prepare(struct monitor *m)
 {
     int ends[2];
     for (int i = 0; i < 2; i++) {
         if (pipe2(ends, O_CLOEXEC) < 0)
             return -errno;
         m->output[i] = ends[0];
-        theirs[i + 1] = ends[1];
+        m->spare[i + 1] = ends[1];
         if (stdio_unblock(ends[0]) < 0)
             return -errno;
     }
-    if (!m->open_stdin) {
-        theirs[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
-        return theirs[0] < 0 ? -errno : 0;
-    }
+    m->spare[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    return m->spare[0] < 0 ? -errno : 0;
+}
+
+static void stdio_close_theirs(int theirs[3])
+{
+    for (int i = 0; i < 3; i++)
+        if (theirs[i] >= 0 && (i == 0 || theirs[i] != theirs[i - 1]))
+            close(theirs[i]);
+    theirs[0] = theirs[1] = theirs[2] = -1;
+}
+
+static int stdio_pipes(struct monitor *m, int theirs[3])
+{
+    int ends[2], error = m->output[1] < 0 ? stdio_prepare(m) : 0;
+    memcpy(theirs, m->spare, sizeof m->spare);
+    m->spare[0] = m->spare[1] = m->spare[2] = -1;
+    if (error || !m->open_stdin)
+        return error;
     if (pipe2(ends, O_CLOEXEC) < 0)
         return -errno;
+    close(theirs[0]);
     theirs[0] = ends[0];
     m->input = ends[1];
     return stdio_unblock(ends[1]) < 0 ? -errno : 0;
@@ -66,14 +83,12 @@ static int stdio_pipes(struct monitor *m, int theirs[3])
 static int stdio_make(struct monitor *m, const struct mw_start *s, int theirs[3])
 {
     theirs[0] = theirs[1] = theirs[2] = -1;
-    return m->tty ? stdio_terminal(m, s, theirs) : stdio_pipes(m, theirs);
-}
-
-static void stdio_close_theirs(int theirs[3])
-{
-    for (int i = 0; i < 3; i++)
-        if (theirs[i] >= 0 && (i == 0 || theirs[i] != theirs[i - 1]))
-            close(theirs[i]);
+    if (!m->tty)
+        return stdio_pipes(m, theirs);
+    stdio_close_theirs(m->spare);
+    mon_close(&m->output[0]);
+    mon_close(&m->output[1]);
+    return stdio_terminal(m, s, theirs);
 }
 
 static void stdio_close_input(struct monitor *m)

@@ -330,6 +330,7 @@ static int launch_at(uint8_t *memory, const uint8_t *plan, size_t len, const int
     struct child *c = (void *)(memory + STACK_SIZE);
     uint8_t *copy = memory + STACK_SIZE + ((sizeof *c + 15) & ~(size_t)15);
     uint32_t count;
+    int error;
     memcpy(copy, plan, len);
     if (knarr_plan_check(copy, len, &count) != 0) {
         report->error = EBADMSG;
@@ -342,10 +343,12 @@ static int launch_at(uint8_t *memory, const uint8_t *plan, size_t len, const int
     c->ready = c->join = c->root = c->null = c->masked = c->parent = -1;
     for (int i = 0; i < KEPT_TREES; i++)
         c->tree[i] = -1;
-    report->error = clone_blocked(c, memory);
-    if (report->pid == 0)
+    error = clone_blocked(c, memory);
+    if (error) {
+        report->error = error;
         return -1;
-    if (report->failed >= 0) {
+    }
+    if (report->error) {
         reap(report);
         return -1;
     }

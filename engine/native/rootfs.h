@@ -127,21 +127,6 @@ restart:
     }
 }
 
-/* O_PATH descriptor of a path inside the root. */
-static int find(struct child *c, const char *path, int kind, int *result) {
-    size_t length;
-    *result = open_inside(c, path, O_PATH);
-    if (*result >= 0)
-        return 0;
-    if (errno != ENOENT || kind == EXISTING)
-        return errno;
-    length = strlen(path);
-    if (length >= PATH_MAX)
-        return ENAMETOOLONG;
-    memcpy(c->path, path, length + 1);
-    return make_path(c, kind, result);
-}
-
 static void forget_parent(struct child *c) {
     if (c->parent >= 0)
         close(c->parent);
@@ -173,6 +158,36 @@ static int find_parent(struct child *c, const char *path, const char **name) {
     return error;
 }
 
+/* O_PATH descriptor of a path inside the root; with `kind`, what is missing is made. c->fresh: the last part was made, and nothing can be
+ * below it. */
+static int find(struct child *c, const char *path, int kind, int *result) {
+    const char *name;
+    size_t length;
+    int error;
+    c->fresh = 0;
+    *result = open_inside(c, path, O_PATH);
+    if (*result >= 0)
+        return 0;
+    if (errno != ENOENT || kind == EXISTING)
+        return errno;
+    error = find_parent(c, path, &name);
+    if (!error) {
+        error = make_last(c->parent, name, kind);
+        if (!error) {
+            c->fresh = 1;
+            *result = openat(c->parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+            return failed(*result);
+        }
+    }
+    if (error != EEXIST && error != EINVAL)
+        return error;
+    length = strlen(path); /* a link to nothing, or a path that ends in "/" */
+    if (length >= PATH_MAX)
+        return ENAMETOOLONG;
+    memcpy(c->path, path, length + 1);
+    return make_path(c, kind, result);
+}
+
 static int set_attributes(int fd, int recursive, struct attributes a) {
     return failed(syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH | (recursive ? AT_TREE : 0), &a, sizeof a));
 }
@@ -181,11 +196,17 @@ static int clone_tree(int dir, const char *path, int recursive) {
     return (int)syscall(SYS_open_tree, dir, path, TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH | (recursive ? AT_TREE : 0));
 }
 
-/* Attach a cloned tree and close it. */
+/* Something was mounted on the last found path. What lies below it has changed, so the remembered parent may have. */
+static void mounted(struct child *c) {
+    if (!c->fresh)
+        forget_parent(c);
+}
+
+/* Attach a cloned tree to the last found path and close it. */
 static int attach(struct child *c, int tree, int target) {
     int error = failed(syscall(SYS_move_mount, tree, "", target, "", MOVE_EMPTY_BOTH));
     close(tree);
-    forget_parent(c);
+    mounted(c);
     return error;
 }
 
@@ -225,7 +246,7 @@ static int op_mount(struct child *c, struct plan_op *op) {
     if (!error)
         error = failed(mount(source, where, op->slot[2].text, op->arg[0], op->slot[3].text));
     close(target);
-    forget_parent(c);
+    mounted(c);
     if (error || !op->arg[1])
         return error;
     error = find(c, path, EXISTING, &target);
@@ -355,7 +376,7 @@ static int mask_directory(struct child *c, const char *path, int target) {
     }
     if (fchdir(target) < 0 || mount("tmpfs", ".", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "nr_blocks=1,nr_inodes=1,mode=755") < 0)
         return errno;
-    forget_parent(c);
+    mounted(c);
     c->masked = open_inside(c, path, O_PATH);
     return failed(c->masked);
 }

@@ -7,9 +7,11 @@ mount_setattr(2), clone(2), capabilities(7)), so that nothing is translated betw
 
 from __future__ import annotations
 
+import functools
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from struct import Struct as Packer
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -26,13 +28,21 @@ NAMESPACES = {
     "mount": NEWNS, "pid": NEWPID, "network": NEWNET, "ipc": NEWIPC, "uts": NEWUTS, "cgroup": NEWCGROUP, "user": NEWUSER, "time": NEWTIME,
 }  # fmt: skip
 
+RLIMITS = {
+    "CPU": 0, "FSIZE": 1, "DATA": 2, "STACK": 3, "CORE": 4, "RSS": 5, "NPROC": 6, "NOFILE": 7, "MEMLOCK": 8, "AS": 9, "LOCKS": 10,
+    "SIGPENDING": 11, "MSGQUEUE": 12, "NICE": 13, "RTPRIO": 14, "RTTIME": 15,
+}  # fmt: skip
+RLIMIT_NAMES = {number: f"RLIMIT_{name}" for name, number in RLIMITS.items()}
+
 _HEADER = Packer("=IIII")
 _PACKERS = tuple(Packer(f"=IHH4Q{n}Q") for n in range(6))
 _PADDING = tuple(b"\0" * n for n in range(8))
 
 
-class Op(msgspec.Struct, frozen=True, tag=True):
-    """One operation. `wire` is its encoded form."""
+class Op(msgspec.Struct, frozen=True, tag_field="op", tag=True):
+    """One operation. `wire` is its encoded form; of those that are `common` to many containers it is remembered."""
+
+    common: ClassVar[bool] = False
 
     def wire(self) -> bytes:
         raise NotImplementedError
@@ -107,6 +117,8 @@ class Tasks(Op, frozen=True):
 class Unshare(Op, frozen=True):
     """New namespaces that must not be made by clone: the cgroup namespace's root is the group one is in."""
 
+    common = True
+
     namespaces: int
 
     def wire(self) -> bytes:
@@ -116,6 +128,8 @@ class Unshare(Op, frozen=True):
 class Loopback(Op, frozen=True):
     """Bring up `lo` of a new network namespace."""
 
+    common = True
+
     def wire(self) -> bytes:
         return _pack(6, _NONE)
 
@@ -123,12 +137,16 @@ class Loopback(Op, frozen=True):
 class Keyring(Op, frozen=True):
     """A new session keyring."""
 
+    common = True
+
     def wire(self) -> bytes:
         return _pack(7, _NONE)
 
 
 class Propagation(Op, frozen=True):
     """mount(2) propagation flags on `path` as the process sees it at that moment."""
+
+    common = True
 
     path: str
     flags: int
@@ -153,6 +171,8 @@ class Root(Op, frozen=True):
 
 class Mount(Op, frozen=True):
     """Mount a new file system on the directory `target` inside, made if missing. `propagation`: MS_ flags, 0 to leave it."""
+
+    common = True
 
     source: str
     target: str
@@ -205,6 +225,8 @@ class Bind(Op, frozen=True):
 class Attributes(Op, frozen=True):
     """Change mount attributes of a mount inside."""
 
+    common = True
+
     path: str
     set: int = 0
     clear: int = 0
@@ -216,6 +238,8 @@ class Attributes(Op, frozen=True):
 
 class Mknod(Op, frozen=True):
     """Make a device node; `mode` includes the type, `device` is os.makedev's number."""
+
+    common = True
 
     path: str
     mode: int
@@ -230,6 +254,8 @@ class Mknod(Op, frozen=True):
 class Symlink(Op, frozen=True):
     """Make a link that says `text`, unless something is there."""
 
+    common = True
+
     text: str
     path: str
 
@@ -240,6 +266,8 @@ class Symlink(Op, frozen=True):
 class Console(Op, frozen=True):
     """Bind the terminal on standard input to `path`."""
 
+    common = True
+
     path: str = "/dev/console"
 
     def wire(self) -> bytes:
@@ -248,6 +276,8 @@ class Console(Op, frozen=True):
 
 class Mask(Op, frozen=True):
     """Hide a path, if it exists, behind the null device or an empty directory."""
+
+    common = True
 
     path: str
 
@@ -258,6 +288,8 @@ class Mask(Op, frozen=True):
 class Readonly(Op, frozen=True):
     """Make a path, if it exists, and all mounts below it read-only."""
 
+    common = True
+
     path: str
 
     def wire(self) -> bytes:
@@ -266,6 +298,8 @@ class Readonly(Op, frozen=True):
 
 class Sysctl(Op, frozen=True):
     """Set a kernel parameter of the new namespaces; `name` as a path below /proc/sys."""
+
+    common = True
 
     name: str
     value: str
@@ -295,12 +329,16 @@ class Domainname(Op, frozen=True):
 class Pivot(Op, frozen=True):
     """Make the container's root the root and detach the old one."""
 
+    common = True
+
     def wire(self) -> bytes:
         return _pack(21, _NONE)
 
 
 class Rlimit(Op, frozen=True):
     """Set a resource limit, or what can be had of it."""
+
+    common = True
 
     resource: int
     soft: int
@@ -312,6 +350,8 @@ class Rlimit(Op, frozen=True):
 
 class OomScore(Op, frozen=True):
     """Set oom_score_adj (-1000 to 1000), or leave it when that is not allowed."""
+
+    common = True
 
     value: int
 
@@ -332,6 +372,8 @@ class Cwd(Op, frozen=True):
 class Stdio(Op, frozen=True):
     """Put the launch's three descriptors on 0, 1 and 2 and give them to `uid`; `tty`: it becomes the controlling terminal."""
 
+    common = True
+
     tty: bool = False
     uid: int = 0
 
@@ -342,6 +384,8 @@ class Stdio(Op, frozen=True):
 class Bounding(Op, frozen=True):
     """Drop all capabilities but `keep` (bit mask) from the bounding set."""
 
+    common = True
+
     keep: int
 
     def wire(self) -> bytes:
@@ -350,6 +394,8 @@ class Bounding(Op, frozen=True):
 
 class User(Op, frozen=True):
     """Take on user and groups. `keep`: capabilities survive, for `Capabilities` to choose from."""
+
+    common = True
 
     uid: int
     gid: int
@@ -364,6 +410,8 @@ class User(Op, frozen=True):
 class Capabilities(Op, frozen=True):
     """Set the capability sets (bit masks)."""
 
+    common = True
+
     effective: int
     permitted: int
     inheritable: int = 0
@@ -376,12 +424,16 @@ class Capabilities(Op, frozen=True):
 class NoNewPrivs(Op, frozen=True):
     """No program can give more privileges from now on."""
 
+    common = True
+
     def wire(self) -> bytes:
         return _pack(29, _NONE)
 
 
 class Seccomp(Op, frozen=True):
     """Install a filter: `program` is an array of struct sock_filter."""
+
+    common = True
 
     program: bytes
     flags: int = 0
@@ -392,6 +444,8 @@ class Seccomp(Op, frozen=True):
 
 class Umask(Op, frozen=True):
     """Set the file mode creation mask."""
+
+    common = True
 
     mask: int = 0o022
 
@@ -412,12 +466,17 @@ class Exec(Op, frozen=True):
         return _pack(32, (len(self.args), len(self.env), self.keep, 0), *map(_text, self.args), None, *map(_text, self.env), None)
 
 
+@functools.lru_cache(maxsize=2048)
+def _remembered(op: Op) -> bytes:
+    return op.wire()
+
+
 def encode(ops: Iterable[Op]) -> bytes:
     """A plan's wire form. The first operation is a `Clone`, the last an `Exec`.
 
     Raises InvalidParameter for a string with a NUL, too many operations or arguments.
     """
-    parts = [op.wire() for op in ops]
+    parts = [_remembered(op) if op.common else op.wire() for op in ops]
     if len(parts) > MAX_OPS:
         raise InvalidParameter(f"too many operations to start the process: {len(parts)}, at most {MAX_OPS}", hint="fewer mounts or devices")
     body = b"".join(parts)
@@ -440,7 +499,7 @@ def _bind_text(op: Bind) -> str:
     return f"bind {op.source} to {op.target}"
 
 
-_DESCRIPTIONS = {
+_DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
     "Clone": _clone_text,
     "Join": lambda op: f"join {_namespace_names(op.namespace)} {op.path}",
     "JoinProcess": lambda op: f"join {_namespace_names(op.namespaces)} of process {op.pid}",
@@ -475,14 +534,7 @@ _DESCRIPTIONS = {
     "Exec": lambda op: f'exec "{op.args[0]}"',
 }
 
-RLIMITS = {
-    "CPU": 0, "FSIZE": 1, "DATA": 2, "STACK": 3, "CORE": 4, "RSS": 5, "NPROC": 6, "NOFILE": 7, "MEMLOCK": 8, "AS": 9, "LOCKS": 10,
-    "SIGPENDING": 11, "MSGQUEUE": 12, "NICE": 13, "RTPRIO": 14, "RTTIME": 15,
-}  # fmt: skip
-RLIMIT_NAMES = {number: f"RLIMIT_{name}" for name, number in RLIMITS.items()}
-
 
 def describe(op: Op) -> str:
     """What an operation does, for error messages and traces: "mount proc on /proc"."""
-    text: str = _DESCRIPTIONS[type(op).__name__](op)  # type: ignore[operator]
-    return text
+    return _DESCRIPTIONS[type(op).__name__](op)

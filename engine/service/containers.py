@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from builtins import list as List  # a method is called `list`, as in the API
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import msgspec
 
@@ -91,10 +91,10 @@ class Containers:
         """Every record, newest first."""
         return sorted((container.record for container in self.by_id.values()), key=lambda record: record.created_at, reverse=True)
 
-    def list(self, *, all: bool, limit: int, filters: Filters, size: bool = False) -> List[ContainerRecord]:
+    def list(self, *, all: bool, limit: int, filters: Mapping[str, List[str]], size: bool = False) -> List[ContainerRecord]:
         """What `docker ps` shows, newest first. Raises InvalidParameter for a bad filter, NotFound for an unknown before/since."""
         ancestors = listing.same_image(lambda ref: self._context.images.get(ref).id)
-        return listing.select(self.everything(), filters, show_all=all, limit=limit, find=self.get, ancestors=ancestors)
+        return listing.select(self.everything(), Filters.of(filters), show_all=all, limit=limit, find=self.get, ancestors=ancestors)
 
     def using(self, image_id: str) -> List[ContainerRecord]:
         """Records of the containers made from an image."""

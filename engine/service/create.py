@@ -15,7 +15,7 @@ import msgspec
 
 from engine.errors import Conflict, InvalidParameter, NotFound
 from engine.linux import devices as host_devices
-from engine.linux import files, seccomp
+from engine.linux import seccomp
 from engine.runtime import ops, plan
 from engine.service import admission, bundle, mounts, names, specgen, users
 from engine.service.container import Container, Plan, now
@@ -30,19 +30,16 @@ _RULE = re.compile(r"([abc]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})")
 
 def image_config(image: ImageRecord) -> Config:
     """The image's configuration as a container Config; converted once for each image."""
-    return _image_config(image.id, image.config.config)
-
-
-_CONFIGS: dict[str, Config] = {}
-
-
-def _image_config(image_id: str, config: object) -> Config:
-    found = _CONFIGS.get(image_id)
+    found = _CONFIGS.get(image.id)
     if found is None:
-        if len(_CONFIGS) > 256:
+        if len(_CONFIGS) >= _CONFIGS_KEPT:
             _CONFIGS.clear()
-        found = _CONFIGS[image_id] = msgspec.convert(msgspec.to_builtins(config or {}), Config) if config else Config()
+        found = _CONFIGS[image.id] = msgspec.convert(msgspec.to_builtins(image.config.defaults), Config)
     return found
+
+
+_CONFIGS_KEPT = 256
+_CONFIGS: dict[str, Config] = {}
 
 
 def record(context: Context, container_id: str, name: str, request: CreateRequest, image: ImageRecord) -> tuple[ContainerRecord, list[str]]:
@@ -119,7 +116,7 @@ def _image_identity(chain: str, lowers: tuple[str, ...], user: str, extra: tuple
 
 
 def _account_files(layers: tuple[str, ...]) -> tuple[str, str]:
-    return files.read_layered(layers, "etc/passwd"), files.read_layered(layers, "etc/group")
+    return users.read_layers(layers, "etc/passwd"), users.read_layers(layers, "etc/group")
 
 
 def compile_plan(context: Context, container: Container, joined_pid: int = 0) -> Plan:
@@ -137,7 +134,6 @@ def compile_plan(context: Context, container: Container, joined_pid: int = 0) ->
         context.host,
         files=bundle.binds(container.bundle),
         mounts=[point.mount for point in points],
-        cgroup=context.cgroups.mounts(container.cgroup),
         devices=devices,
         limits=limits,
         joined=specgen.Joined(pid=joined_pid),

@@ -13,7 +13,6 @@ import msgspec
 import trio
 
 from engine.errors import Conflict, InvalidParameter, LaunchError, NotFound
-from engine.linux import files
 from engine.monitor.client import MonitorGone
 from engine.runtime import ops, plan
 from engine.runtime.ops import Op
@@ -168,6 +167,7 @@ class Execs:
         return plan.exec_plan(
             process,
             pid=init,
+            start_time=container.record.state.pid_start,
             placement=context.cgroups.placement(container.cgroup),
             seccomp=create.seccomp_filter(context, container.record, capabilities, record.privileged),
             tty=record.tty,
@@ -177,11 +177,8 @@ class Execs:
         """The exec's user by the files that the container has now, read through its own root."""
         container = found.container
         user = found.record.user or container.record.config.user
-        root = os.open(f"/proc/{container.record.state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            passwd, group = files.read_inside(root, "etc/passwd"), files.read_inside(root, "etc/group")
-        finally:
-            os.close(root)
+        roots = (f"/proc/{container.record.state.pid}/root",)
+        passwd, group = users.read_layers(roots, "etc/passwd"), users.read_layers(roots, "etc/group")
         return users.resolve(user, passwd, group, tuple(container.record.host_config.group_add or ()))
 
     async def _hand_over(self, found: Exec, process: Process) -> None:
@@ -196,7 +193,7 @@ class Execs:
     def _failed(self, found: Exec, folder: str, error: LaunchFailed | MonitorGone) -> LaunchError:
         failure = error if isinstance(error, LaunchFailed) else LaunchFailed(-1, 0, str(error))
         explained = launch_error(failure, lambda op, errno: plan.explain(found.ops, op, errno))
-        self._end(found, running.exit_code_for(explained), folder)
+        self._end(found, plan.exit_code(explained), folder)
         return explained
 
     def _detached(self, found: Exec, reason: str) -> None:

@@ -72,7 +72,7 @@ class Loader:
     # -- archives
 
     def load(self, source: Source, *, quiet: bool = False, wanted: Platform | None = None) -> Iterator[bytes]:
-        """Load every image of an archive; yields progress lines. Raises InvalidParameter for what is no archive, NotFound for a missing member."""
+        """Load every image of an archive; yields progress lines. Raises InvalidParameter, NotFound for a missing member."""
         staging = Staging(self._content)
         try:
             yield from self._stage(source, staging, quiet)
@@ -100,25 +100,26 @@ class Loader:
             pass
 
     def _take(self, candidate: Candidate, staging: Staging, quiet: bool) -> Iterator[bytes]:
-        layers = yield from self.add_layers(candidate, staging, quiet)
+        layers: list[Layer] = []
+        yield from self.add_layers(candidate, staging, layers, quiet)
         image, moved = self.finish(candidate, layers)
         for name, old in moved:
             yield jsonstream.stream(
                 f"The image {references.parse(name).familiar} already exists, renaming the old one with ID {old} to empty string\n"
             )
-        for name in candidate.names:
-            yield jsonstream.stream(f"Loaded image: {name.familiar}\n")
+        for reference in candidate.names:
+            yield jsonstream.stream(f"Loaded image: {reference.familiar}\n")
         if not candidate.names:
             yield jsonstream.stream(f"Loaded image ID: {image.id}\n")
 
-    def add_layers(self, candidate: Candidate, staging: Staging, quiet: bool) -> Iterator[bytes]:
-        """Store and unpack the layers, bottom first; yields progress, returns the layers."""
+    def add_layers(self, candidate: Candidate, staging: Staging, layers: list[Layer], quiet: bool) -> Iterator[bytes]:
+        """Store and unpack the layers, bottom first, and append them to `layers`; yields progress."""
         diff_ids = candidate.config.diff_ids
-        self._on_loop(self._pin, iter((*_chains(diff_ids), *(staged.blob for staged in candidate.layers))))
-        layers: list[Layer] = []
+        self._on_loop(self._pin, iter(_chains(diff_ids)))
         parent = ""
         for index, (diff_id, original) in enumerate(zip(diff_ids, candidate.layers, strict=True)):
             staged = original if candidate.manifest else staging.packed(original)
+            self._on_loop(self._pin, iter((staged.blob,)))
             drawn = 0.0
             for done in self._unpacker.ensure(staged.reopen(self._content), diff_id, parent):
                 if not quiet and time.monotonic() - drawn > _TICK:
@@ -130,12 +131,12 @@ class Loader:
             parent = chain(parent, diff_id)
             media_type = candidate.media_types[index] if candidate.media_types else staged.media_type
             layers.append(Layer(staged.blob, staged.blob_size, media_type, diff_id, parent))
-        return layers
 
     def finish(self, candidate: Candidate, layers: list[Layer]) -> tuple[ImageRecord, list[tuple[str, str]]]:
         """Store configuration and manifest, then the record, durably."""
-        id = self._content.put(candidate.raw)
         raw = candidate.manifest or manifest_of(candidate.raw, layers)
+        self._on_loop(self._pin, iter((sha256(candidate.raw), sha256(raw))))
+        id = self._content.put(candidate.raw)
         manifest = self._content.put(raw)
         image = ImageRecord(
             id=id, manifest=manifest, manifest_size=len(raw), config=candidate.config, raw=candidate.raw, layers=tuple(layers), size=0,
@@ -258,7 +259,8 @@ def _oci_image(staging: Staging, raw: bytes, names: list[Reference], digest: str
         raise InvalidParameter(f"loading images: {digest} is no image but {manifest.artifact_type or manifest.config.media_type}")
     config = staging.blob(manifest.config.digest)
     layers = [staging.blob(layer.digest) for layer in manifest.layers or ()]
-    missing = [one.digest for one, staged in zip((manifest.config, *(manifest.layers or ())), (config, *layers), strict=True) if staged is None]
+    wanted = (manifest.config, *(manifest.layers or ()))
+    missing = [one.digest for one, staged in zip(wanted, (config, *layers), strict=True) if staged is None]
     if missing or config is None:
         raise NotFound(f"loading images: blob {missing[0]} is not in the archive")
     plain = [staging.plain(staged) for staged in layers if staged is not None]

@@ -6,6 +6,7 @@ event, waiters in one step; removal of an --rm container and of control groups f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal as signals
@@ -16,7 +17,7 @@ import trio
 
 from engine.config import DEFAULT_LOG_MAX_FILES, DEFAULT_LOG_MAX_SIZE, DEFAULT_STOP_TIMEOUT
 from engine.errors import Conflict, InvalidParameter, KnarrError, LaunchError, NotModified
-from engine.linux import elf
+from engine.linux import files
 from engine.monitor.client import MonitorGone
 from engine.runtime import ops, plan
 from engine.service import bundle, create
@@ -126,7 +127,7 @@ class Runner:
 
     def _failed(self, container: Container, ready: Plan, error: LaunchFailed) -> LaunchError:
         explained = launch_error(error, lambda op, errno: self._explain(container, ready, op, errno))
-        code = exit_code_for(explained)
+        code = plan.exit_code(explained)
         container.transition(lifecycle.FailedToStart(code, str(explained), now()))
         self._drop_group(container)
         if container.record.host_config.auto_remove:
@@ -143,20 +144,13 @@ class Runner:
 
     def _exec_hint(self, container: Container) -> str:
         """Why the kernel could not run the program: wrong architecture, a missing interpreter (pyelftools, on the failure path only)."""
+        from engine.linux import elf
+
         snapshots = self._context.snapshots
         layers = (snapshots.upper(container.id), *snapshots.lowers(snapshots.parent(container.id)))
-        for layer in layers:
-            try:
-                root = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                hint = elf.explain_exec(root, container.record.path)
-            finally:
-                os.close(root)
-            if hint:
-                return hint
-        return ""
+        with contextlib.ExitStack() as stack:
+            roots = [stack.enter_context(files.Root(layer)).fd for layer in layers]
+            return elf.explain_exec(roots, container.record.path) or ""
 
     def _ended(self, container: Container, process: Process, ended: Ended) -> None:
         """The process is gone. No await: nobody sees a state between running and ended."""
@@ -259,13 +253,6 @@ def detached(container: Container, reason: str) -> None:
         container.publish("detach")
 
 
-def exit_code_for(error: LaunchError) -> int:
-    """Docker's exit code of a container whose start failed: 127 not found, 126 not executable, 128 otherwise."""
-    if error.op == "Exec":
-        return 127 if error.errno == 2 else 126
-    return 128
-
-
 def signal_number(text: str) -> int:
     """`SIGTERM`, `TERM`, `term`, `15`, `RTMIN+3` -> number. Raises InvalidParameter in Docker's words."""
     word = text.strip().upper().removeprefix("SIG")
@@ -345,4 +332,4 @@ def trace(container: Container) -> list[Trace]:
     return sorted(steps, key=lambda step: step.at)
 
 
-__all__ = ["Runner", "exit_code_for", "log_settings", "signal_number", "trace"]
+__all__ = ["Runner", "log_settings", "signal_number", "trace"]

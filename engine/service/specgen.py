@@ -53,6 +53,8 @@ _DEVPTS = Mount(
 )  # fmt: skip
 _SYSFS = Mount(destination="/sys", type="sysfs", source="sysfs", options=("nosuid", "noexec", "nodev", "ro"))
 _SYSFS_RW = Mount(destination="/sys", type="sysfs", source="sysfs", options=("nosuid", "noexec", "nodev"))
+_CGROUP_RW = Mount(destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=("nosuid", "noexec", "nodev"))
+_CGROUP = msgspec.structs.replace(_CGROUP_RW, options=(*_CGROUP_RW.options, "ro"))
 _MQUEUE = Mount(destination="/dev/mqueue", type="mqueue", source="mqueue", options=("nosuid", "noexec", "nodev"))
 _HOST_MQUEUE = Mount(destination="/dev/mqueue", type="bind", source="/dev/mqueue", options=("rbind", "nosuid", "noexec", "nodev"))
 _HOST_SHM = Mount(destination="/dev/shm", type="bind", source="/dev/shm", options=("rbind",))
@@ -88,15 +90,14 @@ def spec(
     *,
     files: Sequence[Mount],
     mounts: Sequence[Mount],
-    cgroup: tuple[Mount, ...] = (),
     devices: Sequence[Device] = (),
     limits: Resources | None = None,
     joined: Joined | None = None,
 ) -> Spec:
     """The OCI spec of a container.
 
-    `files`: binds of /etc/hosts, /etc/resolv.conf, /etc/hostname; `mounts`: the user's, sorted by depth; `cgroup`: what is seen at /sys/fs/cgroup;
-    `devices`: from --device; `limits`: from `resources`.
+    `files`: binds of /etc/hosts, /etc/resolv.conf, /etc/hostname; `mounts`: the user's, sorted by depth; `devices`: from --device; `limits`: from
+    `resources`.
     """
     config, hc = record.config, record.host_config
     privileged = hc.privileged
@@ -117,7 +118,7 @@ def spec(
             no_new_privileges=no_new_privileges(hc.security_opt, host.no_new_privileges),
             oom_score_adj=hc.oom_score_adj,
         ),
-        mounts=_mounts(hc, host, files, mounts, cgroup),
+        mounts=_mounts(hc, host, files, mounts),
         annotations=hc.annotations or {},
         linux=Linux(
             namespaces=_namespaces(hc, host, joined or Joined()),
@@ -275,14 +276,9 @@ def _namespace_set(pid: bool, pid_of: int, uts: bool, ipc: bool, network: bool, 
     return tuple(found + [Namespace(type=name) for name, on in wanted if on])
 
 
-def _mounts(
-    hc: HostConfig, host: Host, files: Sequence[Mount], mounts: Sequence[Mount], cgroup: tuple[Mount, ...]
-) -> tuple[Mount, ...]:
+def _mounts(hc: HostConfig, host: Host, files: Sequence[Mount], mounts: Sequence[Mount]) -> tuple[Mount, ...]:
     targets = {mount.destination for mount in mounts}
     base = _base_mounts(hc.privileged, hc.ipc_mode, hc.shm_size or host.shm_size)
-    if hc.privileged:
-        cgroup = tuple(msgspec.structs.replace(mount, options=tuple(word for word in mount.options if word != "ro")) for mount in cgroup)
-    base = (*base, *cgroup)
     if targets:
         base = tuple(mount for mount in base if mount.destination not in targets)
         files = [mount for mount in files if mount.destination not in targets]
@@ -297,6 +293,7 @@ def _base_mounts(privileged: bool, ipc: str, shm_size: int) -> tuple[Mount, ...]
         _DEV,
         _DEVPTS,
         _SYSFS_RW if privileged else _SYSFS,
+        _CGROUP_RW if privileged else _CGROUP,
         _HOST_MQUEUE if ipc == "host" else _MQUEUE,
         *(() if ipc == "none" else (_HOST_SHM if ipc == "host" else shm,)),
     )

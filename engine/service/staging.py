@@ -6,6 +6,7 @@ only at its end which of its members are layers; so a plain tar is compressed on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -64,6 +65,7 @@ class Staging:
     def __init__(self, content: Content) -> None:
         self._content = content
         self._members: dict[str, Staged] = {}
+        self._all: list[Staged] = []
         self._aliases: dict[str, str] = {}
         self._memory = 0
 
@@ -82,11 +84,7 @@ class Staging:
         if entry.sparse is not None:
             raise InvalidParameter(f"loading images: {tar.show(entry.name)} is stored as a sparse file")
         pieces = iter(reader.data())
-        staged = self.take(lambda: bytes(next(pieces, b"")), entry.stored)
-        former = self._members.pop(name, None)
-        if former is not None:
-            _drop(former)
-        self._members[name] = staged
+        staged = self._members[name] = self.take(lambda: bytes(next(pieces, b"")), entry.stored)
         return staged
 
     def take(self, source: Source, size: int) -> Staged:
@@ -95,14 +93,15 @@ class Staging:
             self._memory += size
             return _in_memory(b"".join(iter(source, b"")))
         head, source = compression.peek(source, tar.BLOCK)
+        staged = self._new_file()
+        with open(staged.path, "xb", buffering=0) as file:
+            _store(file, head, source, staged)
+        return staged
+
+    def _new_file(self) -> Staged:
         staged = Staged()
         staged.path = self._content.temporary()
-        try:
-            with open(staged.path, "xb", buffering=0) as file:
-                _store(file, head, source, staged)
-        except BaseException:
-            _drop(staged)
-            raise
+        self._all.append(staged)
         return staged
 
     def names(self) -> list[str]:
@@ -157,12 +156,20 @@ class Staging:
             return self._again(source, pack=False)
 
     def _again(self, source: Source, *, pack: bool) -> Staged:
-        staged = Staged()
-        staged.path = self._content.temporary()
+        staged = self._new_file()
         with open(staged.path, "xb", buffering=0) as file:
             _, source = compression.decompressed(source) if pack else ("", source)
             (_store_packed if pack else _store_plain)(file, source, staged)
-        self._members[staged.path] = staged
+        return staged
+
+    def stored(self, layer: spec.Descriptor) -> Staged:
+        """A layer that is in the content store already; unpacking it checks its content. Raises NotFound."""
+        if not self._content.exists(layer.digest, layer.size):
+            raise NotFound(f"blob {layer.digest} is gone")
+        staged = Staged()
+        staged.path, staged.kept = self._content.path(layer.digest), True
+        staged.digest = staged.blob = layer.digest
+        staged.size = staged.blob_size = layer.size
         return staged
 
     def keep(self, staged: Staged) -> None:
@@ -178,16 +185,10 @@ class Staging:
 
     def close(self) -> None:
         """Remove everything that was not kept."""
-        for staged in self._members.values():
-            _drop(staged)
-
-
-def _drop(staged: Staged) -> None:
-    if staged.path and not staged.kept:
-        try:
-            os.unlink(staged.path)
-        except FileNotFoundError:
-            pass
+        for staged in self._all:
+            if not staged.kept:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(staged.path)
 
 
 def _in_memory(data: bytes) -> Staged:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from engine.errors import Conflict, Damaged, InvalidParameter
 from engine.spec.digest import sha256
 from engine.store.snapshots import Snapshots
-from engine.store.unpack import Limits, Refused, Unpacked, unpacking
+from engine.store.unpack import DEFAULT_LIMITS, Limits, Refused, Unpacked, unpacking
 from engine.wire import compression, tar
 from engine.wire.compression import Source
 
@@ -79,7 +79,7 @@ def bounded(packed: Counted, source: Source, limits: Limits) -> Counted:
 class Unpacker:
     """Unpacks layers into the snapshots of one data root."""
 
-    def __init__(self, snapshots: Snapshots, on_loop: OnLoop, limits: Limits = Limits()) -> None:
+    def __init__(self, snapshots: Snapshots, on_loop: OnLoop, limits: Limits = DEFAULT_LIMITS) -> None:
         self._snapshots = snapshots
         self._on_loop = on_loop
         self._limits = limits
@@ -88,7 +88,7 @@ class Unpacker:
         """Unpack one layer on the chain `parent` ("" for none) as the snapshot of its chain; `result` is filled in.
 
         Yields the bytes read from `source` so far, now and then. `diff_id` "" takes what comes; its snapshot is then named by what it is.
-        Nothing is left behind when it raises: Refused (hostile or damaged, naming the entry), Damaged (another digest), KnarrError, OSError.
+        Nothing is left behind when it raises: Refused (hostile or damaged, names the entry), Damaged (other digest), KnarrError, OSError.
         """
         folder = self._on_loop(self._snapshots.begin)
         try:

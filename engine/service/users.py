@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.errors import InvalidParameter
+from engine.linux import files
 
 _MAX_ID = 2**31 - 1  # what Docker accepts
 
@@ -42,6 +43,22 @@ def resolve(user: str, passwd: str, group: str, extra: tuple[str, ...] = ()) -> 
         if added not in groups:
             groups += (added,)
     return Identity(uid, gid, groups, home or "/")
+
+
+def read_layers(layers: tuple[str, ...], path: str) -> str:
+    """Text of a file in the topmost of some root folders (host paths) that has it; "" when there is none, or a layer hides it.
+
+    Nothing in the folders is trusted: links stay inside, devices are not opened.
+    """
+    for layer in layers:
+        try:
+            with files.Root(layer) as root:
+                return root.read(path).decode("utf-8", "surrogateescape")
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return ""  # a whiteout, a device, a link that leads nowhere
+    return ""
 
 
 def _number(text: str) -> int:

@@ -25,7 +25,8 @@ _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 _DIGEST = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}"
-_REFERENCE = re.compile(rf"(?:(?P<domain>{_DOMAIN})/)?(?P<path>{_COMPONENT}(?:/{_COMPONENT})*)(?::(?P<tag>{_TAG}))?(?:@(?P<digest>{_DIGEST}))?")
+_PATH = rf"{_COMPONENT}(?:/{_COMPONENT})*"
+_REFERENCE = re.compile(rf"(?:(?P<domain>{_DOMAIN})/)?(?P<path>{_PATH})(?::(?P<tag>{_TAG}))?(?:@(?P<digest>{_DIGEST}))?")
 _TAG_ONLY = re.compile(_TAG)
 _ID = re.compile(r"[a-f0-9]{64}")
 
@@ -110,8 +111,3 @@ def _split_domain(text: str) -> tuple[str, str]:
     if head == DEFAULT_DOMAIN and "/" not in rest:
         rest = _OFFICIAL + rest
     return head, rest
-
-
-def parse_full(text: str) -> Reference:
-    """Parse a name that was written by `str(Reference)`."""
-    return parse(text)

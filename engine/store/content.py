@@ -21,6 +21,9 @@ _CHUNK = 1 << 20
 # An ingest that nobody wrote to for a day belongs to no download that will be resumed.
 _STALE_SECONDS = 24 * 3600.0
 
+# Inside a class with a method `list` the word no longer names the type.
+_Names = list[str]
+
 
 class Writer:
     """One blob being written. Use as a context manager: left without `commit`, it is removed (or kept when it was begun with a key)."""
@@ -30,7 +33,7 @@ class Writer:
         self._path = path
         self._keep = keep
         self._hash = hashlib.sha256()
-        self._file: BinaryIO | None = open(path, "a+b", buffering=0)
+        self._file: BinaryIO | None = open(path, "a+b", buffering=0)  # noqa: SIM115 closed by `close`
         self.offset = 0
         if keep:
             self._resume()
@@ -64,7 +67,8 @@ class Writer:
         if (expected and found != expected) or (size >= 0 and size != self.offset):
             self._keep = False
             wanted = f"{expected or found} of {size if size >= 0 else self.offset} bytes"
-            raise Damaged(f"storing a blob: expected {wanted}, got {found} of {self.offset} bytes", hint="the source is damaged or was cut off")
+            got = f"{found} of {self.offset} bytes"
+            raise Damaged(f"storing a blob: expected {wanted}, got {got}", hint="the source is damaged or was cut off")
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
@@ -198,17 +202,27 @@ class Content:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path(digest))
 
+    def discard(self, digest: str) -> str:
+        """Make a blob absent at once, by a rename into the ingest folder; returns the path to unlink. "" when there is none. Any thread."""
+        path = self.temporary()
+        try:
+            os.rename(self.path(digest), path)
+        except FileNotFoundError:
+            return ""
+        return path
+
     def list(self) -> list[tuple[str, int]]:
         """(digest, bytes) of every blob."""
         found: list[tuple[str, int]] = []
         for algorithm in os.listdir(self._blobs):
             with os.scandir(f"{self._blobs}/{algorithm}") as entries:
-                found.extend((f"{algorithm}:{entry.name}", entry.stat().st_size) for entry in entries if is_digest(f"{algorithm}:{entry.name}"))
+                named = ((f"{algorithm}:{entry.name}", entry) for entry in entries)
+                found.extend((digest, entry.stat().st_size) for digest, entry in named if is_digest(digest))
         return found
 
-    def sweep(self, age: float = _STALE_SECONDS) -> list[str]:
+    def sweep(self, age: float = _STALE_SECONDS) -> _Names:
         """Remove ingests without a key (their writer is gone: call it at start alone) and resumable ones older than `age` seconds."""
-        removed: list[str] = []
+        removed: _Names = []
         with os.scandir(self._ingest) as entries:
             for entry in entries:
                 resumable = is_digest(entry.name.replace("-", ":", 1))

@@ -1,4 +1,4 @@
-"""Records of images and their names. Owns the tables `images` and `image_names`, the copy in memory that answers every look-up, and the mirror.
+"""Records of images and their names. Owns the tables `images` and `image_names`, their copy in memory for every look-up, and the mirror.
 
 The mirror, `content/images.json`, says which manifest each name stands for. It is what images are rebuilt from when the database is lost.
 Does not read layers and decides nothing about what may be deleted.
@@ -7,6 +7,7 @@ Does not read layers and decides nothing about what may be deleted.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -106,6 +107,8 @@ class MirrorEntry(msgspec.Struct, frozen=True):
 
 _encode_row = msgspec.msgpack.Encoder().encode
 _decode_row = msgspec.msgpack.Decoder(_Row).decode
+_PUT_IMAGE = "INSERT INTO images VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record"
+_PUT_NAME = "INSERT INTO image_names VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET image = excluded.image"
 _Mirror = dict[str, MirrorEntry]
 
 
@@ -122,19 +125,17 @@ class ImageStore:
         self._names: dict[str, str] = {}
         self.damaged: list[str] = []
         for id, record, config in db.query("SELECT id, record, config FROM images"):
-            self._load(str(id), record, config)
+            self._load(str(id), record, config)  # type: ignore[arg-type]
         for name, id in db.query("SELECT name, image FROM image_names"):
             if id in self._images:
                 self._names[str(name)] = str(id)
         for id in self._images:
             self._refresh(id)
 
-    def _load(self, id: str, record: object, config: object) -> None:
+    def _load(self, id: str, record: bytes, config: bytes) -> None:
         try:
-            assert isinstance(record, bytes) and isinstance(config, bytes)
-            row = _decode_row(record)
-            self._images[id] = _record(id, row, config)
-        except (msgspec.MsgspecError, AssertionError):
+            self._images[id] = _record(id, _decode_row(bytes(record)), bytes(config))
+        except msgspec.MsgspecError:
             self.damaged.append(id)
 
     # -- look-ups
@@ -170,11 +171,9 @@ class ImageStore:
         row = _Row(image.manifest, image.manifest_size, image.layers, image.size, image.tagged, image.loaded)
         moved: list[tuple[str, str]] = []
         with self._db.transaction() as cursor:
-            cursor.execute(
-                "INSERT INTO images VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record", (image.id, _encode_row(row), image.raw)
-            )
+            cursor.execute(_PUT_IMAGE, (image.id, _encode_row(row), image.raw))
             for name in map(str, names):
-                cursor.execute("INSERT INTO image_names VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET image = excluded.image", (name, image.id))
+                cursor.execute(_PUT_NAME, (name, image.id))
                 moved.append((name, self._names.get(name, "")))
         self._images[image.id] = image
         for name, _ in moved:
@@ -218,7 +217,7 @@ class ImageStore:
 
     def write_mirror(self, content: bytes) -> None:
         """Replace the mirror. Blocks; any thread. It is a copy, so it is renamed into place but not synced."""
-        temporary = f"{self._mirror}.{os.getpid()}.new"
+        temporary = f"{self._mirror}.{os.getpid()}-{time.monotonic_ns()}"
         with open(temporary, "wb") as file:
             file.write(content)
         os.replace(temporary, self._mirror)

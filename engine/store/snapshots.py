@@ -50,11 +50,13 @@ class Snapshots:
         self._rows: dict[str, Snapshot] = {}
         self._children: dict[str, int] = {}
         self._pool: deque[int] = deque()
-        self._unpacking: set[int] = set()
         for row in db.query("SELECT number, name, committed, parent, size, inodes FROM snapshots"):
             self._remember(Snapshot(int(row[0]), str(row[1]), bool(row[2]), str(row[3]), int(row[4]), int(row[5])))  # type: ignore[call-overload]
-        self._next = 1 + max((row.number for row in self._rows.values()), default=0)
-        self._next = max(self._next, 1 + max((int(name) for name in os.listdir(self._folder) if name.isdecimal()), default=0))
+        found = [name for name in os.listdir(self._folder) if name != _EMPTY]
+        owned = {str(row.number) for row in self._rows.values()}
+        # Found now, because later a folder may be one that is just being made.
+        self._leftovers = [f"{self._folder}/{name}" for name in found if name not in owned]
+        self._next = 1 + max((int(name) for name in (*found, *owned) if name.isdecimal()), default=0)
         os.makedirs(f"{self._folder}/{_EMPTY}/fs", mode=0o755, exist_ok=True)
 
     # -- active ones
@@ -183,9 +185,7 @@ class Snapshots:
 
     def begin(self) -> str:
         """A new folder for unpacking a layer; unpack into its `fs`, then `commit` or `discard`."""
-        number = self._make_pair(work=False)
-        self._unpacking.add(number)
-        return f"{self._folder}/{number}"
+        return f"{self._folder}/{self._make_pair(work=False)}"
 
     def sync_files(self, path: str) -> None:
         """Make everything in the file system of `path` durable: once per layer, before `commit`. Blocks; any thread."""
@@ -205,13 +205,11 @@ class Snapshots:
         row = Snapshot(number, chain, True, parent, size, inodes)
         with self._db.transaction() as cursor:
             _insert(cursor, row)
-        self._unpacking.discard(number)
         self._remember(row)
 
     def discard(self, path: str) -> None:
         """Give up a folder of `begin`: its files are removed. Slow; any thread."""
         self.delete_files(path)
-        self._unpacking.discard(int(path.rpartition("/")[2]))
 
     def chain_size(self, chain: str) -> int:
         """Bytes of all layers of a chain."""
@@ -236,22 +234,18 @@ class Snapshots:
         folders: list[str] = []
         with self._db.transaction() as cursor:
             while True:
-                idle = [row.name for row in self._rows.values() if row.committed and row.name not in kept and not self._children.get(row.name)]
+                loose = [row.name for row in self._rows.values() if row.committed and not self._children.get(row.name)]
+                idle = [name for name in loose if name not in kept]
                 if not idle:
                     return folders
                 folders.extend(self.forget(name, cursor) for name in idle)
 
-    def leftovers(self) -> list[str]:
-        """Folders that no row, pool entry or running unpack owns: for `delete_files`."""
-        owned = {row.number for row in self._rows.values()} | set(self._pool) | self._unpacking
-        return [f"{self._folder}/{name}" for name in os.listdir(self._folder) if name != _EMPTY and not (name.isdecimal() and int(name) in owned)]
-
     def sweep(self) -> list[str]:
-        """Delete the leftovers of earlier runs; returns what was deleted. For the start of the daemon, or a worker thread then."""
-        found = self.leftovers()
-        for path in found:
+        """Delete the folders that no row owned when the store was opened; returns them. Slow when there are many; any thread."""
+        swept, self._leftovers = self._leftovers, []
+        for path in swept:
             self.delete_files(path)
-        return found
+        return swept
 
     # -- inside
 

@@ -1,11 +1,11 @@
 """Layers into overlay folders: applies the members of an archive to one snapshot. Owns what a hostile layer can and cannot do.
 
 Nothing is ever opened by a path of more than one component: the parent folder of each member is found by walking from the snapshot's own
-descriptor without following symbolic links in the kernel. Links that a layer puts into its own way are resolved here, inside the snapshot,
-and refused when they climb above it. So nothing outside can be written, whatever order the members come in.
+descriptor without following symbolic links in the kernel. Links that a layer puts into its own way are resolved here, inside the
+snapshot, and refused when they climb above it. So nothing outside can be written, whatever order the members come in.
 
-Follows OCI layer.md (whiteouts, opaque folders) and overlayfs.rst (how the kernel wants them: a 0/0 character device, an attribute). A folder
-or link that exists only in a layer below counts as existing: a member is put where it would land in the merged view.
+Follows OCI layer.md (whiteouts, opaque folders) and overlayfs.rst (how the kernel wants them: a 0/0 character device, an attribute).
+A folder or link that exists only in a layer below counts as existing: a member is put where it would land in the merged view.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _META = b".wh..wh."
 _OPAQUE_ATTRIBUTE = "trusted.overlay.opaque"
-# Attributes with which a layer would speak to overlayfs itself (redirects into other layers), and a label that belongs to the host's policy.
+# Attributes with which a layer would speak to overlayfs itself (redirects into other layers), and a label that is the host's policy's.
 _REFUSED_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"security.selinux")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -50,6 +50,9 @@ class Limits(msgspec.Struct, frozen=True):
     ratio_from: int = 2 << 30
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Unpacked(msgspec.Struct):
     """What came out: bytes of files, inodes, and attributes the file system did not take."""
 
@@ -62,11 +65,11 @@ class Refused(InvalidParameter):
     """The layer is hostile, damaged or beyond a limit. The message names the entry."""
 
 
-def unpack(reader: tar.TarReader, root: str, lowers: tuple[str, ...] = (), limits: Limits = Limits()) -> Unpacked:
+def unpack(reader: tar.TarReader, root: str, lowers: tuple[str, ...] = (), limits: Limits = DEFAULT_LIMITS) -> Unpacked:
     """Apply every member of `reader` to the empty folder `root`. `lowers` are the folders of the layers below, topmost first.
 
-    Blocks; any thread. Raises Refused naming the entry, KnarrError for the host's troubles (no space), TarError, and what the source raises.
-    What was written stays for the caller to delete.
+    Blocks; any thread. Raises Refused naming the entry, KnarrError for the host's troubles (no space), TarError, and what the source
+    raises. What was written stays for the caller to delete.
     """
     result = Unpacked()
     for _ in unpacking(reader, root, result, lowers, limits):
@@ -75,7 +78,7 @@ def unpack(reader: tar.TarReader, root: str, lowers: tuple[str, ...] = (), limit
 
 
 def unpacking(
-    reader: tar.TarReader, root: str, result: Unpacked, lowers: tuple[str, ...] = (), limits: Limits = Limits()
+    reader: tar.TarReader, root: str, result: Unpacked, lowers: tuple[str, ...] = (), limits: Limits = DEFAULT_LIMITS
 ) -> Iterator[tar.Entry]:
     """`unpack` in steps: yields each member after it was applied and keeps `result` up to date."""
     target = _Target(reader, root, result, lowers, limits)

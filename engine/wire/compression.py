@@ -6,7 +6,7 @@ Every piece that comes out is at most `PIECE` bytes long, whatever went in: a fe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 Source = Callable[[], bytes]
 """Returns the next piece of a stream, b"" at its end (and after it)."""
@@ -131,7 +131,8 @@ class _Reader:
 def _zstd(source: Source) -> Source:
     import zstandard
 
-    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).stream_reader(_Reader(source), read_across_frames=True)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    reader = decompressor.stream_reader(cast("IO[bytes]", _Reader(source)), read_across_frames=True)
 
     def pull() -> bytes:
         try:

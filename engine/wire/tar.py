@@ -1,8 +1,8 @@
 """Reading tar archives: a pull parser over chunks of bytes. Owns the format, writes nothing to any disk.
 
-Understands what image layers are made of: POSIX ustar and pax (interchange format of POSIX.1-2001, with star's SCHILY.xattr and libarchive's
-LIBARCHIVE.xattr), GNU long names, GNU base-256 numbers, the old GNU sparse format and GNU's pax sparse formats 0.0, 0.1 and 1.0 (the "Sparse
-Formats" appendix of the GNU tar manual). Names and values stay bytes. Every length from the archive is bounded before anything is kept.
+Understands what image layers are made of: POSIX ustar and pax (interchange format of POSIX.1-2001, with star's SCHILY.xattr and
+libarchive's LIBARCHIVE.xattr), GNU long names, GNU base-256 numbers, the old GNU sparse format and GNU's pax sparse formats 0.0, 0.1 and
+1.0 (the "Sparse Formats" appendix of the GNU tar manual). Names and values stay bytes. Every length is bounded before anything is kept.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class TarReader:
     # -- members
 
     def _member(
-        self, header: bytes, kind: bytes, records: dict[bytes, bytes], fragments: list[tuple[bytes, bytes]], long_name: bytes, long_link: bytes
+        self, header: bytes, kind: bytes, records: dict[bytes, bytes], fragments: list[tuple[bytes, bytes]], long_name: bytes,
+        long_link: bytes,
     ) -> Entry:
         name = long_name or header[:100].partition(b"\0")[0]
         posix = header[257:263] == b"ustar\0"
@@ -141,7 +142,7 @@ class TarReader:
         entry.mtime = _number(header[136:148], name) * 1_000_000_000
         entry.linkname = long_link or header[157:257].partition(b"\0")[0]
         entry.type = kind
-        if kind == CHARACTER or kind == BLOCK_DEVICE:
+        if kind in (CHARACTER, BLOCK_DEVICE):
             entry.devmajor, entry.devminor = _number(header[329:337], name), _number(header[337:345], name)
         if records or fragments:
             self._apply(entry, records)

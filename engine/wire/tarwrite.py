@@ -31,9 +31,9 @@ def header(entry: Entry) -> bytes:
         name, prefix = entry.name[:100], b""
     if len(entry.linkname) > 100:
         records[b"linkpath"] = entry.linkname
-    for key, value, limit in ((b"uid", entry.uid, _OCTAL7), (b"gid", entry.gid, _OCTAL7), (b"size", entry.size, _OCTAL11)):
-        if value > limit:
-            records[key] = b"%d" % value
+    for key, number, limit in ((b"uid", entry.uid, _OCTAL7), (b"gid", entry.gid, _OCTAL7), (b"size", entry.size, _OCTAL11)):
+        if number > limit:
+            records[key] = b"%d" % number
     if entry.mtime % 1_000_000_000 or not 0 <= entry.mtime // 1_000_000_000 <= _OCTAL11:
         records[b"mtime"] = _time(entry.mtime)
     for key, value in sorted((entry.xattrs or {}).items()):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 BUSYBOX = "/bin/busybox"
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64", "i686": "386"}
 ARCHITECTURE = _MACHINES.get(os.uname().machine, os.uname().machine)
-_FOLDERS = {"bin": 0o755, "dev": 0o755, "etc": 0o755, "home": 0o755, "proc": 0o755, "root": 0o700, "sys": 0o755, "tmp": 0o1777, "usr": 0o755, "var": 0o755}
+_FOLDERS = {**dict.fromkeys(("bin", "dev", "etc", "home", "proc", "sys", "usr", "var"), 0o755), "root": 0o700, "tmp": 0o1777}
 _FILES = {
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nuser:x:1000:1000::/home:/bin/sh\n",
     "etc/group": b"root:x:0:\ndaemon:x:1:\naudio:x:29:user\nuser:x:1000:\n",
@@ -72,8 +72,8 @@ def docker_archive(layers: list[bytes], tags: list[str], config: Mapping[str, ob
     names = [f"{digest[7:]}/layer.tar" for digest in diff_ids]
     bodies = [gzip.compress(layer, 1) if compress else layer for layer in layers]
     manifest = json.dumps([{"Config": config_name, "RepoTags": tags, "Layers": names}]).encode()
-    unique = dict(zip(names, bodies, strict=True))
-    return tar([entry(config_name, data=raw), *(entry(name, data=body) for name, body in unique.items()), entry("manifest.json", data=manifest)])
+    members = {config_name: raw, **dict(zip(names, bodies, strict=True)), "manifest.json": manifest}
+    return tar(entry(name, data=data) for name, data in members.items())
 
 
 def busybox_archive(path: str | os.PathLike[str], tag: str = "busybox:latest", config: Mapping[str, object] | None = None) -> str:

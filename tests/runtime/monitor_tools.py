@@ -18,18 +18,19 @@ from typing import Any
 
 from engine.monitor import client
 from engine.monitor.client import MonitorConnection, MonitorGone, Spawner
+from engine.runtime import ops
 from engine.wire import control
 
 TIMEOUT = 20.0
 
 
-def plan(*argv: str) -> bytes:
+def plan(*args: str, tty: bool = False) -> bytes:
     """A plan that only executes: no namespaces, no root of its own."""
-    return b"\0".join(word.encode() for word in argv) + b"\0"
+    return ops.encode([ops.Clone(namespaces=0), ops.Stdio(tty=tty), ops.Umask(), ops.Exec(args=args, env=("PATH=/bin:/usr/bin",))])
 
 
-def shell(script: str) -> bytes:
-    return plan("/bin/busybox", "sh", "-c", script)
+def shell(script: str, tty: bool = False) -> bytes:
+    return plan("/bin/busybox", "sh", "-c", script, tty=tty)
 
 
 def wait_readable(thing: Any, until: float) -> None:
@@ -124,7 +125,7 @@ class Monitors:
         bundle = options.pop("bundle", None) or self.bundle()
         settings = options.pop("log_settings", None) or (control.LogSettings(path=f"{bundle}/log") if log else None)
         daemon.bundle = bundle  # type: ignore[attr-defined]
-        daemon.send(control.Start(plan=shell(script), bundle=bundle, log=settings, **options))
+        daemon.send(control.Start(plan=shell(script, options.get("tty", False)), bundle=bundle, log=settings, **options))
         daemon.started = daemon.expect(control.Started, control.Failed)  # type: ignore[attr-defined]
         assert isinstance(daemon.started, control.Started), daemon.started  # type: ignore[attr-defined]
         return daemon

@@ -49,6 +49,11 @@ async def read_all(stream: trio.SocketStream) -> bytes:
     return await read_until(stream, b"\0never\0")
 
 
+async def emptied(server: Server) -> None:
+    while server.connections:  # noqa: ASYNC110
+        await trio.sleep(0.01)
+
+
 def run(test: Callable[..., Awaitable[None]], *args: object) -> None:
     async def bounded() -> None:
         with trio.fail_after(20):
@@ -82,7 +87,8 @@ def test_keep_alive_and_pipelining(tmp_path: Path) -> None:
     async def check() -> None:
         async with serving(echo, tmp_path / "s"):
             stream = await connect(tmp_path / "s")
-            await stream.send_all(GET * 3 + b"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcGET /last HTTP/1.1\r\nHost: x\r\n\r\n")
+            post = b"POST /p HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+            await stream.send_all(GET * 3 + post + b"GET /last HTTP/1.1\r\nHost: x\r\n\r\n")
             reply = await read_until(stream, b"GET /last ")
             assert reply.count(b"HTTP/1.1 200 OK") == 5
             assert b"POST /p abc" in reply
@@ -199,7 +205,9 @@ def test_head_has_no_body(tmp_path: Path) -> None:
     run(check)
 
 
-@pytest.mark.parametrize(("upgrade", "first"), [(b"Connection: Upgrade\r\nUpgrade: tcp\r\n", b"HTTP/1.1 101 UPGRADED"), (b"", b"HTTP/1.1 200 OK")])
+@pytest.mark.parametrize(
+    ("upgrade", "first"), [(b"Connection: Upgrade\r\nUpgrade: tcp\r\n", b"HTTP/1.1 101 UPGRADED"), (b"", b"HTTP/1.1 200 OK")]
+)
 def test_hijack(tmp_path: Path, upgrade: bytes, first: bytes) -> None:
     async def take(x: Exchange) -> None:
         assert await x.body() == b"{}"
@@ -265,8 +273,7 @@ def test_waiting_ends_when_the_client_goes(tmp_path: Path) -> None:
             await stream.send_all(GET)
             await read_until(stream, b"\r\n\r\n")
             await stream.aclose()
-            while server.connections:
-                await trio.sleep(0.01)
+            await emptied(server)
             assert outcome == ["gone"]
 
     run(check)
@@ -390,8 +397,7 @@ def test_bad_heads_are_refused(tmp_path: Path, data: bytes, status: int) -> None
             reply = await read_all(stream)
             assert reply.startswith(b"HTTP/1.1 %d " % status), reply
             assert b'{"message":' in reply
-            while server.connections:
-                await trio.sleep(0.01)
+            await emptied(server)
 
     run(check)
 

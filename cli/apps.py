@@ -1,0 +1,97 @@
+"""Command groups and the commands whose start-up time does not matter, on typer (which costs 65 ms to import).
+
+`knarr image`, `container` and `system` alone list their commands; `image from-host` and `debug …` are parsed by typer itself.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.client import Client, Failure, quote
+from cli.manual import GROUP_SUMMARIES, SUMMARIES
+from cli.streams import output
+
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+_client: list[Client] = []
+image = typer.Typer(help=GROUP_SUMMARIES["image"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
+container = typer.Typer(help=GROUP_SUMMARIES["container"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
+system = typer.Typer(help=GROUP_SUMMARIES["system"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
+debug = typer.Typer(help=SUMMARIES["debug"] + ".", context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
+APPS = {"image": image, "container": container, "system": system, "debug": debug}
+
+
+@image.command("from-host", help=SUMMARIES["image from-host"] + ".\n\nExample: knarr image from-host /usr/bin/jq -t jq && knarr run --rm -i jq .")
+def from_host(
+    programs: Annotated[list[str], typer.Argument(metavar="PROGRAM...", help="Programs: paths, or names on PATH")],
+    tag: Annotated[str, typer.Option("--tag", "-t", help="Name of the image: NAME[:TAG]")] = "",
+    entrypoint: Annotated[str, typer.Option(help="Program that the image starts (default: the first)")] = "",
+    ca_certificates: Annotated[bool, typer.Option("--ca-certificates", help="With the host's certificate authorities, for TLS")] = False,
+    file: Annotated[list[str] | None, typer.Option("--file", help="One more file of the host, which the programs need")] = None,
+) -> None:
+    from shutil import which
+
+    found = []
+    for program in programs:
+        path = which(program)
+        if path is None:
+            raise Failure(f"image from-host: {program}: no such program on this host")
+        found.append(path)
+    body = {"Programs": found, "Tag": tag, "Entrypoint": entrypoint, "CACertificates": ca_certificates, "Files": file or []}
+    from cli.codec import loads
+
+    output(str(loads(_client[0].post("/images/fromhost", body))["Id"]) + "\n")  # type: ignore[index]
+
+
+@debug.callback()
+def _debug() -> None:
+    """Keeps `debug` a group while it has one command."""
+
+
+@debug.command("trace", help="Show where the time of a container's last start went, in microseconds.")
+def debug_trace(name: Annotated[str, typer.Argument(metavar="CONTAINER", help="Name or id")]) -> None:
+    from cli.trace import show
+
+    show(_client[0].get(f"/containers/{quote(name)}/trace"))
+
+
+def _list_plain_commands() -> None:
+    """So that a group's help shows the commands that `cli/main.py` serves without typer."""
+    from cli.main import GROUPS
+
+    shown = {"ls": "ps", "rm": "rm"}
+    for group, commands in GROUPS.items():
+        for name in commands:
+            if name in ("list", "remove", "from-host") or name == "ps":
+                continue
+            alias = {"image": {"ls": "images", "rm": "rmi"}}.get(group, shown).get(name, name)
+            APPS[group].command(name, help=SUMMARIES[alias])(lambda: None)
+
+
+def group(name: str, argv: list[str]) -> int:
+    """`knarr GROUP …` for what the table of commands does not serve itself."""
+    if argv and not argv[0].startswith("-") and name != "debug":
+        raise Failure(f"knarr: unknown command: knarr {name} {argv[0]}\n\nUsage:  knarr {name}\n\nRun 'knarr {name} --help' for more information")
+    _list_plain_commands()
+    return _run(name, argv)
+
+
+def _run(name: str, argv: list[str]) -> int:
+    """Have typer parse and run; its exits become exit statuses."""
+    try:
+        APPS[name](args=argv, prog_name=f"knarr {name}", standalone_mode=True)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
+    return 0
+
+
+def image_from_host(client: Client, name: str, argv: list[str]) -> int:
+    _client.append(client)
+    _list_plain_commands()
+    return _run("image", ["from-host", *argv])
+
+
+def debug_command(client: Client, name: str, argv: list[str]) -> int:
+    _client.append(client)
+    return _run("debug", argv)

@@ -1,0 +1,53 @@
+"""`knarr events`: what happens in the daemon, as it happens."""
+
+from cli.client import Client, Failure, query
+from cli.containers import filters
+from cli.flags import Command, parse
+from cli.streams import output
+
+EVENTS = Command("events", "[OPTIONS]", {"filter": "filter", "format": "string", "since": "string", "until": "string"}, {"f": "filter"}, 0, 0)
+
+
+def events(client: Client, name: str, argv: "list[str]") -> int:
+    given, _ = parse(EVENTS, argv)
+    moments = {}
+    for flag in ("since", "until"):
+        if given.get(flag):
+            from cli.times import timestamp
+
+            moments[flag] = timestamp(given[flag], flag)
+    write = _writer(given.get("format", ""))
+    for event in client.open("GET", query("/events", filters=filters(given), **moments)).values():  # type: ignore[attr-defined]
+        output(write(event) + "\n")
+    return 0
+
+
+def _writer(form: str) -> "object":
+    if not form:
+        return line
+    if form == "json":
+        from cli.codec import ordered_dumps
+
+        return ordered_dumps
+    from cli.evaluate import Template
+    from cli.template import TemplateError
+
+    try:
+        return Template(form.replace("\\t", "\t").replace("\\n", "\n")).run
+    except TemplateError as error:
+        raise Failure("Error parsing format: " + error.text, 64) from None
+
+
+def line(event: dict) -> str:
+    """`2024-05-01T10:00:00.123456789Z container start ID (image=…, name=…)`"""
+    from cli.tables import rfc3339
+
+    nanoseconds = event.get("timeNano") or event.get("time", 0) * 10**9
+    moment = rfc3339(nanoseconds // 10**9)
+    text = f"{moment[:19]}.{nanoseconds % 10**9:09d}{moment[19:]} " if nanoseconds else ""
+    actor = event.get("Actor") or {}
+    text += f"{event.get('Type', '')} {event.get('Action', '')} {actor.get('ID', '')}"
+    attributes = actor.get("Attributes") or {}
+    if attributes:
+        text += " (" + ", ".join(f"{key}={attributes[key]}" for key in sorted(attributes)) + ")"
+    return text

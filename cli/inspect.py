@@ -1,0 +1,84 @@
+"""`knarr inspect` and `container inspect`, `image inspect`: the daemon's JSON as it is, or through a template."""
+
+from cli.client import Client, DaemonError, Failure, quote
+from cli.codec import indent, loads
+from cli.flags import Command, parse
+from cli.images import image_path, platform
+from cli.streams import output
+
+_FLAGS = {"format": "string", "size": "bool"}
+INSPECT = Command("inspect", "[OPTIONS] NAME|ID [NAME|ID...]", _FLAGS | {"type": "string"}, {"f": "format", "s": "size"}, 1)
+CONTAINERS = Command("container inspect", "[OPTIONS] CONTAINER [CONTAINER...]", _FLAGS, {"f": "format", "s": "size"}, 1)
+IMAGES = Command("image inspect", "[OPTIONS] IMAGE [IMAGE...]", {"format": "string", "platform": "string"}, {"f": "format"}, 1)
+TYPES = ("container", "image", "network", "volume")
+
+
+def _path(kind: str, name: str, given: dict) -> str:
+    if kind == "image":
+        chosen = platform(given)
+        return image_path(name) + "/json" + (f"?platform={quote(chosen)}" if chosen else "")
+    if kind == "container":
+        return f"/containers/{quote(name)}/json" + ("?size=1" if given.get("size") else "")
+    return f"/{kind}s/{quote(name)}"
+
+
+def inspect(client: Client, name: str, argv: "list[str]") -> int:
+    given, names = parse(INSPECT, argv)
+    kind = given.get("type", "")
+    if kind and kind not in TYPES:
+        raise Failure(f'unknown type: "{kind}": must be one of "container", "image", "network", "volume"')
+
+    def find(ref: str) -> bytes:
+        for one in (kind,) if kind else TYPES:
+            try:
+                return client.call("GET", _path(one, ref, given)).read()
+            except DaemonError as error:
+                # a daemon without networks or volumes says so for every name; the object is then just not there
+                if error.status not in (404, 501) or kind:
+                    raise
+        raise Failure("Error: No such object: " + ref)
+
+    return _print(names, find, given)
+
+
+def inspect_containers(client: Client, name: str, argv: "list[str]") -> int:
+    given, names = parse(CONTAINERS, argv)
+    return _print(names, lambda ref: client.call("GET", _path("container", ref, given)).read(), given)
+
+
+def inspect_images(client: Client, name: str, argv: "list[str]") -> int:
+    given, names = parse(IMAGES, argv)
+    return _print(names, lambda ref: client.call("GET", _path("image", ref, given)).read(), given)
+
+
+def _print(names: "list[str]", find: "object", given: dict) -> int:
+    """Print what was found, then the errors of what was not."""
+    form = given.get("format", "")
+    template = None
+    if form not in ("", "json"):
+        from cli.evaluate import Template
+        from cli.template import TemplateError
+
+        try:
+            template = Template(form)
+        except TemplateError as error:
+            raise Failure("template parsing error: " + error.text, 64) from None
+    found, errors = [], []
+    for name in names:
+        try:
+            text = find(name)  # type: ignore[operator]
+            found.append(template.run(loads(text)) if template else text.decode("utf-8", "replace").strip())
+        except Failure as failure:
+            errors.append(("template parsing error: " if failure.text.startswith("template: ") else "") + failure.text)
+            if template is not None and failure.text.startswith("template: "):
+                found.append("")
+                break
+    if template is not None:
+        output("".join(text + "\n" for text in found))
+    elif form == "json":
+        output("[" + ",".join(found) + "]\n")
+    else:
+        output(indent("[" + ",".join(found) + "]") + "\n")
+    if errors:
+        raise Failure("\n".join(errors))
+    return 0

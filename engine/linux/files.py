@@ -1,0 +1,115 @@
+"""Files, safely: paths inside a root that somebody hostile wrote, and writes that survive a crash.
+
+Owns the one way to turn a path inside a container into a descriptor. A path is never joined to a root by text: a symbolic link in it would
+lead out of it (openat2(2), RESOLVE_IN_ROOT).
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from engine import _core
+
+# linux/openat2.h
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_IN_ROOT = 0x10
+_SAFE = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+
+
+def open_in_root(root: int, path: str | bytes, flags: int, mode: int = 0) -> int:
+    """Open `path` as a process whose root is the folder `root` (a descriptor) would see it; a new close-on-exec descriptor.
+
+    Links, absolute ones and `..` too, stay inside; links of /proc that lead anywhere are refused (ELOOP). Raises OSError.
+    """
+    return _core.openat2(root, path, flags | os.O_CLOEXEC, mode, _SAFE)
+
+
+class Root:
+    """A folder held open, for several look-ups in it. Use as a context manager."""
+
+    def __init__(self, path: str) -> None:
+        """`path` is a host path. Raises OSError when it is no folder."""
+        self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> Root:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the descriptor back; a second call does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def open(self, path: str | bytes, flags: int = os.O_RDONLY, mode: int = 0) -> int:
+        """A descriptor for a path inside. Raises OSError."""
+        return open_in_root(self.fd, path, flags, mode)
+
+    def stat(self, path: str | bytes, *, follow: bool = True) -> os.stat_result:
+        """What is at a path inside, of a link itself without `follow`. Raises OSError."""
+        fd = self.open(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def exists(self, path: str | bytes) -> bool:
+        """Whether a path inside leads to something."""
+        try:
+            self.stat(path)
+        except OSError:
+            return False
+        return True
+
+    def read(self, path: str | bytes, *, limit: int = 1 << 20) -> bytes:
+        """A regular file's bytes, at most `limit` of them: whoever wrote the root chose the size. Raises OSError, also for a device or pipe."""
+        import errno
+        import stat
+
+        # A FIFO would block an ordinary open, a device could do anything: look first, through a descriptor that cannot be exchanged.
+        handle = self.open(path, os.O_PATH)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(path))
+            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(handle)
+        with os.fdopen(fd, "rb") as file:
+            return file.read(limit)
+
+
+def fsync_dir(path: str) -> None:
+    """Make the names in a folder durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace a host file as a whole: readers see the old bytes or the new, also after a crash.
+
+    `durable` waits until the new ones are on disk, which a file in a volatile folder does not need. Raises OSError; then the old file stands.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fchmod(fd, mode)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    if durable:
+        fsync_dir(os.path.dirname(path) or ".")

@@ -1,0 +1,94 @@
+"""Which images `docker images --filter` shows. Pure. Follows the Engine API reference, "ImageList"."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from engine.errors import InvalidParameter
+from engine.spec import reference as references
+from engine.store.images import ImageRecord
+
+KEYS = ("before", "dangling", "label", "label!", "reference", "since", "until")
+_RELATIVE = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Filters(Protocol):
+    """What is needed of parsed filters."""
+
+    def get(self, key: str, /) -> Sequence[str]: ...
+
+
+def apply(images: list[ImageRecord], filters: Filters, find: Callable[[str], ImageRecord]) -> list[ImageRecord]:
+    """Those of `images` that pass every filter. Raises InvalidParameter for a bad value, NotFound for an unknown image."""
+    tests: list[Callable[[ImageRecord], bool]] = []
+    if values := filters.get("dangling"):
+        tests.append(_dangling(values))
+    for label in filters.get("label") or ():
+        tests.append(_labelled(label, True))
+    for label in filters.get("label!") or ():
+        tests.append(_labelled(label, False))
+    if limits := [find(name).created for name in filters.get("before") or ()]:
+        tests.append(lambda image: image.created < min(limits))
+    if floors := [find(name).created for name in filters.get("since") or ()]:
+        tests.append(lambda image: image.created > max(floors))
+    if moments := [moment(value) for value in filters.get("until") or ()]:
+        tests.append(lambda image: seconds(image.created) <= min(moments))
+    if patterns := filters.get("reference"):
+        tests.append(lambda image: any(matches(name, pattern) for name in (*image.repo_tags, *image.repo_digests) for pattern in patterns))
+    return [image for image in images if all(test(image) for test in tests)]
+
+
+def _dangling(values: Sequence[str]) -> Callable[[ImageRecord], bool]:
+    wanted = {value.lower() for value in values}
+    if not wanted <= {"true", "1", "t", "false", "0", "f"}:
+        raise InvalidParameter(f"invalid filter 'dangling={list(values)}'")
+    yes = bool(wanted & {"true", "1", "t"})
+    return lambda image: (not image.repo_tags and not image.repo_digests) is yes
+
+
+def _labelled(label: str, wanted: bool) -> Callable[[ImageRecord], bool]:
+    key, equals, value = label.partition("=")
+
+    def test(image: ImageRecord) -> bool:
+        labels = image.config.defaults.labels or {}
+        return (key in labels and (not equals or labels[key] == value)) is wanted
+
+    return test
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Docker's `reference.FamiliarMatch`: the whole familiar name or only its repository; `*` does not cross a slash."""
+    repository = references.parse(name).familiar_name
+    return _glob(name, pattern) or _glob(repository, pattern)
+
+
+def _glob(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(part, want) for part, want in zip(parts, wanted, strict=True))
+
+
+def moment(text: str) -> float:
+    """A Unix time, a duration before now (10m, 1h30m) or RFC 3339; Unix seconds. Raises InvalidParameter."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    found = _RELATIVE.findall(text)
+    if found and "".join(number + unit for number, unit in found) == text:
+        return time.time() - sum(float(number) * _SECONDS[unit] for number, unit in found)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise InvalidParameter(f"failed to parse value as time or duration: {text!r}")
+
+
+def seconds(created: str) -> float:
+    """Unix seconds of an image's creation, 0 when it does not say."""
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except ValueError:
+        return 0.0
