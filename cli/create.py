@@ -35,21 +35,21 @@ HIDDEN = {"net": "network", "net-alias": "network-alias", "dns-opt": "dns-option
 
 # flag → field of HostConfig, where the value goes over as it is
 _HOST = {
-    "blkio-weight": "BlkioWeight", "blkio-weight-device": "BlkioWeightDevice", "cap-add": "CapAdd", "cap-drop": "CapDrop", "cgroup-parent": "CgroupParent",
-    "cgroupns": "CgroupnsMode", "cidfile": "ContainerIDFile", "cpu-count": "CpuCount", "cpu-percent": "CpuPercent", "cpu-period": "CpuPeriod",
+    "blkio-weight": "BlkioWeight", "blkio-weight-device": "BlkioWeightDevice", "cgroup-parent": "CgroupParent",
+    "cgroupns": "CgroupnsMode", "cidfile": "ContainerIDFile", "cpu-period": "CpuPeriod",
     "cpu-quota": "CpuQuota", "cpu-rt-period": "CpuRealtimePeriod", "cpu-rt-runtime": "CpuRealtimeRuntime", "cpu-shares": "CpuShares", "cpus": "NanoCpus",
     "cpuset-cpus": "CpusetCpus", "cpuset-mems": "CpusetMems", "device-cgroup-rule": "DeviceCgroupRules", "device-read-bps": "BlkioDeviceReadBps",
     "device-read-iops": "BlkioDeviceReadIOps", "device-write-bps": "BlkioDeviceWriteBps", "device-write-iops": "BlkioDeviceWriteIOps", "dns": "Dns",
     "dns-option": "DnsOptions", "dns-search": "DnsSearch", "add-host": "ExtraHosts", "group-add": "GroupAdd", "init": "Init",
-    "io-maxbandwidth": "IOMaximumBandwidth", "io-maxiops": "IOMaximumIOps", "ipc": "IpcMode", "isolation": "Isolation", "link": "Links", "memory": "Memory",
-    "kernel-memory": "KernelMemory", "memory-reservation": "MemoryReservation", "memory-swap": "MemorySwap", "memory-swappiness": "MemorySwappiness",
+    "ipc": "IpcMode", "isolation": "Isolation", "link": "Links", "memory": "Memory",
+    "memory-reservation": "MemoryReservation", "memory-swap": "MemorySwap", "memory-swappiness": "MemorySwappiness",
     "mount": "Mounts", "oom-kill-disable": "OomKillDisable", "oom-score-adj": "OomScoreAdj", "pid": "PidMode", "pids-limit": "PidsLimit",
     "privileged": "Privileged", "publish-all": "PublishAllPorts", "read-only": "ReadonlyRootfs", "rm": "AutoRemove", "runtime": "Runtime",
-    "shm-size": "ShmSize", "ulimit": "Ulimits", "userns": "UsernsMode", "uts": "UTSMode", "volume-driver": "VolumeDriver", "volumes-from": "VolumesFrom",
+    "shm-size": "ShmSize", "userns": "UsernsMode", "uts": "UTSMode", "volume-driver": "VolumeDriver", "volumes-from": "VolumesFrom",
 }
 # flag → field of the portable Config
 _CONFIG = {
-    "domainname": "Domainname", "hostname": "Hostname", "interactive": "OpenStdin", "mac-address": "MacAddress", "stop-signal": "StopSignal",
+    "domainname": "Domainname", "hostname": "Hostname", "interactive": "OpenStdin", "stop-signal": "StopSignal",
     "stop-timeout": "StopTimeout", "tty": "Tty", "user": "User", "workdir": "WorkingDir",
 }
 
@@ -83,7 +83,8 @@ def body(given: dict, arguments: "list[str]") -> dict:
 
 def _environment(given: dict, config: dict) -> None:
     if "env" in given or "env-file" in given:
-        lines = list(given.get("env", ()))
+        # a name given twice keeps its first place and gets its last value
+        lines = list({line.partition("=")[0]: line for line in given.get("env", ())}.values())
         if "env-file" in given:
             from cli.values import environment
 
@@ -156,7 +157,29 @@ def restart_policy(text: str) -> dict:
     return policy
 
 
+_WINDOWS = ("cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops")
+
+
+def capabilities(names: "list[str]") -> "list[str]":
+    """As the API has them: upper case, with `CAP_`, sorted; ALL as it is."""
+    upper = {name.upper() for name in names}
+    return sorted({name if name == "ALL" or name.startswith("CAP_") else "CAP_" + name for name in upper})
+
+
 def _less_common(given: dict, config: dict, host: dict) -> None:
+    for flag, field in (("cap-add", "CapAdd"), ("cap-drop", "CapDrop")):
+        if flag in given:
+            host[field] = capabilities(given[flag])
+    if "ulimit" in given:
+        by_name = {limit["Name"]: limit for limit in given["ulimit"]}
+        host["Ulimits"] = [by_name[name] for name in sorted(by_name)]
+    for flag in _WINDOWS:
+        if flag in given:
+            raise Failure(f'"--{flag}" is only supported on a daemon running on windows, but this daemon is running on linux', 1)
+    if given.get("disable-content-trust") is False:
+        raise Failure("not implemented: --disable-content-trust=false (there is no content trust)", 1)
+    if "kernel-memory" in given:
+        raise Failure("not implemented: --kernel-memory (kernels no longer have this limit; use --memory)", 1)
     if "volume" in given:
         from cli.mounts import volumes
 
@@ -187,8 +210,6 @@ def _less_common(given: dict, config: dict, host: dict) -> None:
         devices(given, host)
     if "no-healthcheck" in given or any(flag.startswith("health-") for flag in given):
         _health(given, config)
-    if given.get("use-api-socket"):
-        raise Failure("not implemented: --use-api-socket (mount the socket with -v instead)", 125)
     if "mac-address" in given and not _is_mac(given["mac-address"]):
         raise Failure(f"{given['mac-address']} is not a valid mac address", 125)
 
@@ -240,7 +261,7 @@ def _networking(given: dict, host: dict) -> dict:
         return {"EndpointsConfig": {}}
     from cli.endpoints import endpoints
 
-    return {"EndpointsConfig": endpoints(given, list(networks) or [{"Target": "default"}], host)}
+    return {"EndpointsConfig": endpoints(given, list(networks) or [{"Target": "default"}])}
 
 
 def absolute(path: str) -> str:

@@ -40,8 +40,10 @@ def _mapping(text: str) -> dict:
             target = parts[1]
     elif len(parts) > 3:
         raise Failure("bad format for path: " + text, 125)
+    if not source:
+        raise Failure("bad format for path: " + text, 125)
     target = target or source
-    if not source or target[:1] != "/":
+    if target[:1] != "/":
         raise Failure(f"{target or text} is not an absolute path", 125)
     if not _is_mode(permissions):
         raise Failure("bad mode specified: " + permissions, 125)
@@ -86,7 +88,7 @@ def _count(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"invalid count ({text}): value must be either \"all\" or an integer: strconv.Atoi: parsing \"{text}\": invalid syntax") from None
+        raise ValueError(f"invalid count ({text}): value must be either \"all\" or an integer: invalid syntax") from None
 
 
 def security(texts: "list[str]", host: dict) -> None:
@@ -94,8 +96,8 @@ def security(texts: "list[str]", host: dict) -> None:
     options = []
     for text in texts:
         key, separator, value = text.partition("=") if "=" in text else text.partition(":")
-        if not separator and key != "no-new-privileges":
-            raise Failure(f"invalid --security-opt: {text!r}".replace("'", '"'), 125)
+        if not value and (separator or key != "no-new-privileges"):
+            raise Failure(f'Invalid --security-opt: "{text}"', 125)
         if key == "seccomp" and value not in ("unconfined", "builtin"):
             text = "seccomp=" + _profile(value)
         if text == "systempaths=unconfined":

@@ -31,7 +31,7 @@ def network(text: str) -> dict:
             try:
                 result["GwPriority"] = integer(value)
             except ValueError:
-                raise ValueError(f"invalid gw-priority ({value}): strconv.Atoi: parsing \"{value}\": invalid syntax") from None
+                raise ValueError(f"invalid gw-priority ({value}): invalid syntax") from None
         else:
             raise ValueError("invalid field key " + key)
     if not result.get("Target"):
@@ -39,7 +39,7 @@ def network(text: str) -> dict:
     return result
 
 
-def endpoints(given: dict, networks: "list[dict]", host: dict) -> dict:
+def endpoints(given: dict, networks: "list[dict]") -> dict:
     """NetworkingConfig.EndpointsConfig: one entry a network. Raises Failure."""
     result: dict = {}
     user_defined = [one for one in networks if not _special(one["Target"])]
@@ -52,11 +52,11 @@ def endpoints(given: dict, networks: "list[dict]", host: dict) -> dict:
             raise Failure("conflicting options: cannot attach both user-defined and non-user-defined network-modes", 125)
         if one["Target"] in result:
             raise Failure(f"network {one['Target']!r} is specified multiple times".replace("'", '"'), 125)
+        if one.get("Aliases") and _special(one["Target"]):
+            raise Failure("network-scoped aliases are only supported for user-defined networks", 125)
         result[one["Target"]] = _endpoint(one)
     if len(networks) > 1 and len(user_defined) not in (0, len(networks)):
         raise Failure("conflicting options: cannot attach both user-defined and non-user-defined network-modes", 125)
-    if result.get(networks[0]["Target"], {}).get("Links"):
-        host.pop("Links", None)
     return result
 
 

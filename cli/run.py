@@ -20,6 +20,8 @@ START = Command("start", "[OPTIONS] CONTAINER [CONTAINER...]", {
 
 
 def with_help(failure: Failure, name: str, code: int = 125) -> Failure:
+    if failure.code not in (1, 125) or code == 125 and failure.code == 1 and failure.text.startswith(('"--', "not implemented: --")):
+        return failure
     return Failure(f"{PROGRAM}: {failure.text}\n\nRun '{PROGRAM} {name} --help' for more information", code)
 
 
@@ -30,6 +32,8 @@ def run(client: Client, name: str, argv: "list[str]") -> int:
         raise Failure("conflicting options: cannot specify both --attach and --detach")
     try:
         request = creation.body(given, arguments)
+        if given.get("use-api-socket"):
+            _api_socket(client, request)
     except (Failure, ValueError) as failure:
         raise with_help(failure if isinstance(failure, Failure) else Failure(str(failure)), "run") from None
     if detach:
@@ -51,6 +55,13 @@ def run(client: Client, name: str, argv: "list[str]") -> int:
         if keep:
             client.delete(f"/containers/{identity}?v=1&force=1")
     return code
+
+
+def _api_socket(client: Client, request: dict) -> None:
+    """`--use-api-socket`: the socket this client talks to, where programs in the container look for it."""
+    if not client.host.path:
+        raise Failure("--use-api-socket needs a daemon on a unix socket", 125)
+    request["HostConfig"].setdefault("Mounts", []).append({"Type": "bind", "Source": client.host.path, "Target": "/var/run/docker.sock"})
 
 
 def _terminal(request: dict) -> None:
@@ -241,6 +252,8 @@ def create(client: Client, name: str, argv: "list[str]") -> int:
     given, arguments = parse(CREATE, argv)
     try:
         request = creation.body(given, arguments)
+        if given.get("use-api-socket"):
+            _api_socket(client, request)
         if request.get("Tty"):
             from cli.terminal import size
 

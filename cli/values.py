@@ -31,23 +31,22 @@ def integer(text: str, bits: int = 64, signed: bool = True) -> int:
 
 
 def size(text: str) -> int:
-    """Bytes from `64m`, `1.5g`, `100`, `2GiB`; powers of 1024."""
-    body = text.strip().lower()
-    cut = len(body)
-    while cut and not body[cut - 1].isdigit() and body[cut - 1] != ".":
-        cut -= 1
-    number, suffix = body[:cut], body[cut:].strip()
-    if suffix.endswith("ib") and len(suffix) == 3 or suffix.endswith("b") and len(suffix) == 2:
-        suffix = suffix[0]
+    """Bytes from `64m`, `1.5g`, `100`, `2GiB`, `5 m`; powers of 1024."""
+    cut = max(text.rfind(char) for char in "0123456789. ")
+    if cut < 0:
+        raise ValueError(f"invalid size: '{text}'")
+    number, suffix = (text[:cut] if text[cut] == " " else text[:cut + 1]), text[cut + 1:].lower()
     try:
-        if suffix and suffix not in _UNITS or "_" in number:
+        if number != number.strip():
             raise ValueError
         value = float(number)
     except ValueError:
-        raise ValueError(f"invalid size: '{text}'") from None
+        raise ValueError(f'strconv.ParseFloat: parsing "{number}": invalid syntax') from None
     if value < 0:
         raise ValueError(f"invalid size: '{text}'")
-    return int(value * 1024 ** _UNITS.get(suffix or "b", 0))
+    if suffix[1:] not in ("", "b", "ib") or suffix and suffix[0] not in _UNITS or suffix[:1] == "b" and len(suffix) > 1:
+        raise ValueError(f"invalid suffix: '{suffix}'")
+    return int(value * 1024 ** _UNITS[suffix[:1] or "b"])
 
 
 def swap(text: str) -> int:
@@ -128,8 +127,11 @@ def environment(text: str) -> str:
 
 
 def label(text: str) -> str:
-    if not text.partition("=")[0].strip():
+    name = text.partition("=")[0].lstrip()
+    if not name:
         raise ValueError(f"invalid label '{text}': empty name")
+    if any(char.isspace() for char in name):
+        raise ValueError(f"label '{name}' contains whitespaces")
     return text
 
 
@@ -216,8 +218,8 @@ def ulimit(text: str) -> dict:
     soft = integer(values[0])
     hard = integer(values[1]) if len(values) == 2 else soft
     if hard != -1 and (soft == -1 or soft > hard):
-        shown = "-1 (unlimited)" if soft == -1 else str(soft)
-        raise ValueError(f"ulimit soft limit must be less than or equal to hard limit when hard limit is not unlimited: soft: {shown}, hard: {hard}")
+        shown = f"soft: -1 (unlimited), hard: {hard}" if soft == -1 else f"{soft} > {hard}"
+        raise ValueError("ulimit soft limit must be less than or equal to hard limit: " + shown)
     return {"Name": name, "Soft": soft, "Hard": hard}
 
 
@@ -264,7 +266,7 @@ def cgroup_rule(text: str) -> str:
     parts = text.split()
     major, _, minor = parts[1].partition(":") if len(parts) == 3 else ("", "", "")
     numbers = all(part == "*" or part.isdigit() for part in (major, minor))
-    if len(parts) != 3 or len(parts[0]) != 1 or parts[0] not in "abc" or not numbers or not set(parts[2]) <= set("rwm"):
+    if len(parts) != 3 or len(parts[0]) != 1 or parts[0] not in "abc" or not numbers or not set(parts[2]) <= set("rwm") or len(parts[2]) > 3:
         raise ValueError(f"invalid device cgroup format '{text}'")
     return text
 

@@ -40,10 +40,12 @@ async def start(call: Call) -> None:
     spare = -1 if fd is None else os.dup(fd)  # run gives the connection away before it knows whether the program starts
     try:
         await attachment.run(connection)
-    except KnarrError as error:
+    except Exception as error:
         text = f"{error}\r\n".encode()
         with contextlib.suppress(OSError):
             os.write(spare, text if record.tty else b"\x01\0\0\0" + len(text).to_bytes(4, "big") + text)
+        if not isinstance(error, KnarrError):
+            raise
     finally:
         if spare >= 0:
             os.close(spare)

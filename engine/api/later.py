@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.api.call import Call
-from engine.errors import NotImplementedYet, Unavailable
+from engine.errors import NotFound, NotImplementedYet, Unavailable
 
 MISSING: tuple[tuple[str, str], ...] = tuple(
     (method, pattern)
@@ -33,7 +33,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /commit
     GET /networks
     GET /networks/
-    GET /networks/{name}
     DELETE /networks/{name}
     POST /networks/create
     POST /networks/{name}/connect
@@ -41,7 +40,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /networks/prune
     GET /volumes
     POST /volumes/create
-    GET /volumes/{name}
     DELETE /volumes/{name}
     POST /volumes/prune
     POST /auth
@@ -52,7 +50,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     GET /plugins
     GET /plugins/privileges
     POST /plugins/pull
-    GET /plugins/{name:.*}/json
     DELETE /plugins/{name:.*}
     POST /plugins/{name:.*}/enable
     POST /plugins/{name:.*}/disable
@@ -85,6 +82,21 @@ SWARM: tuple[tuple[str, str], ...] = (
 _NO_MANAGER = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
 )
+
+
+async def no_network(call: Call) -> None:
+    """404: `docker inspect NAME` asks for every kind of object in turn and goes on only after a 404."""
+    raise NotFound(f"network {call.name} not found")
+
+
+async def no_volume(call: Call) -> None:
+    """404, see `no_network`."""
+    raise NotFound(f"get {call.name}: no such volume")
+
+
+async def no_plugin(call: Call) -> None:
+    """404, see `no_network`."""
+    raise NotFound(f'plugin "{call.name}" not found')
 
 
 async def missing(call: Call) -> None:

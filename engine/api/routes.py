@@ -18,7 +18,7 @@ Handler = Callable[[Call], Awaitable[None]]
 
 
 class Route(msgspec.Struct, frozen=True):
-    """One endpoint. `feature` names what is missing when the handler is `later.missing`."""
+    """One endpoint."""
 
     method: str
     pattern: str
@@ -59,6 +59,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/images/{name:.*}/history", images.history),
     Route("POST", "/images/{name:.*}/tag", images.tag),
     Route("DELETE", "/images/{name:.*}", images.remove),
+    Route("GET", "/networks/{name}", later.no_network),
+    Route("GET", "/volumes/{name}", later.no_volume),
+    Route("GET", "/plugins/{name:.*}/json", later.no_plugin),
     *(Route(method, pattern, later.missing) for method, pattern in later.MISSING),
     *(Route(method, pattern, later.no_swarm) for method, pattern in later.SWARM),
 )
@@ -70,10 +73,10 @@ def _compile() -> dict[tuple[str, str, str], list[tuple[re.Pattern[str], Handler
     table: dict[tuple[str, str, str], list[tuple[re.Pattern[str], Handler]]] = {}
     for route in ROUTES:
         if "{" in route.pattern:
-            before, name, after = re.fullmatch(r"([^{]*)\{(\w+(?::\.\*)?)\}([^{]*)", route.pattern).groups()  # type: ignore[union-attr]
-            segment = ".+" if ":" in name else "[^/]+"
-            rest = after.replace("{id}", "[^/]+")
-            pattern = re.compile(f"{re.escape(before)}({segment}){rest}", re.DOTALL)
+            before, _, rest = route.pattern.partition("{")
+            name, _, after = rest.partition("}")
+            segment = ".+" if name.endswith(".*") else "[^/]+"
+            pattern = re.compile(f"{re.escape(before)}({segment}){re.escape(after)}", re.DOTALL)
             last = route.pattern.rpartition("/")[2]
             table.setdefault((route.method, before.split("/")[1], "" if "{" in last else last), []).append((pattern, route.handler))
     return table

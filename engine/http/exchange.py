@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,14 @@ def _date_line() -> bytes:
     if _date[0] != now:
         _date = (now, time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(now)).encode())
     return _date[1]
+
+
+def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Fields that came more than once as one, their values separated by commas (RFC 9110 section 5.3)."""
+    joined: dict[bytes, bytes] = {}
+    for name, value in headers:
+        joined[name] = joined[name] + b", " + value if name in joined else value
+    return joined
 
 
 class Hijacked:
@@ -104,6 +112,8 @@ class Exchange:
         self.method = request.method.decode("ascii")
         self.target = request.target.decode("ascii")
         self.headers = dict(request.headers)
+        if len(self.headers) != len(request.headers):
+            self.headers = _joined(request.headers)
         self.http11 = request.http_version == b"1.1"
         wanted = self.headers.get(b"connection", b"").lower()
         self.keep_alive = b"close" not in wanted if self.http11 else b"keep-alive" in wanted
@@ -197,8 +207,8 @@ class Exchange:
         """Drop what is left of the body, `limit` bytes at most; whether its end was reached."""
         if self._body_done:
             return not self._broken
-        if self._expects:
-            return False  # the client holds its body back and may or may not send it now
+        if self._expects or int(self.headers.get(b"content-length", b"0")) > limit:
+            return False  # the client holds its body back and may or may not send it now; or it is not worth the wait
         try:
             with trio.move_on_after(1):
                 while part := await self._next_part():

@@ -126,7 +126,7 @@ class Cgroups:
         if self.v1:
             groups = self.v1.groups(path)
             if "devices" in self.v1.mounts and self.v1.group("devices", path) not in groups:
-                groups.append(self.v1.group("devices", SHARED_DEVICES))
+                groups.append(self.v1.group("devices", self.v1.shared))
             tasks = [f"{group}/tasks" for group in groups if os.path.exists(f"{group}/tasks")]
         if self.v2 and os.path.isdir(self.v2.group(path)):
             directory = self.v2.group(path)

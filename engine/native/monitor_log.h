@@ -29,7 +29,8 @@ struct log_partial {
 };
 
 struct log_file {
-    int folder, fd;
+    int above, folder, fd;        /* the folder's own folder, kept until the folder is made */
+    char below[NAME_MAX + 1];     /* the folder's name in it */
     char name[NAME_MAX + 1];
     char *attrs;
     uint32_t attrs_length;
@@ -173,29 +174,42 @@ static int log_open(struct log_file *log, int flags)
     return 0;
 }
 
-/* Prepare from an absolute path; the file is made at once, but a failure is only remembered. */
+/* The log's folder, made if it is missing: a container that prints nothing costs its host no file and no folder. */
+static void log_open_folder(struct log_file *log)
+{
+    if (mkdirat(log->above, log->below, 0710) < 0 && errno != EEXIST) {
+        log_failed(log, errno);
+        return;
+    }
+    log->folder = openat(log->above, log->below, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (log->folder < 0)
+        log_failed(log, errno);
+}
+
+/* Prepare from an absolute path; folder and file are made with the first output. */
 static void log_start(struct log_file *log, const char *path, const uint8_t *attrs, uint32_t attrs_length, uint64_t max_size, uint32_t max_files)
 {
     const char *slash = strrchr(path, '/');
     char folder[PATH_MAX];
-    log->fd = log->folder = -1;
+    log->fd = log->folder = log->above = -1;
     log->max_size = max_size;
     log->max_files = max_files ? max_files : 1;
-    snprintf(folder, sizeof folder, "%.*s", slash == path ? 1 : (int)(slash - path), path);
-    if (strlen(slash + 1) + 12 > sizeof log->name || !slash[1]) {
+    snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
+    const char *above = strrchr(folder, '/');
+    if (!above || strlen(slash + 1) + 12 > sizeof log->name || !slash[1] || strlen(above + 1) >= sizeof log->below || !above[1]) {
         log_failed(log, ENAMETOOLONG);
         return;
     }
     strcpy(log->name, slash + 1);
+    strcpy(log->below, above + 1);
     if (attrs_length && (log->attrs = mon_map(attrs_length))) {
         memcpy(log->attrs, attrs, attrs_length);
         log->attrs_length = attrs_length;
     }
-    log->folder = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (log->folder < 0)
+    folder[above == folder ? 1 : above - folder] = 0;
+    log->above = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (log->above < 0)
         log_failed(log, errno);
-    else
-        log_open(log, 0);
 }
 
 static uint32_t log_count_lines(const uint8_t *data, size_t length)
@@ -233,6 +247,8 @@ static void log_flush(struct log_file *log)
     size_t done = 0;
     if (!log->length)
         return;
+    if (log->folder < 0 && log->above >= 0)
+        log_open_folder(log);
     if (log->fd < 0 && (log->folder < 0 || log_open(log, 0) < 0)) {
         log_lost(log, 0, log->error);
         return;

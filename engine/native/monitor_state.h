@@ -47,7 +47,7 @@ struct monitor {
     enum mw_phase phase;
     uint8_t tty, open_stdin, stdin_once, has_log, log_warned, listening;
     uid_t uid;
-    int bundle, listener;
+    int bundle, listener, record; /* record: the future exit.json, made while there is time */
     int pid, pidfd;
     uint64_t start_time;
     /* stdio: our ends. With a tty, output[0] and input are the same master. -1: closed. */

@@ -46,6 +46,16 @@ def make(folder: str, hc: HostConfig, hostname: str) -> None:
     _write(f"{folder}/resolv.conf", _read("/etc/resolv.conf"))
 
 
+def cgroup(folder: str) -> str:
+    """The control group that a bundle's container has, if it is not at the usual place; "" otherwise."""
+    return _read(f"{folder}/cgroup")
+
+
+def note_cgroup(folder: str, path: str) -> None:
+    """Remember a control group at an unusual place (--cgroup-parent), for the sweep after a crash."""
+    _write(f"{folder}/cgroup", path)
+
+
 def binds(folder: str) -> tuple[Mount, ...]:
     """The mounts of these files."""
     return tuple(

@@ -5,6 +5,7 @@ This is what the API talks to. Messages are Docker's, because its clients match 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from builtins import list as List  # a method is called `list`, as in the API
 from collections.abc import AsyncIterator, Mapping
@@ -273,6 +274,9 @@ class Containers:
         return self._logs(container, options)
 
     def _logs(self, container: Container, options: LogsOptions) -> AsyncIterator[bytes]:
+        if options.follow:  # the monitor makes the folder with the first output; it must be there to be watched
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.dirname(container.record.log_path), 0o710)
         return logs.read(
             container.record.log_path,
             follow=options.follow,

@@ -127,6 +127,8 @@ def compile_plan(context: Context, container: Container, joined_pid: int = 0) ->
     devices, rules = requested_devices(record.host_config)
     limits = specgen.resources(record.host_config, devices, rules, block_io(record.host_config))
     if container.placement is None:
+        if record.host_config.cgroup_parent != context.settings.cgroup_parent:
+            bundle.note_cgroup(container.bundle, container.cgroup)
         container.placement = context.cgroups.prepare(container.cgroup, limits)
     spec = specgen.spec(
         record,

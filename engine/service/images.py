@@ -150,7 +150,7 @@ class Images:
         return done
 
     async def _delete_files(self, folders: Sequence[str], blobs: Sequence[str]) -> None:
-        """After the rows are durably gone. A blob that is needed again by now stays; one that is not is out of sight before anyone looks."""
+        """After the rows are durably gone. A blob needed again by now stays; another is out of sight before anyone can find it."""
         used = self._blobs_in_use()
         trash = [self.content.discard(blob) for blob in blobs if blob not in used]
 

@@ -1,15 +1,16 @@
 """`logs`: reads a container's rotated json-file logs, oldest first, and follows them while the container runs.
 
 Owns the reading; the monitor writes the files (native/monitor_log.h): FILE grows, is renamed FILE.1 (which becomes FILE.2 and so on) and
-begun anew. A reader holds the file it reads open, so its inode stays its own; everything newer is found by looking from FILE upwards until that
-inode, and a file that is renamed meanwhile only moves to a number that is looked at later. So no line is lost or seen twice, except those
-of files that were deleted before they were read.
+begun anew. A reader holds the file it reads open, so its inode stays its own; everything newer is found by looking from FILE upwards
+until that inode, again when a rotation came in between. So no line is lost or seen twice, except those of files that were deleted before
+they were read.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 
 import trio
@@ -23,6 +24,8 @@ CHUNK = 256 * 1024  # bytes read at a time
 INLINE = 16 * 1024  # up to here reading and formatting is cheaper than a thread hop (0.2 ms)
 # The end of a container, unlike new output, wakes nobody here; and this is how often files are looked at where inotify has run out.
 POLL = 0.1  # seconds
+
+LOOKS = 100  # at the files' names, a millisecond apart, before a rotation that does not end is taken for the writer's death
 
 _IN_MODIFY, _IN_MOVED_TO, _IN_CREATE = 0x2, 0x80, 0x100
 
@@ -81,21 +84,35 @@ def _numbers(path: str) -> list[int]:
 
 def _newer_than(path: str, inode: int) -> list[_File]:
     """Files newer than the one with this inode (0: all there are), oldest first."""
+    for attempt in range(LOOKS):
+        found = _look(path, inode)
+        # A rotation puts another inode at FILE: then files have moved under our eyes, and their order is not sure. Without a FILE one is
+        # going on right now, unless its writer died in it.
+        present = _inode(path)
+        if present == (found[-1].inode if found else inode) and (present or not _numbers(path)):
+            return found
+        if attempt == LOOKS - 1:
+            return found
+        for file in found:
+            file.close()
+        time.sleep(0.001)
+    return []
+
+
+def _look(path: str, inode: int) -> list[_File]:
+    """One look from FILE upwards; a file that is renamed meanwhile is met again at its new number."""
     found: list[_File] = []
-    known = {inode}
-    # One number more than are there now: a rotation may happen while we look.
     numbers = _numbers(path)
     for name in (path, *(f"{path}.{number}" for number in range(1, (numbers[-1] if numbers else 0) + 2))):
         file = _open(name)
         if file is None:
             continue
-        if file.inode == inode and inode:
+        if file.inode == inode:
             file.close()
             break
-        if file.inode in known:
+        if any(file.inode == other.inode for other in found):
             file.close()
             continue
-        known.add(file.inode)
         found.append(file)
     found.reverse()
     return found
@@ -301,15 +318,9 @@ async def _drain(reader: _Reader) -> AsyncIterator[bytes]:
             return
 
 
-def _now() -> int:
-    import time
-
-    return time.time_ns()
-
-
 def _over(until: int) -> bool:
-    return bool(until) and _now() > until
+    return bool(until) and time.time_ns() > until
 
 
 def _patience(until: int) -> float:
-    return min(POLL, max((until - _now()) / 1e9, 0.001)) if until else POLL
+    return min(POLL, max((until - time.time_ns()) / 1e9, 0.001)) if until else POLL

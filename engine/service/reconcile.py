@@ -113,17 +113,17 @@ async def adopt(context: Context, containers: Containers, container: Container) 
 def sweep(context: Context, containers: Containers) -> None:
     """Remove what no record owns: bundles, log folders, snapshots, control groups."""
     known = containers.by_id
-    for folder in (context.layout.bundles, context.layout.containers):
-        for name in os.listdir(folder):
-            if name not in known:
-                _sweep_one(f"{folder}/{name}")
+    for name in set(os.listdir(context.layout.bundles)) - known.keys():
+        # Its control group goes by the bundle that names it: other daemons may have groups below the same parent.
+        folder = context.layout.bundle(name)
+        _sweep_group(context, bundle.cgroup(folder) or f"{context.settings.cgroup_parent}/{name}")
+        _sweep_one(folder)
+    for name in set(os.listdir(context.layout.containers)) - known.keys():
+        _sweep_one(context.layout.container(name))
     for key in context.snapshots.keys():
         if key not in known:
             context.snapshots.forget(key)
     context.chores.later("sweeping snapshots that no container owns", context.snapshots.sweep)
-    for group in context.cgroups.list(context.settings.cgroup_parent):
-        if group.rpartition("/")[2] not in known:
-            _sweep_group(context, group)
 
 
 def _sweep_one(path: str) -> None:
@@ -135,9 +135,8 @@ def _sweep_one(path: str) -> None:
 
 
 def _sweep_group(context: Context, group: str) -> None:
-    log.info("removing control group %s, which no container owns", group)
     try:
         context.cgroups.kill(group)
-        context.chores.later(f"removing control group {group}", lambda: context.cgroups.remove(group))
+        context.cgroups.remove(group)
     except (OSError, KnarrError) as error:
         log.warning("removing control group %s: %s", group, error)

@@ -86,7 +86,7 @@ def parse(text: str) -> Reference:
     if repository.lower() != repository:
         raise InvalidParameter(f"invalid reference format: repository name ({repository}) must be lowercase")
     match = _REFERENCE.fullmatch(f"{domain}/{remainder}")
-    if match is None:
+    if match is None or not match["domain"]:
         raise InvalidParameter("invalid reference format")
     return _checked(match)
 
@@ -97,7 +97,7 @@ def _checked(match: re.Match[str]) -> Reference:
         raise InvalidParameter(f"invalid reference format: repository name must not be more than {_NAME_MAX} characters")
     if digest and not is_digest(digest):
         raise InvalidParameter("invalid reference format")
-    return Reference(match["domain"] or "", path, tag, digest)
+    return Reference(match["domain"], path, tag, digest)
 
 
 def _split_domain(text: str) -> tuple[str, str]:

@@ -111,7 +111,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     """The process runs (exec succeeded). Its pidfd comes with the message.
 
     `pid`: in the monitor's PID namespace. `start_time`: field 22 of /proc/PID/stat, to recognise the process later. `trace`: (operation
-    index, CLOCK_MONOTONIC ns when it began). The monitor's own steps, same clock: START `received`, sockets and stdio `prepared`,
+    index, CLOCK_MONOTONIC ns when it began). The monitor's own steps, same clock: START `received`, stdio `prepared`,
     `launched` (exec seen). `degraded`: (operation index, errno) of operations that could only be done in part.
     """
 

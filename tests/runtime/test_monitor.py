@@ -250,7 +250,8 @@ def test_monitor_holds_only_what_it_needs(monitors: Monitors) -> None:
     one.settled()
     targets = sorted(os.readlink(f"/proc/{one.pid}/fd/{name}").split(":")[0] for name in os.listdir(f"/proc/{one.pid}/fd"))
     bundle = str(one.bundle)
-    assert targets == sorted([*["/dev/null"] * 3, "socket", "socket", "anon_inode", "pipe", "pipe", bundle, bundle, f"{bundle}/log"])
+    files = [bundle, bundle, f"{bundle}/log", f"{bundle}/.exit.json.new"]
+    assert targets == sorted([*["/dev/null"] * 3, "socket", "socket", "anon_inode", "pipe", "pipe", *files])
     assert os.readlink(f"/proc/{one.pid}/cwd") == "/"
     assert Path(f"/proc/{one.pid}/comm").read_text() == "knarr-monitor\n"
     assert Path(f"/proc/{one.pid}/cmdline").read_bytes().rstrip(b"\0") == f"knarr-monitor {bundle}".encode()

@@ -87,7 +87,7 @@ def test_capabilities_open_calls() -> None:
 
 
 def test_newer_calls_than_the_profile_do_not_exist() -> None:
-    assert under(default(), [[1000], [NUMBER["setxattrat"] + 1, 0, 0, 0, 0, 0]])[0] == [ENOSYS, ENOSYS]
+    assert under(default(), [[1000], [NUMBER["removexattrat"] + 1, 0, 0, 0, 0, 0]])[0] == [ENOSYS, ENOSYS]
 
 
 def test_programs_run() -> None:

@@ -1,0 +1,80 @@
+"""Removing hostile trees."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.store.trees import remove_tree, usage
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "victim").write_text("x")
+    (tmp_path / "in").mkdir()
+    fd = os.open(tmp_path / "in", os.O_RDONLY | os.O_DIRECTORY)
+    before = len(os.listdir("/proc/self/fd"))
+    yield fd
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(fd)
+    assert (tmp_path / "outside" / "victim").read_text() == "x"
+
+
+def test_links_are_not_followed(tmp_path: Path, folder: int) -> None:
+    tree = tmp_path / "in" / "tree"
+    (tree / "a").mkdir(parents=True)
+    (tree / "a" / "out").symlink_to(tmp_path / "outside")
+    (tree / "b").symlink_to("..")
+    os.mkfifo(tree / "pipe")
+    remove_tree(folder, "tree")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "outside")
+    remove_tree(folder, b"link")
+    remove_tree(folder, "never was")
+    assert os.listdir(folder) == []
+
+
+def test_deeper_than_any_path(tmp_path: Path, folder: int) -> None:
+    """5000 folders one in another, with a sibling at every level, and few descriptors."""
+    fd = os.dup(folder)
+    for _ in range(5000):
+        os.mkdir("sibling", dir_fd=fd)
+        os.mkdir("deep", dir_fd=fd)
+        below = os.open("deep", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        remove_tree(folder, "deep")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert os.listdir(folder) == ["sibling"]
+
+
+def test_many_full_folders_in_one(tmp_path: Path, folder: int) -> None:
+    for number in range(2000):
+        (tmp_path / "in" / "tree" / str(number) / "x").mkdir(parents=True)
+    remove_tree(folder, "tree")
+    assert os.listdir(folder) == []
+
+
+def test_names_that_are_no_text(tmp_path: Path, folder: int) -> None:
+    os.makedirs(os.fsencode(tmp_path) + b"/in/tree/\xff\xfe/\n")
+    remove_tree(folder, "tree")
+    assert os.listdir(folder) == []
+
+
+def test_usage_counts_hard_links_once(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 8192)
+    os.link(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "c").write_bytes(b"x" * 4096)
+    size, inodes = usage(str(tmp_path))
+    assert inodes == 3
+    assert 8192 + 4096 <= size <= 8192 + 4096 + 8192
