@@ -22,25 +22,38 @@ debug = typer.Typer(help=SUMMARIES["debug"] + ".", context_settings=_SETTINGS, a
 APPS = {"image": image, "container": container, "system": system, "debug": debug}
 
 
-@image.command("from-host", help=SUMMARIES["image from-host"] + ".\n\nExample: knarr image from-host /usr/bin/jq -t jq && knarr run --rm -i jq .")
+@image.command("from-host", help=SUMMARIES["image from-host"] + ".\n\nExample: knarr image from-host -t jq jq && knarr run --rm -i jq .")
 def from_host(
     programs: Annotated[list[str], typer.Argument(metavar="PROGRAM...", help="Programs: paths, or names on PATH")],
     tag: Annotated[str, typer.Option("--tag", "-t", help="Name of the image: NAME[:TAG]")] = "",
-    entrypoint: Annotated[str, typer.Option(help="Program that the image starts (default: the first)")] = "",
-    ca_certificates: Annotated[bool, typer.Option("--ca-certificates", help="With the host's certificate authorities, for TLS")] = False,
-    file: Annotated[list[str] | None, typer.Option("--file", help="One more file of the host, which the programs need")] = None,
+    entrypoint: Annotated[str, typer.Option(help="Command that the image runs, words as in a shell (default: the first program)")] = "",
+    cmd: Annotated[str, typer.Option(help="Its default arguments, words as in a shell")] = "",
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="Environment: NAME=VALUE")] = None,
+    user: Annotated[str, typer.Option("--user", "-u", help="User it runs as")] = "",
+    workdir: Annotated[str, typer.Option("--workdir", "-w", help="Working directory")] = "",
+    label: Annotated[list[str] | None, typer.Option("--label", "-l", help="Label: NAME=VALUE")] = None,
+    file: Annotated[list[str] | None, typer.Option("--file", help="One more file or folder that the programs need")] = None,
+    passwd: Annotated[bool, typer.Option("--passwd", help="With /etc/passwd and /etc/group")] = False,
+    nsswitch: Annotated[bool, typer.Option("--nsswitch", help="With what looking up names needs")] = False,
+    ca_certificates: Annotated[bool, typer.Option("--ca-certificates", help="With this host's certificate authorities, for TLS")] = False,
 ) -> None:
+    import os
+    import shlex
     from shutil import which
+
+    from cli.codec import loads
 
     found = []
     for program in programs:
         path = which(program)
         if path is None:
             raise Failure(f"image from-host: {program}: no such program on this host")
-        found.append(path)
-    body = {"Programs": found, "Tag": tag, "Entrypoint": entrypoint, "CACertificates": ca_certificates, "Files": file or []}
-    from cli.codec import loads
-
+        found.append(os.path.abspath(path))
+    body = {
+        "Programs": found, "Tag": tag, "Entrypoint": shlex.split(entrypoint) or None, "Cmd": shlex.split(cmd) or None, "Env": env or [], "User": user,
+        "WorkingDir": workdir, "Labels": dict(one.partition("=")[::2] for one in label or ()), "Files": [os.path.abspath(one) for one in file or ()],
+        "Passwd": passwd, "Nsswitch": nsswitch, "CaCertificates": ca_certificates,
+    }
     output(str(loads(_client[0].post("/images/fromhost", body))["Id"]) + "\n")  # type: ignore[index]
 
 
@@ -74,7 +87,8 @@ def group(name: str, argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and name != "debug":
         raise Failure(f"knarr: unknown command: knarr {name} {argv[0]}\n\nUsage:  knarr {name}\n\nRun 'knarr {name} --help' for more information")
     _list_plain_commands()
-    return _run(name, argv)
+    code = _run(name, argv)
+    return code if argv else 0  # a group alone asks for its help, which is no error
 
 
 def _run(name: str, argv: list[str]) -> int:

@@ -51,9 +51,11 @@ def run(client: Client, name: str, argv: "list[str]") -> int:
         return _start_detached(client, given, identity)
     code = _foreground(client, given, request, identity, stream, waiter)
     if given.get("trace"):
-        _trace(client, identity)
-        if keep:
-            client.delete(f"/containers/{identity}?v=1&force=1")
+        try:
+            _trace(client, identity)
+        finally:
+            if keep:
+                client.delete(f"/containers/{identity}?v=1&force=1")
     return code
 
 

@@ -42,3 +42,15 @@ class LaunchFailed(OSError):
 
 def fork_monitor(sock_fd: int) -> int:
     """Fork; the child closes every descriptor but `sock_fd` and 0-2 and enters the C monitor loop, never returning to Python. Parent: pid."""
+
+def process_title(name: bytes) -> None:
+    """Name the process for `ps`: comm (15 bytes) and command line."""
+
+def decode_control(data: bytes) -> int:
+    """Kind of a control message to a monitor, by the monitor's own decoder. Raises ValueError for anything else."""
+
+def json_text(text: bytes) -> bytes:
+    """`text` as the monitor writes it between the quotes of "log"."""
+
+def json_time(ns: int) -> bytes:
+    """A CLOCK_REALTIME in ns as the monitor writes it in "time"."""

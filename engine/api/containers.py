@@ -6,7 +6,8 @@ from engine.aio.blocking import blocking
 from engine.api.bodies import Body
 from engine.api.call import Call
 from engine.api.views import containers as views
-from engine.errors import InvalidParameter, KnarrError
+from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
+from engine.http import bridge
 from engine.spec.docker.containers import CreateRequest
 from engine.spec.docker.streams import AttachOptions, LogsOptions
 
@@ -85,7 +86,13 @@ async def restart(call: Call) -> None:
 
 async def kill(call: Call) -> None:
     """POST /containers/{name}/kill"""
-    await call.engine.containers.kill(call.name, call.query.text("signal"))
+    try:
+        await call.engine.containers.kill(call.name, call.query.text("signal"))
+    except (Conflict, InvalidParameter, NotFound) as error:
+        before = f"cannot kill container: {call.name}: "  # clients have matched on these words for years
+        if error.message.startswith(before):
+            raise
+        raise type(error)(before + error.message, hint=error.hint)
     await call.done()
 
 
@@ -186,7 +193,7 @@ async def attach(call: Call) -> None:
         ),
     )
     connection = await exchange.hijack(upgraded_type(call, record.config.tty))
-    await attachment.run(connection)
+    await bridge.served(connection, attachment.run)
 
 
 def upgraded_type(call: Call, tty: bool) -> str:

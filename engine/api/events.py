@@ -11,7 +11,7 @@ async def stream(call: Call) -> None:
     query, exchange = call.query, call.exchange
     since, until = query.nanoseconds("since"), query.nanoseconds("until")
     if since and until and until < since:
-        raise InvalidParameter(f"`since` time ({since / 1e9:.9f}) cannot be after `until` time ({until / 1e9:.9f})")
+        raise InvalidParameter(f"`since` time ({query.text('since')}) cannot be after `until` time ({query.text('until')})")
     found = call.engine.events.subscribe(since, until, query.filters())
     await exchange.stream()
     async with exchange.while_connected():

@@ -10,6 +10,8 @@ from engine.api.call import Call
 from engine.api.containers import upgraded_type, window
 from engine.api.views import execs as views
 from engine.errors import InvalidParameter, KnarrError
+from engine.http import bridge
+from engine.http.exchange import Hijacked
 from engine.spec.docker.containers import ExecRequest, ExecStartRequest
 
 _CREATE = Body(ExecRequest)
@@ -36,19 +38,21 @@ async def start(call: Call) -> None:
     record = execs.get(call.name)
     attachment = execs.prepare(record.id, request)
     connection = await call.exchange.hijack(upgraded_type(call, record.tty))
-    fd = connection.plain_fd()
-    spare = -1 if fd is None else os.dup(fd)  # run gives the connection away before it knows whether the program starts
-    try:
-        await attachment.run(connection)
-    except Exception as error:
-        text = f"{error}\r\n".encode()
-        with contextlib.suppress(OSError):
-            os.write(spare, text if record.tty else b"\x01\0\0\0" + len(text).to_bytes(4, "big") + text)
-        if not isinstance(error, KnarrError):
-            raise
-    finally:
-        if spare >= 0:
+
+    async def run(client: Hijacked) -> None:
+        spare = os.dup(client.plain_fd() or -1)  # run gives the connection away before it knows whether the program starts
+        try:
+            await attachment.run(client)
+        except Exception as error:
+            text = f"{error}\r\n".encode()
+            with contextlib.suppress(OSError):
+                os.write(spare, text if record.tty else b"\x01\0\0\0" + len(text).to_bytes(4, "big") + text)
+            if not isinstance(error, KnarrError):
+                raise
+        finally:
             os.close(spare)
+
+    await bridge.served(connection, run)
 
 
 async def resize(call: Call) -> None:

@@ -11,6 +11,7 @@ from engine.api.bodies import Body
 from engine.api.call import Call
 from engine.api.views import images as views
 from engine.errors import InvalidParameter, NotFound, NotImplementedYet
+from engine.service import imagefilter
 from engine.spec import reference
 from engine.spec.hostimage import HostImage
 from engine.store.images import ImageRecord
@@ -55,7 +56,9 @@ async def listing(call: Call) -> None:
     query, images = call.query, call.engine.images
     if query.flag("manifests") and call.version >= (1, 47):
         raise NotImplementedYet("manifests=1 of GET /images/json")
-    found = images.list(query.filters(), all=query.flag("all"))
+    filters = query.filters()
+    filters.check(imagefilter.KEYS)
+    found = images.list(filters, all=query.flag("all"))
     shared = _shared(call, list(images.list())) if query.flag("shared-size") else {}
     using = call.engine.containers.using
     await call.json(

@@ -192,7 +192,7 @@ class Cgroups:
         if self.v2:
             return self.v2.group(path)
         assert self.v1 is not None
-        return next(iter(self.v1.groups(path)), "")
+        return self.v1.members(path)
 
     def freeze(self, path: str) -> None:
         """Stop all tasks; returns when they stand. Waits up to io.FREEZE_PATIENCE seconds, then raises KnarrError."""

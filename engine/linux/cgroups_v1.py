@@ -109,6 +109,11 @@ class V1:
                 found.append(group)
         return found
 
+    def members(self, path: str) -> str:
+        """A group that has all of the container's processes, "" for none: one of those it was born in, if there is one."""
+        found = self.groups(path)
+        return next((group for controller in self.always if (group := self.group(controller, path)) in found), found[0] if found else "")
+
     def _make(self, controller: str, path: str) -> str:
         group, parent = self.group(controller, path), os.path.dirname(self.group(controller, path))
         if parent not in self._parents or not os.path.isdir(parent):
@@ -266,8 +271,8 @@ class V1:
 
     def kill(self, path: str) -> None:
         """SIGKILL until nobody is left to fork again; frozen meanwhile where there is a freezer, so that nobody can."""
-        groups = self.groups(path)
-        if not groups:
+        group = self.members(path)
+        if not group:
             return
         freezer = self.group("freezer", path) if "freezer" in self.mounts else ""
         frozen = bool(freezer) and os.path.isdir(freezer)
@@ -275,13 +280,13 @@ class V1:
         while True:
             if frozen:
                 io.limit(f"{freezer}/freezer.state", "FROZEN")
-            count = io.signal_all(groups[0], signal.SIGKILL)
+            count = io.signal_all(group, signal.SIGKILL)
             if frozen:
                 io.limit(f"{freezer}/freezer.state", "THAWED")
             if not count:
                 return
             if time.monotonic() > deadline:
-                raise KnarrError(f"killing the processes of cgroup {groups[0]}: {count} are still there")
+                raise KnarrError(f"killing the processes of cgroup {group}: {count} are still there")
             time.sleep(0.002)
 
 

@@ -13,12 +13,11 @@ it is being made, is never a file of the host (CVE-2019-5736).
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found, unused-ignore]
+import _socket
 import os
 import struct
 import sys
-
-import _signal
-import _socket
 
 REQUEST = struct.Struct("<I")
 REPLY = struct.Struct("<ii")

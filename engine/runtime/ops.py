@@ -499,6 +499,7 @@ def _bind_text(op: Bind) -> str:
     return f"bind {op.source} to {op.target}"
 
 
+_SWAPPED = str.maketrans("./", "/.")  # a path below /proc/sys as sysctl(8) writes it
 _DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
     "Clone": _clone_text,
     "Join": lambda op: f"join {_namespace_names(op.namespace)} {op.path}",
@@ -517,7 +518,7 @@ _DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
     "Console": lambda op: f"bind the terminal to {op.path}",
     "Mask": lambda op: f"mask {op.path}",
     "Readonly": lambda op: f"make {op.path} read-only",
-    "Sysctl": lambda op: f"set {op.name.replace('/', '.')} to {op.value!r}",
+    "Sysctl": lambda op: f"set {op.name.translate(_SWAPPED)} to {op.value!r}",
     "Hostname": lambda op: f"set the host name to {op.name!r}",
     "Domainname": lambda op: f"set the domain name to {op.name!r}",
     "Pivot": lambda op: "pivot to the new root",

@@ -54,7 +54,6 @@ class Container:
         self.gone = trio.Event()  # the record is deleted
         self.removing_exit_code = 0
         self.stopping = False  # a restart or stop is under way: --rm waits for it
-        self.execs: set[str] = set()
 
     @property
     def id(self) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import posixpath
 
-import msgspec
 import trio
 
 from engine.errors import Conflict, InvalidParameter, LaunchError, NotFound
@@ -51,7 +50,10 @@ class Execs:
 
     def get(self, ref: str) -> ExecRecord:
         """The record. Raises NotFound."""
-        return self._find(ref).record
+        found = self._find(ref)
+        if found.process is not None:
+            found.process.catch_up()
+        return found.record
 
     def running(self, container_id: str) -> list[str]:
         """Ids of a container's running execs, for inspect."""
@@ -141,7 +143,7 @@ class Execs:
             connection.close()
             self._end(found, 126, folder)
             raise
-        process = Process(connection, folder, lambda ended: self._ended(found, process, ended))
+        process = found.process = Process(connection, folder, lambda ended: self._ended(found, process, ended))
         rows, cols = record.console_size or (0, 0)
         start = control.Start(
             plan=ops.encode(found.ops), bundle=folder, tty=record.tty, rows=rows, cols=cols, open_stdin=record.open_stdin, stdin_once=record.open_stdin
@@ -154,9 +156,9 @@ class Execs:
         except (LaunchFailed, MonitorGone) as error:
             process.close()
             raise self._failed(found, folder, error) from error
-        record.running, record.pid = True, started.pid
-        found.process = process
-        container.execs.add(record.id)
+        record.pid = started.pid
+        if record.exit_code is None:
+            record.running = True
         self._context.nursery.start_soon(process.watch)
 
     def _plan(self, found: Exec) -> tuple[Op, ...]:
@@ -208,7 +210,6 @@ class Execs:
     def _end(self, found: Exec, code: int, folder: str) -> None:
         record = found.record
         record.running, record.exit_code, record.started, found.process = False, code, True, None
-        found.container.execs.discard(record.id)
         for client in found.pending:
             os.close(client.fd)
             client.fd = -1
@@ -233,10 +234,6 @@ class Execs:
             raise Conflict(f"exec command {ref} is not running")
         with contextlib.suppress(MonitorGone):
             await found.process.resize(height, width)
-
-    def inspect(self, ref: str) -> ExecRecord:
-        """A copy of the record. Raises NotFound."""
-        return msgspec.structs.replace(self._find(ref).record)
 
 
 def _make_folder(folder: str) -> None:

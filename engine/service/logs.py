@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import trio
 
@@ -82,6 +82,13 @@ def _numbers(path: str) -> list[int]:
     return sorted(int(each[len(prefix) :]) for each in names if each.startswith(prefix) and each[len(prefix) :].isdigit())
 
 
+def _names(path: str) -> Iterator[str]:
+    """FILE, then FILE.1 and so on; how many there are is asked after FILE was looked at, and one more may come about meanwhile."""
+    yield path
+    numbers = _numbers(path)
+    yield from (f"{path}.{number}" for number in range(1, (numbers[-1] if numbers else 0) + 2))
+
+
 def _newer_than(path: str, inode: int) -> list[_File]:
     """Files newer than the one with this inode (0: all there are), oldest first."""
     for attempt in range(LOOKS):
@@ -102,8 +109,7 @@ def _newer_than(path: str, inode: int) -> list[_File]:
 def _look(path: str, inode: int) -> list[_File]:
     """One look from FILE upwards; a file that is renamed meanwhile is met again at its new number."""
     found: list[_File] = []
-    numbers = _numbers(path)
-    for name in (path, *(f"{path}.{number}" for number in range(1, (numbers[-1] if numbers else 0) + 2))):
+    for name in _names(path):
         file = _open(name)
         if file is None:
             continue

@@ -327,9 +327,10 @@ def trace(container: Container) -> list[Trace]:
         return []
     ready, started = container.last_start
     steps = [Trace("monitor received the plan", started.received), Trace("pipes and sockets ready", started.prepared)]
-    steps += [Trace(ops.describe(ready.ops[index]) if index >= 0 else "clone", at) for index, at in started.trace]
-    steps.append(Trace("program runs", started.launched))
-    return sorted(steps, key=lambda step: step.at)
+    # The last mark is the moment of exec: its index is the number of operations.
+    steps += [Trace(ops.describe(ready.ops[index]) if index < len(ready.ops) else "the program runs", at) for index, at in started.trace]
+    steps.append(Trace("monitor saw it run", started.launched))
+    return steps
 
 
 __all__ = ["Runner", "log_settings", "signal_number", "trace"]

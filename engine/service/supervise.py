@@ -135,7 +135,7 @@ class Process:
         self._detached: dict[int, Callable[[str], None]] = {}
         self._failed: control.Failed | None = None
         self._state: control.State | None = None
-        self._closed = False
+        self._told = False
         self.bundle = bundle
         self.started: control.Started | None = None
         self.ended: Ended | None = None
@@ -151,7 +151,11 @@ class Process:
             if self._failed is not None:
                 self.close()
                 raise LaunchFailed(self._failed.op, self._failed.errno, self._failed.what)
-            await self._read()
+            try:
+                await self._read()
+            except MonitorGone:
+                if self.started is None and self._failed is None:  # else catch_up() has read the answer meanwhile
+                    raise
         return self.started
 
     async def status(self) -> control.State:
@@ -171,8 +175,24 @@ class Process:
         except (MonitorGone, control.MalformedMessage) as error:
             if self.ended is None:
                 self.ended = recorded(self.bundle, str(error))
-        self._on_end(self.ended)
+        self._tell()
         await self._linger()
+
+    def catch_up(self) -> None:
+        """Handle what the monitor has said already. It tells of an end before it closes a client's stream, so a client that saw its stream
+        end and asks for the exit code must find it, whichever of the two descriptors the event loop looked at first."""
+        if self._connection is not None and self.ended is None:
+            try:
+                for message, fds in self._connection.receive():
+                    self._dispatch(message, fds)
+            except (MonitorGone, control.MalformedMessage):
+                return  # for watch() to find out
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.ended is not None and not self._told:
+            self._told = True
+            self._on_end(self.ended)
 
     async def _linger(self) -> None:
         """Attached clients may still be taking the last output: their DETACHED messages come until the monitor closes."""

@@ -26,7 +26,8 @@ class Identity(msgspec.Struct, frozen=True):
 def resolve(user: str, passwd: str, group: str, extra: tuple[str, ...] = ()) -> Identity:
     """Resolve `user` (empty: root); `extra` are --group-add names or ids. Raises InvalidParameter with Docker's words."""
     name, colon, group_name = user.partition(":")
-    entry = _passwd_entry(name or "0", passwd)
+    name = name or "0"
+    entry = _passwd_entry(name, passwd)
     if entry is None:
         if not name.isdigit():
             raise InvalidParameter(f"unable to find user {name}: no matching entries in passwd file")

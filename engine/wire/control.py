@@ -10,7 +10,8 @@ A message longer than `INLINE_LIMIT` travels in a sealed memfd: the packet is th
 from __future__ import annotations
 
 import struct
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
@@ -127,8 +128,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing runs; the monitor ends. `op`: index of the failed operation, -1 when it failed before the plan ran.
 
-    `errno`: the kernel's error. `what`: what was being done and the cause in words, for errors outside the plan. Attached clients' sockets were closed
-    without a shutdown, so that the daemon can still tell them through its own copies.
+    `errno`: the kernel's error. `what`: what was being done and the cause in words, for errors outside the
+    plan. Attached clients' sockets were closed without a shutdown, so that the daemon can still tell them through its own copies.
     """
 
     op: int
@@ -444,7 +445,7 @@ def _decode_resize(r: _Reader) -> Resize:
     return Resize(rows=rows, cols=cols)
 
 
-_ENCODERS = {
+_ENCODERS: Final[dict[int, Callable[[Any], bytes]]] = {
     1: _encode_start,
     2: _encode_attach,
     3: lambda m: _RESIZE.pack(m.rows, m.cols),
@@ -458,7 +459,7 @@ _ENCODERS = {
     21: _encode_state,
     22: lambda m: _blob(m.text.encode()),
 }
-_DECODERS = {
+_DECODERS: Final[dict[int, Callable[[_Reader], Message]]] = {
     1: _decode_start,
     2: _decode_attach,
     3: _decode_resize,

@@ -28,9 +28,9 @@ MOUNTS = (
     Mount(destination="/dev/pts", type="devpts", source="devpts", options=("nosuid", "noexec", "newinstance", "ptmxmode=0666", "gid=5")),
     Mount(destination="/sys", type="sysfs", source="sysfs", options=("nosuid", "noexec", "nodev", "ro")),
 )
-APPLETS = """
-    sh cat ls id ps true false sleep grep mount umount touch mkdir stat tty stty env readlink test kill head yes ip hostname wc echo dd rm
-""".split()
+APPLETS = (
+    "sh cat ls id ps true false sleep grep mount umount touch mkdir stat tty stty env readlink test kill head yes ip hostname wc echo rm"
+)
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Box:
         for path in (self.lower / "bin", self.lower / "etc", self.upper, folder / "work", folder / "mnt", self.files):
             path.mkdir(parents=True)
         shutil.copy("/bin/busybox", self.lower / "bin/busybox")
-        for name in APPLETS:
+        for name in APPLETS.split():
             (self.lower / "bin" / name).symlink_to("busybox")
         (self.lower / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home:/bin/sh\n")
         self.rootfs = [

@@ -205,12 +205,16 @@ class Daemon(Engine):
                 subprocess.run(["umount", "-l", place], check=False, stderr=subprocess.DEVNULL)
 
     def cgroups(self) -> list[Path]:
-        """Control groups below the daemon's parent group, in every hierarchy, deepest first."""
-        tops = Path("/sys/fs/cgroup").glob(f"**/{self.cgroup_parent}")
-        return sorted((p for top in tops for p in top.rglob("*") if p.is_dir()), reverse=True)
+        """Control groups below the daemon's parent group, in every hierarchy, deepest first. (os.walk lives with groups that vanish.)"""
+        found = []
+        for folder, _, _ in os.walk("/sys/fs/cgroup", topdown=False):
+            if f"/{self.cgroup_parent}/" in folder:
+                found.append(Path(folder))
+        return found
 
     def remove_cgroups(self) -> None:
-        for group in [*self.cgroups(), *Path("/sys/fs/cgroup").glob(f"**/{self.cgroup_parent}")]:
+        parents = [Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup") if folder.endswith(f"/{self.cgroup_parent}")]
+        for group in [*self.cgroups(), *parents]:
             try:
                 group.rmdir()
             except OSError:

@@ -167,7 +167,8 @@ def wait_gone(pid: int, timeout: float = TIMEOUT) -> None:
 
 
 def log_lines(path: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
+    """The log's entries; none when there is no file, which is made with the first output."""
+    return [json.loads(line) for line in Path(path).read_bytes().splitlines()] if os.path.exists(path) else []
 
 
 def read_all(sock: socket.socket) -> bytes:

@@ -14,6 +14,7 @@ import pytest
 from engine.errors import Conflict, InvalidParameter, KnarrError, NotImplementedYet
 from engine.linux import devices
 from engine.linux.cgroups import Cgroups, Placement
+from engine.linux.cgroups_v1 import V1
 from engine.spec.runtime import BlockIO, BlockRate, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root")
@@ -22,9 +23,13 @@ MIB = 1 << 20
 Spawn = Callable[..., "subprocess.Popen[bytes]"]
 
 
-@pytest.fixture(scope="module")
-def cgroups() -> Iterator[Cgroups]:
+@pytest.fixture(scope="module", params=["detected", "version-1-alone"])
+def cgroups(request: pytest.FixtureRequest) -> Iterator[Cgroups]:
     found = Cgroups.detect()
+    if request.param == "version-1-alone":
+        if not found.v1 or not found.v2:
+            pytest.skip("no hybrid host")
+        found = Cgroups(V1(found.v1.mounts, frozenset(("memory", "cpuacct", "freezer"))), None)
     if found.v1:
         found.v1.shared = f"{PARENT}/default-devices"
     yield found

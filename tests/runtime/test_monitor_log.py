@@ -210,10 +210,20 @@ def test_full_disk_loses_lines_but_never_stalls(monitors: Monitors, small_disk: 
 
 @needs_root
 def test_log_that_cannot_be_opened(monitors: Monitors) -> None:
-    one = monitors.start("echo a; exit 3", log_settings=control.LogSettings(path=str(monitors.folder / "none" / "log")))
+    one = monitors.start("echo a; exit 3", log_settings=control.LogSettings(path=str(monitors.folder / "none" / "deeper" / "log")))
     assert "No such file" in one.expect(control.Warning).text
     exited = one.expect(control.Exit)
     assert (exited.status, exited.log_dropped) == (3 << 8, 1)
+
+
+@needs_root
+def test_folder_and_file_are_made_with_the_first_output(monitors: Monitors) -> None:
+    settings = [control.LogSettings(path=str(monitors.folder / name / "log")) for name in ("silent", "loud")]
+    monitors.start("true", log_settings=settings[0]).expect(control.Exit)
+    monitors.start("echo x", log_settings=settings[1]).expect(control.Exit)
+    assert not (monitors.folder / "silent").exists()
+    assert os.stat(monitors.folder / "loud").st_mode & 0o777 == 0o710
+    assert [line["log"] for line in log_lines(settings[1].path)] == ["x\n"]
 
 
 @needs_root

@@ -79,7 +79,7 @@ def test_two_clients_and_the_log_get_everything(monitors: Monitors) -> None:
 
 def test_client_that_comes_late_sees_only_what_follows(monitors: Monitors) -> None:
     one = monitors.start("echo early; read x; echo late $x", open_stdin=True, stdin_once=True)
-    while not Path(f"{one.bundle}/log").exists() or not log_lines(f"{one.bundle}/log"):
+    while not log_lines(f"{one.bundle}/log"):
         time.sleep(0.01)
     with one.attach(stdin=True) as sock:
         sock.sendall(b"there\n")
@@ -196,7 +196,7 @@ def test_input_for_a_process_that_closed_its_stdin(monitors: Monitors) -> None:
 def test_slow_client_holds_the_process_back_and_loses_nothing(monitors: Monitors) -> None:
     one = monitors.take()
     with one.attach() as sock:
-        monitors.start("dd if=/dev/zero bs=1024 count=4096 2>/dev/null; echo written > $BUNDLE/done" .replace("$BUNDLE", str(monitors.folder)), daemon=one)
+        monitors.start(f"dd if=/dev/zero bs=1024 count=4096 2>/dev/null; echo written > {monitors.folder}/done", daemon=one)
         time.sleep(0.3)
         assert not (monitors.folder / "done").exists()
         rollup = Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines()
@@ -300,7 +300,8 @@ def test_everything_is_drained_without_log_or_client(monitors: Monitors) -> None
 def test_terminal_is_one_with_size_and_echo(monitors: Monitors) -> None:
     one = monitors.take()
     with one.attach(stdin=True, framed=False) as sock:
-        monitors.start("test -t 0 && test -t 1 && test -t 2 && stty size; read x; echo got $x >&2", daemon=one, tty=True, rows=33, cols=101, open_stdin=True)
+        script = "test -t 0 && test -t 1 && test -t 2 && stty size; read x; echo got $x >&2"
+        monitors.start(script, daemon=one, tty=True, rows=33, cols=101, open_stdin=True)
         read_until(sock, b"33 101\r\n")
         sock.sendall(b"text\r")
         assert read_all(sock).replace(b"text\r\n", b"", 1) == b"got text\r\n"

@@ -56,7 +56,9 @@ FROM_MONITOR = st.one_of(
         trace=PAIRS,
         degraded=DEGRADED,
     ),
-    st.builds(control.Failed, op=st.integers(-1, 2000), errno=U32, what=st.text(st.characters(codec="utf-8")), trace=PAIRS, degraded=DEGRADED),
+    st.builds(
+        control.Failed, op=st.integers(-1, 2000), errno=U32, what=st.text(st.characters(codec="utf-8")), trace=PAIRS, degraded=DEGRADED
+    ),
     st.builds(control.Exit, status=U32, oom_kills=U64, finished=U64, log_dropped=U64),
     st.builds(control.Detached, id=U32, reason=st.sampled_from(["keys", "input", "closed", "error", "ended"])),
     st.builds(control.Oom, kills=U64),

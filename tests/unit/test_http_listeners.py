@@ -16,7 +16,8 @@ import pytest
 import trio
 
 from engine.errors import InvalidParameter, KnarrError
-from engine.http.exchange import Exchange
+from engine.http import bridge
+from engine.http.exchange import Exchange, Hijacked
 from engine.http.listeners import TlsFiles, _host_port, open_listener, open_listeners
 from engine.http.server import serve
 
@@ -165,3 +166,49 @@ def test_socket_activation(tmp_path: Path) -> None:
 def test_no_activation_is_an_error() -> None:
     with pytest.raises(KnarrError, match="no sockets were handed over"):
         open_listener("fd://")
+
+
+def test_a_tls_connection_can_be_given_away_too(tmp_path: Path) -> None:
+    """Attach over TLS: the process gets a plain socket, half-closes pass both ways."""
+    files = _certificates(tmp_path)
+    (listener,) = open_listener("tcp://127.0.0.1:0", tls=files)
+
+    holder: list[trio.Nursery] = []
+
+    async def process(client: Hijacked) -> None:
+        own = socket.socket(fileno=os.dup(client.plain_fd() or -1))
+        client.close()
+        holder[0].start_soon(upper, own)
+
+    async def upper(own: socket.socket) -> None:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(own))
+        async for data in stream:
+            await stream.send_all(data.upper())
+        await stream.send_all(b"BYE")
+        await stream.aclose()
+
+    async def take(x: Exchange) -> None:
+        await bridge.served(await x.hijack("a/b"), process)
+
+    async def check() -> None:
+        context = ssl.create_default_context(cafile=files.cert)
+        context.load_cert_chain(files.cert, files.key)
+        async with trio.open_nursery() as nursery:
+            holder.append(nursery)
+            nursery.start_soon(serve, take, [listener])
+            port = listener.socket.getsockname()[1]
+            stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context, https_compatible=False)
+            await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\n\r\nearly ")
+            data = b""
+            with trio.fail_after(5):
+                while not data.endswith(b"EARLY "):
+                    data += await stream.receive_some(4096)
+                await stream.send_all(b"late")
+                while not data.endswith(b"LATE"):
+                    data += await stream.receive_some(4096)
+                await stream.transport_stream.send_eof()
+                while not data.endswith(b"BYE"):
+                    data += await stream.receive_some(4096)
+            nursery.cancel_scope.cancel()
+
+    trio.run(check)

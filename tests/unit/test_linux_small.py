@@ -17,8 +17,10 @@ ROOT = os.geteuid() == 0
 
 
 def test_a_process_is_its_id_and_its_start() -> None:
-    child = subprocess.Popen([sys.executable, "-ISc", "import time; time.sleep(600)"])
+    child = subprocess.Popen([sys.executable, "-ISc", "import time; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE)
     try:
+        assert child.stdout is not None
+        child.stdout.readline()  # the command line is there a moment after exec only
         start = process.start_time(child.pid)
         assert start > 0
         assert process.is_alive(child.pid, start)
@@ -35,7 +37,7 @@ def test_a_process_is_its_id_and_its_start() -> None:
         assert not process.is_alive(child.pid, start)  # a zombie
     finally:
         child.kill()
-        child.wait()
+        child.communicate()
     assert process.start_time(child.pid) == 0
     assert process.send_signal(child.pid, start, 0) is False
     assert process.memory_share(child.pid) == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import InvalidParameter
+from engine.store.trees import remove_tree
 from engine.store.unpack import Limits, Refused, Unpacked, unpack
 from engine.wire import tar as wire
 from tests.lib.images import entry, tar
@@ -275,3 +276,6 @@ def test_many_folders_use_few_descriptors(layers: Layers) -> None:
 def test_deep_folders(layers: Layers) -> None:
     layers.add(tar([entry("d/" * 1000 + "f", data=b"1")]))
     subprocess.run(["test", "-e", layers.folders[0] + "/d" * 900], check=True)
+    fd = os.open(layers.base, os.O_RDONLY)
+    remove_tree(fd, "layer0")  # pytest's own clean-up recurses
+    os.close(fd)

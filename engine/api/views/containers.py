@@ -53,6 +53,7 @@ def host_config(value: HostConfig) -> Json:
         if shown[name] is not False and _absent(shown[name]):
             del shown[name]
     shown["ConsoleSize"] = shown["ConsoleSize"] or (0, 0)
+    shown["OomKillDisable"] = bool(value.oom_kill_disable)
     shown["RestartPolicy"] = {
         "Name": value.restart_policy.name or "no" if value.restart_policy else "no",
         "MaximumRetryCount": value.restart_policy.maximum_retry_count if value.restart_policy else 0,

@@ -1,0 +1,127 @@
+"""Blobs: whole or absent."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.errors import Damaged, InvalidParameter, NotFound
+from engine.spec.digest import sha256
+from engine.store.content import Content
+from tests.lib.stores import open_stores
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> Iterator[Content]:
+    with open_stores(tmp_path) as stores:
+        yield stores.content
+
+
+def ingest(content: Content) -> list[str]:
+    return os.listdir(os.path.dirname(content.temporary()))
+
+
+def test_write_read_delete(content: Content) -> None:
+    with content.writer() as writer:
+        writer.write(b"hello ")
+        writer.write(memoryview(b"world"))
+        digest = writer.commit(sha256(b"hello world"), 11)
+    assert content.exists(digest)
+    assert content.exists(digest, 11)
+    assert content.size(digest) == 11
+    assert content.read(digest) == b"hello world"
+    assert content.list() == [(digest, 11)]
+    assert ingest(content) == []
+    content.delete(digest)
+    content.delete(digest)
+    assert not content.exists(digest)
+    with pytest.raises(NotFound):
+        content.open(digest)
+
+
+@pytest.mark.parametrize(("digest", "size"), [(sha256(b"other"), -1), ("", 4)])
+def test_what_is_not_as_expected_is_not_stored(content: Content, digest: str, size: int) -> None:
+    writer = content.writer()
+    writer.write(b"hello")
+    with writer, pytest.raises(Damaged, match="expected"):
+        writer.commit(digest, size)
+    assert content.list() == []
+    assert ingest(content) == []
+
+
+def test_an_abandoned_writer_leaves_nothing(content: Content) -> None:
+    with content.writer() as writer:
+        writer.write(b"x")
+    assert ingest(content) == []
+
+
+def test_a_download_is_resumed(content: Content, tmp_path: Path) -> None:
+    digest = sha256(b"hello world")
+    with content.writer(digest) as writer:
+        writer.write(b"hello ")
+    assert content.sweep() == []
+    with content.writer(digest) as writer:
+        assert writer.offset == 6
+        writer.write(b"world")
+        assert writer.commit(digest) == digest
+    with content.writer(sha256(b"y")) as writer:
+        writer.write(b"zzz")
+        with pytest.raises(Damaged):
+            writer.commit(sha256(b"y"))
+    assert ingest(content) == []
+    with pytest.raises(InvalidParameter):
+        content.writer("../../etc/passwd")
+
+
+def test_sweep(content: Content) -> None:
+    orphan = content.temporary()
+    Path(orphan).write_bytes(b"x")
+    old = sha256(b"old")
+    with content.writer(old) as writer:
+        writer.write(b"x")
+    path = os.path.join(os.path.dirname(orphan), old.replace(":", "-"))
+    os.utime(path, (time.time() - 1e6,) * 2)
+    assert sorted(content.sweep()) == sorted([orphan, path])
+
+
+@pytest.mark.parametrize("digest", ["", "sha256:", "sha256:../../../etc/passwd", "sha256:" + "g" * 64, "md5:" + "0" * 32, "sha256:" + "0" * 63])
+def test_a_digest_is_checked_before_it_is_a_path(content: Content, digest: str) -> None:
+    with pytest.raises(InvalidParameter):
+        content.path(digest)
+
+
+def test_damaged_blobs_count_as_absent(content: Content) -> None:
+    for way in ("exists", "read", "verify"):
+        digest = content.put(b"hello")
+        with open(content.path(digest), "wb") as file:
+            file.write(b"" if way == "exists" else b"hellO")
+        if way == "exists":
+            assert not content.exists(digest, 5)
+        elif way == "read":
+            with pytest.raises(Damaged, match="set aside"):
+                content.read(digest)
+        else:
+            assert not content.verify(digest)
+        assert not content.exists(digest)
+        assert os.path.exists(content.path(digest) + ".damaged")
+        assert content.list() == []
+    assert content.put(b"hello") == digest
+    assert content.verify(digest)
+
+
+def test_large_blobs_are_not_read_as_documents(content: Content) -> None:
+    digest = content.put(b"x" * 1000)
+    with pytest.raises(InvalidParameter):
+        content.read(digest, 999)
+
+
+def test_discard_hides_at_once(content: Content) -> None:
+    digest = content.put(b"hello")
+    path = content.discard(digest)
+    assert not content.exists(digest)
+    assert content.discard(digest) == ""
+    assert content.sweep() == [path]

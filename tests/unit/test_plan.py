@@ -1,0 +1,209 @@
+"""Pure parts of the runtime: mount options, refusals, errors in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine import _core
+from engine.errors import InvalidParameter, NotImplementedYet
+from engine.linux.cgroups_types import Placement
+from engine.runtime import ops, options, plan
+from engine.spec.mount import IdMapping, Mount
+from engine.spec.runtime import (
+    VERSION,
+    Capabilities,
+    Device,
+    Hooks,
+    Linux,
+    Namespace,
+    Personality,
+    Process,
+    Rlimit,
+    Scheduler,
+    Spec,
+    User,
+)  # fmt: skip
+
+OVERLAY = Mount(type="overlay", source="overlay", options=("lowerdir=l",))
+
+
+def spec(*, linux: dict[str, Any] | None = None, process: dict[str, Any] | None = None, **top: Any) -> Spec:
+    base = {"namespaces": (Namespace(type="mount"),)}
+    return Spec(
+        oci_version=VERSION,
+        process=Process(**{"user": User(uid=0, gid=0), "cwd": "/", "args": ("x",), **(process or {})}),
+        linux=Linux(**{**base, **(linux or {})}),
+        **top,
+    )
+
+
+def make(value: Spec, rootfs: tuple[Mount, ...] = (OVERLAY,), **options: Any) -> tuple[ops.Op, ...]:
+    return plan.container_plan(value, rootfs=rootfs, mountpoint="/m", placement=Placement(), seccomp=None, tty=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), options.Options()),
+        (("ro", "nosuid", "rw"), options.Options(flags=2, set=2, clear=1)),
+        (("mode=755", "noexec", "size=1m"), options.Options(flags=8, data="mode=755,size=1m", set=8)),
+        (("rbind", "rprivate"), options.Options(bind=True, bind_recursive=True, propagation=1 << 18 | 0x4000)),
+        (("bind", "rro"), options.Options(flags=1, set=1, attributes_recursive=True, bind=True)),
+        (("noatime", "strictatime"), options.Options(flags=1024 | 1 << 24, set=0x20, clear=0x70)),
+        (("relatime", "defaults"), options.Options(flags=1 << 21, clear=0x70)),
+        (("sync", "shared"), options.Options(flags=16, propagation=1 << 20)),
+    ],
+)
+def test_mount_options(words: tuple[str, ...], expected: options.Options) -> None:
+    assert options.parse(words) == expected
+
+
+@pytest.mark.parametrize("word", ["tmpcopyup", "idmap"])
+def test_options_that_are_missing(word: str) -> None:
+    with pytest.raises(NotImplementedYet, match=word):
+        options.parse((word,))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        spec(hooks=Hooks()),
+        spec(linux={"uid_mappings": (IdMapping(container_id=0, host_id=1, size=1),)}),
+        spec(linux={"namespaces": (Namespace(type="mount"), Namespace(type="user"))}),
+        spec(linux={"namespaces": (Namespace(type="mount", path="/x"),)}),
+        spec(linux={"personality": Personality(domain="LINUX32")}),
+        spec(process={"apparmor_profile": "docker-default"}),
+        spec(process={"scheduler": Scheduler(policy="SCHED_RR")}),
+        spec(mounts=(Mount(destination="/x", source="/y", uid_mappings=(IdMapping(container_id=0, host_id=1, size=1),)),)),
+    ],
+)
+def test_what_is_missing_is_said(value: Spec) -> None:
+    with pytest.raises(NotImplementedYet):
+        make(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        spec(process={"args": ()}),
+        spec(process={"cwd": "relative"}),
+        spec(process={"rlimits": (Rlimit(type="RLIMIT_X", soft=0, hard=0),)}),
+        spec(process={"rlimits": (Rlimit(type="RLIMIT_CORE", soft=1, hard=0),)}),
+        spec(process={"capabilities": Capabilities(bounding=("CAP_NOPE",))}),
+        spec(linux={"namespaces": (Namespace(type="pid"),)}),
+        spec(linux={"namespaces": (Namespace(type="mount"), Namespace(type="moon"))}),
+        spec(linux={"sysctl": {"net/../../x": "1"}}),
+        spec(linux={"sysctl": {"net..x": "1"}}),
+        spec(linux={"sysctl": {"": "1"}}),
+        spec(linux={"devices": (Device(path="/dev/x", type="z"),)}),
+        spec(linux={"rootfs_propagation": "sometimes"}),
+        spec(mounts=(Mount(destination="x", source="/y"),)),
+        spec(mounts=(Mount(destination="/x", source="/y", options=("rbind", "size=1")),)),
+        spec(mounts=(Mount(destination="/x", type="", source="y"),)),
+        spec(mounts=(Mount(destination="/x", type="tmpfs", source="y", options=("remount",)),)),
+    ],
+)
+def test_what_makes_no_sense_is_refused(value: Spec) -> None:
+    with pytest.raises(InvalidParameter):
+        make(value)
+
+
+def test_no_root_file_system() -> None:
+    with pytest.raises(InvalidParameter, match="no root"):
+        make(spec(), rootfs=())
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("net.ipv4.ip_forward", "net/ipv4/ip_forward"), ("net/ipv4/conf/eth0.1/x", "net/ipv4/conf/eth0.1/x"), ("a.b/c.d", "a/b.c/d")],
+)
+def test_sysctl_names(name: str, path: str) -> None:
+    assert ops.Sysctl(path, "1") in make(spec(linux={"sysctl": {name: "1"}}))
+
+
+def test_a_read_only_dev_is_so_only_after_its_nodes() -> None:
+    steps = make(spec(mounts=(Mount(destination="/dev", type="tmpfs", source="tmpfs", options=("ro", "mode=755")),)))
+    mount = next(op for op in steps if isinstance(op, ops.Mount))
+    assert mount.flags & 1 == 0
+    assert steps.index(ops.Attributes("/dev", 1)) > max(i for i, op in enumerate(steps) if isinstance(op, ops.Mknod))
+
+
+def test_a_dev_from_the_host_is_left_alone() -> None:
+    steps = make(spec(mounts=(Mount(destination="/dev", type="bind", source="/dev", options=("rbind",)),)))
+    assert not any(isinstance(op, ops.Mknod) for op in steps)
+
+
+def test_a_device_of_a_default_name_replaces_it() -> None:
+    steps = make(spec(linux={"devices": (Device(path="/dev/null", type="c", major=1, minor=3, file_mode=0o600),)}))
+    assert [op.mode & 0o777 for op in steps if isinstance(op, ops.Mknod) and op.path == "/dev/null"] == [0o600]
+
+
+def test_shared_binds_are_cloned_before_the_propagation_changes() -> None:
+    mounts = (Mount(destination="/x", source="/y", options=("rbind", "rshared", "ro")),)
+    steps = make(spec(mounts=mounts, linux={"rootfs_propagation": "rshared"}))
+    kept, propagation, bound = (next(i for i, op in enumerate(steps) if test(op)) for test in (
+        lambda op: isinstance(op, ops.Bind) and op.keep == 0,
+        lambda op: op == ops.Propagation("/", options.MS_SLAVE | options.MS_REC),
+        lambda op: isinstance(op, ops.Bind) and op.kept == 0 and op.set == 1,
+    ))  # fmt: skip
+    assert kept < propagation < bound
+
+
+def test_text_that_the_kernel_would_cut_off() -> None:
+    with pytest.raises(InvalidParameter, match="NUL"):
+        ops.encode([ops.Clone(0), ops.Exec(("a\0b",))])
+
+
+def test_bytes_that_are_not_text_come_through() -> None:
+    raw = os.fsdecode(b"A=\xff")
+    assert b"A=\xff\0" in ops.encode([ops.Clone(0), ops.Exec(("x",), (raw,))])
+
+
+def test_every_operation_is_described_and_decodes() -> None:
+    samples = {
+        ops.Clone: (ops.NEWPID,), ops.Join: (ops.NEWNET, "/x"), ops.JoinProcess: (1, 2, ops.NEWNS), ops.Tasks: ("/t/tasks",),
+        ops.Unshare: (ops.NEWCGROUP,), ops.Propagation: ("/", 1), ops.Root: ("s", "/t"), ops.Mount: ("s", "/t", "proc"), ops.Bind:
+        ("/s", "/t"), ops.Attributes: ("/t",), ops.Mknod: ("/dev/x", 0o20666, 259), ops.Symlink: ("a", "/b"), ops.Mask: ("/p",),
+        ops.Readonly: ("/p",), ops.Sysctl: ("a/b", "1"), ops.Hostname: ("h",), ops.Domainname: ("d",), ops.Rlimit: (7, 1, 2),
+        ops.OomScore: (-1,), ops.Cwd: ("/",), ops.Bounding: (0,), ops.User: (1, 2, (3,)), ops.Capabilities: (1, 2), ops.Seccomp:
+        (b"\0" * 8,), ops.Exec: (("x",),),
+    }  # fmt: skip
+    kinds = ops.Op.__subclasses__()
+    made = [kind(*samples.get(kind, ())) for kind in kinds]
+    assert all(ops.describe(op) for op in made)
+    middle = [op for op in made if not isinstance(op, (ops.Clone, ops.Exec))]
+    encoded = ops.encode([ops.Clone(0), *middle, ops.Exec(("x",))])
+    assert _core.decode(encoded) == len(kinds)
+    assert msgspec.json.encode(made)
+
+
+def test_too_many_operations() -> None:
+    with pytest.raises(InvalidParameter, match="too many operations"):
+        ops.encode([ops.Clone(0)] * (ops.MAX_OPS + 1))
+
+
+STEPS = (ops.Clone(0), ops.Bind("/s", "/t"), ops.Exec(("prog",)))
+
+
+@pytest.mark.parametrize(
+    ("index", "code", "text", "exit_code"),
+    [
+        (1, errno.ENOENT, "bind /s to /t: no such file or directory (the source does not exist)", 125),
+        (1, errno.EIO, "bind /s to /t: input/output error", 125),
+        (2, errno.ENOENT, 'exec: "prog": executable file not found in $PATH', 127),
+        (2, errno.EACCES, 'exec: "prog": permission denied', 126),
+        (2, errno.ENOEXEC, 'exec: "prog": exec format error (a program for another processor, or a script without #!)', 126),
+        (-1, errno.ENOMEM, "starting the process: cannot allocate memory", 125),
+        (99, errno.ENOMEM, "starting the process: cannot allocate memory", 125),
+    ],
+)
+def test_errors_in_words(index: int, code: int, text: str, exit_code: int) -> None:
+    error = plan.explain(STEPS, index, code)
+    assert str(error) == text
+    assert (error.index, error.errno) == (index, code)
+    assert plan.exit_code(error) == exit_code
