@@ -192,14 +192,16 @@ class Knarr(ApiEngine):
         return timed(command, {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "KNARR_"))})
 
     def trace(self, gap: float) -> list[tuple[str, int]]:
-        """The waterfall of one start: (step, CLOCK_MONOTONIC ns), the request first."""
+        """The waterfall of one start: (step, CLOCK_MONOTONIC ns), from the request to the answer."""
         container = self.create(TRUE)
         time.sleep(gap)
+        began = time.monotonic_ns()
         self.start(container)
+        answered = time.monotonic_ns()
         self.wait(container)
         steps = self.client.json("GET", f"/containers/{container}/trace")
         self.delete(container)
-        return [(step["name"], step["at"]) for step in steps]
+        return [("request", began), *((step["name"], step["at"]) for step in steps), ("answer", answered)]
 
     def stop(self) -> None:
         self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -121,8 +122,8 @@ class Session:
             self.progress.part(number / self.plan.rounds)
             for engine in self.able("trace"):
                 steps = engine.trace(self.plan.gap)
-                clone = next(at for name, at in steps if name == "clone")
-                taken = (next(at for name, at in reversed(steps) if name == "exec") - clone) / 1e6
+                clone = next(at for name, at in steps if name.startswith("make a process"))
+                taken = (next(at for name, at in steps if name == "the program runs") - clone) / 1e6
                 self.measurement("launch", "the launch, clone to exec").add(engine.name, taken)
                 traced.append((taken, steps))
             if self.floor and number % 3 == 0:
@@ -130,7 +131,7 @@ class Session:
         if traced:
             traced.sort(key=lambda pair: pair[0])
             steps = traced[len(traced) // 2][1]
-            self.waterfall = [(name, (at - steps[0][1]) / 1e3) for name, at in steps]
+            self.waterfall = [(short(name), (at - steps[0][1]) / 1e3) for name, at in steps]
 
     def bursts(self) -> None:
         """Lifecycles per second, several at a time; each worker has a connection of its own."""
@@ -180,6 +181,11 @@ class Session:
                     self.skipped.append(f"{engine.name}: a second daemon beside it does not start, so its start was not measured")
                 else:
                     result.add(engine.name, taken)
+
+
+def short(name: str) -> str:
+    """A step's name without the long part of host paths."""
+    return re.sub(r"(/\S*?/)?[0-9a-f]{64}", "…", re.sub(r"/\S*/knarr-test-[^/\s]*/", "…/", name))
 
 
 def burst(engine: ApiEngine, count: int, at_once: int) -> float:

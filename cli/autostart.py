@@ -62,6 +62,7 @@ def _spawn_once(host: Host, lock: int, fcntl: "object") -> int:
 
 
 def _spawn() -> int:
+    words = command()
     log = posix.open(LOG, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC, 0o600)
     child = posix.fork()
     if child:
@@ -74,16 +75,22 @@ def _spawn() -> int:
         posix.dup2(log, 1)
         posix.dup2(log, 2)
         posix.chdir("/")
-        posix.execv(sys.executable, command())
+        posix.execv(words[0], words)
     finally:
         posix._exit(127)
 
 
 def command() -> "list[str]":
-    """How to start this program's daemon, whichever way this client was started itself."""
+    """How to start this program's daemon: as this client was started, or by the interpreter where that was no program of its own."""
+    from cli.create import absolute
+
+    program = absolute(sys.argv[0])
+    arguments = ["daemon", "--idle-exit", IDLE_EXIT]
+    if program.endswith("/knarr") and posix.access(program, posix.X_OK):
+        return [program, *arguments]
     root = __file__.rpartition("/cli/")[0]
-    start = f"import sys; sys.path.insert(0, {root!r}); sys.knarr_site = {getattr(sys, 'knarr_site', '')!r}; sys.argv[0] = 'knarr'; from cli.main import main; main()"
-    return [sys.executable, "-IS", "-c", start, "daemon", "--idle-exit", IDLE_EXIT]
+    start = f"import sys; sys.path.insert(0, {root!r}); sys.knarr_site = {getattr(sys, 'knarr_site', '')!r}; from cli.main import main; main()"
+    return [sys.executable, "-c", start, *arguments]
 
 
 def _check(child: int, host: Host) -> None:

@@ -56,16 +56,15 @@ def dumps(value: object) -> str:
     return "".join(_encode(value, 0))
 
 
-_ordered_encode = make_encoder(None, _refuse, _go_string, None, ":", ",", False, False, True)
-_plain_encode = make_encoder(None, _refuse, encode_basestring, None, ":", ",", True, False, True)
+_ordered_encode = make_encoder(None, _refuse, encode_basestring, None, ":", ",", False, False, True)
 
 
-def go_dumps(value: object, escape: bool = True) -> str:
-    return "".join((_go_encode if escape else _plain_encode)(value, 0))
+def go_dumps(value: object) -> str:
+    return "".join(_go_encode(value, 0))
 
 
 def ordered_dumps(value: object) -> str:
-    """As Go writes a struct: in the order of its fields."""
+    """Keys in the order they came in and nothing escaped that need not be: the daemon's own JSON, made compact."""
     return "".join(_ordered_encode(value, 0))
 
 

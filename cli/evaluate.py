@@ -3,7 +3,7 @@
 Data: None, bool, int, float, str, list, dict, and objects with `field(name)` (raising KeyError) for the rows of a list.
 """
 
-from cli.codec import go_dumps
+from cli.codec import go_dumps, ordered_dumps
 from cli.template import TemplateError, line_of, parse
 
 
@@ -168,7 +168,7 @@ def _verb(verb: str, flags: str, value: object) -> str:
 
 def _json(value: object) -> str:
     """Rows of lists are written with `<`, `>` and `&` escaped, everything else without, as Docker's clients happen to do."""
-    return go_dumps(value.plain()) if hasattr(value, "plain") else go_dumps(value, False)
+    return go_dumps(value.plain()) if hasattr(value, "plain") else ordered_dumps(value)
 
 
 FUNCTIONS: "dict[str, object]" = {

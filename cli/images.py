@@ -35,14 +35,14 @@ def ls(client: Client, name: str, argv: "list[str]") -> int:
     form = given.get("format", "")
     digests = given.get("digests", False) or "{{.Digest}}" in form
     view = View(given.get("no-trunc", False))
-    rows = [Image(row, view) for summary in summaries for row in lines(summary, digests)]  # type: ignore[attr-defined]
+    rows = [Image(row, view) for summary in summaries for row in lines(summary, digests, given.get("digests", False))]  # type: ignore[attr-defined]
     default = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size") if given.get("digests") else None
     show(Image, rows, form, given.get("quiet", False), default)
     return 0
 
 
-def lines(summary: dict, digests: bool) -> "list[dict]":
-    """One line a tag, and with `digests` one a tag and digest; an image that only a digest names has a line too."""
+def lines(summary: dict, digests: bool, column: bool) -> "list[dict]":
+    """One line a tag, with `digests` one a tag and digest; an image that only a digest names has one, with `column` one a digest."""
     tags: "dict[str, list[str]]" = {}
     by_digest: "dict[str, list[str]]" = {}
     for reference in summary.get("RepoTags") or ():
@@ -58,7 +58,7 @@ def lines(summary: dict, digests: bool) -> "list[dict]":
         known = by_digest.pop(repository, []) if digests else by_digest.pop(repository, [])[:0]
         result += [(repository, tag, digest) for digest in known or ["<none>"] for tag in names]
     for repository, known in by_digest.items():
-        result += [(repository, "<none>", digest) for digest in (known if digests else known[:1])]
+        result += [(repository, "<none>", digest) for digest in (known if column else [""])]
     if not result:
         result = [("<none>", "<none>", "<none>")]
     return [summary | {"_repo": repository, "_tag": tag, "_digest": digest} for repository, tag, digest in result]

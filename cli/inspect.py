@@ -1,7 +1,7 @@
 """`knarr inspect` and `container inspect`, `image inspect`: the daemon's JSON as it is, or through a template."""
 
 from cli.client import Client, DaemonError, Failure, quote
-from cli.codec import indent, loads
+from cli.codec import indent, loads, ordered_dumps
 from cli.flags import Command, parse
 from cli.images import image_path, platform
 from cli.streams import output
@@ -76,7 +76,7 @@ def _print(names: "list[str]", find: "object", given: dict) -> int:
     if template is not None:
         output("".join(text + "\n" for text in found))
     elif form == "json":
-        output("[" + ",".join(found) + "]\n")
+        output(ordered_dumps([loads(text) for text in found]) + "\n")
     else:
         output(indent("[" + ",".join(found) + "]") + "\n")
     if errors:

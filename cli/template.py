@@ -65,6 +65,12 @@ def _word_end(text: str, at: int) -> int:
     return at
 
 
+def _check_end(text: str, at: int) -> None:
+    """A name may be followed by what can follow a name only."""
+    if at < len(text) and text[at] not in SPACE + ".,|:)(=" and not text.startswith("}}", at):
+        raise _error(text, at, f"bad character U+{ord(text[at]):04X} '{text[at]}'")
+
+
 def _action(text: str, at: int) -> "tuple[list[Token], int, bool]":
     """Tokens of the action whose inside starts at `at`; where the text goes on; whether it trims what follows."""
     tokens: "list[Token]" = []
@@ -90,10 +96,13 @@ def _action(text: str, at: int) -> "tuple[list[Token], int, bool]":
             at = _number(text, at, tokens)
         elif char in "().|,":
             end = _word_end(text, at + 1) if char == "." else at + 1
+            if end > at + 1:
+                _check_end(text, end)
             tokens.append(Token("field" if end > at + 1 else char, text[at + 1:end] if end > at + 1 else char, at))
             at = end
         elif char == "$":
             end = _word_end(text, at + 1)
+            _check_end(text, end)
             tokens.append(Token("variable", text[at:end], at))
             at = end
         elif text.startswith(":=", at):
@@ -105,6 +114,7 @@ def _action(text: str, at: int) -> "tuple[list[Token], int, bool]":
         elif char.isalpha() or char == "_":
             end = _word_end(text, at)
             word = text[at:end]
+            _check_end(text, end)
             tokens.append(Token("keyword" if word in KEYWORDS else "word", word, at))
             at = end
         else:

@@ -13,7 +13,8 @@ class View:
 
 
 def short_id(identity: str) -> str:
-    return identity.rpartition(":")[2][:12]
+    head, colon, rest = identity.partition(":")
+    return (rest if colon else head)[:12]
 
 
 def _join_host(address: str, port: str) -> str:

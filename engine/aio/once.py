@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-import outcome
 import trio
 
 T = TypeVar("T")
@@ -21,7 +20,8 @@ class Flight(Generic[T]):
         self.done = trio.Event()
         self.scope = trio.CancelScope()
         self.waiters = 0
-        self.result: outcome.Value[T] | outcome.Error | None = None
+        self.results: list[T] = []
+        self.failure: Exception | None = None
 
 
 class Flights(Generic[T]):
@@ -48,17 +48,19 @@ class Flights(Generic[T]):
             flight.waiters -= 1
             if self._cancel_unwanted and not flight.waiters:
                 flight.scope.cancel()
-        if flight.result is None:
+        if flight.failure is not None:
+            raise flight.failure
+        if not flight.results:
             raise RuntimeError(f"the shared work for {key!r} was cancelled")
-        return flight.result.unwrap()
+        return flight.results[0]
 
     async def _fly(self, key: Hashable, flight: Flight[T], work: Callable[[], Awaitable[T]]) -> None:
         try:
             with flight.scope:
                 try:
-                    flight.result = outcome.Value(await work())
+                    flight.results.append(await work())
                 except Exception as error:  # handed to every waiter, see join
-                    flight.result = outcome.Error(error)
+                    flight.failure = error
         finally:
             del self._flights[key]
             flight.done.set()

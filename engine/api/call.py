@@ -24,8 +24,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 @contextlib.asynccontextmanager
-async def _closing(stream: AsyncIterator[bytes]) -> AsyncIterator[None]:
-    """`contextlib.aclosing` for what may be a generator."""
+async def closing(stream: AsyncIterator[T]) -> AsyncIterator[None]:
+    """`contextlib.aclosing` for what may be a generator: it is ended when its reader goes early, not when memory is collected."""
     try:
         yield
     finally:
@@ -75,7 +75,7 @@ class Call:
     async def lines(self, messages: AsyncIterator[bytes]) -> None:
         """Answer with a progress stream, each line sent at once. An error after the first becomes the last line, as in Docker."""
         exchange = self.exchange
-        async with _closing(messages):
+        async with closing(messages):
             try:
                 async for message in messages:
                     if not exchange.started:

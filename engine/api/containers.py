@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.aio.blocking import blocking
 from engine.api.bodies import Body
-from engine.api.call import Call
+from engine.api.call import Call, closing
 from engine.api.views import containers as views
 from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
 from engine.http import bridge
@@ -170,7 +170,7 @@ async def logs(call: Call) -> None:
     record = containers.get(call.name)
     chunks = containers.logs(record.id, options)
     await exchange.stream(content_type=content_type(call, record.config.tty))
-    async with exchange.while_connected():
+    async with closing(chunks), exchange.while_connected():
         async for chunk in chunks:
             await exchange.write(chunk)
     await exchange.end()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from engine.api.call import Call
 from engine.errors import InvalidParameter
 
@@ -13,8 +15,9 @@ async def stream(call: Call) -> None:
     if since and until and until < since:
         raise InvalidParameter(f"`since` time ({query.text('since')}) cannot be after `until` time ({query.text('until')})")
     found = call.engine.events.subscribe(since, until, query.filters())
-    await exchange.stream()
-    async with exchange.while_connected():
-        async for event in found:
-            await exchange.write(call.encode(event.message(legacy=call.version < (1, 52))) + b"\n")
-    await exchange.end()
+    with contextlib.closing(found):
+        await exchange.stream()
+        async with exchange.while_connected():
+            async for event in found:
+                await exchange.write(call.encode(event.message(legacy=call.version < (1, 52))) + b"\n")
+        await exchange.end()

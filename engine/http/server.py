@@ -84,6 +84,8 @@ class Server:
             self.last_activity = trio.current_time()
             try:
                 await connection.run()
+            except Exception:  # a defect in serving one client must not end the daemon
+                _log.exception("a connection on %s", listener.address)
             finally:
                 self.connections.discard(connection)
                 self.last_activity = trio.current_time()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 
 import msgspec
 
@@ -40,6 +41,8 @@ class Cgroups:
     def __init__(self, v1: V1 | None, v2: V2 | None) -> None:
         self.v1 = v1
         self.v2 = v2
+        # What this daemon made and nobody changed; for anything else (an earlier daemon's) all hierarchies are looked through.
+        self._known: dict[str, Placement] = {}
 
     @classmethod
     def detect(cls, table: list[mounts.MountEntry] | None = None) -> Cgroups:
@@ -96,9 +99,9 @@ class Cgroups:
     def prepare(self, path: str, resources: Resources | None = None) -> Placement:
         """Make a container's groups with their limits and device rules; how to enter them.
 
-        A leftover of the same name without processes is replaced. Raises InvalidParameter for a value that the kernel refuses, Conflict when
-        processes still live in a group of that name, NotImplementedYet for limits that are not there yet, KnarrError otherwise; then no group
-        is left behind.
+        A leftover of the same name without processes is replaced. Raises InvalidParameter for a value that the kernel refuses, Conflict
+        when processes still live in a group of that name, NotImplementedYet for limits that are not there yet, KnarrError otherwise; then
+        no group is left behind.
         """
         path = _clean(path)
         limits = resources or Resources()
@@ -116,21 +119,33 @@ class Cgroups:
             if directory:
                 os.rmdir(directory)
             raise
-        return Placement(tasks, directory)
+        placement = self._known[path] = Placement(tasks, directory)
+        return placement
 
     def placement(self, path: str) -> Placement:
         """How another process enters the groups that a container has now (an exec, or after a restart of the daemon)."""
         path = _clean(path)
-        tasks: list[str] = []
-        directory = ""
-        if self.v1:
-            groups = self.v1.groups(path)
-            if "devices" in self.v1.mounts and self.v1.group("devices", path) not in groups:
-                groups.append(self.v1.group("devices", self.v1.shared))
-            tasks = [f"{group}/tasks" for group in groups if os.path.exists(f"{group}/tasks")]
-        if self.v2 and os.path.isdir(self.v2.group(path)):
-            directory = self.v2.group(path)
-        return Placement(tuple(tasks), directory)
+        known = self._known.get(path)
+        if known is not None:
+            return known
+        groups = self.v1.groups(path) if self.v1 else []
+        if self.v1 and (shared := self._shared_devices(path)):
+            groups.append(shared)
+        directory = self.v2.group(path) if self.v2 else ""
+        return Placement(tuple(f"{group}/tasks" for group in groups), directory if directory and os.path.isdir(directory) else "")
+
+    def _shared_devices(self, path: str) -> str:
+        """The shared device group if the container's processes are in it; a privileged container's are in none."""
+        assert self.v1 is not None
+        if "devices" not in self.v1.mounts:
+            return ""
+        wanted = f"/{self.v1.shared}"
+        for pid in self.pids(path):
+            for line in io.read(f"/proc/{pid}/cgroup").splitlines():
+                _, controllers, group = line.split(":", 2)
+                if "devices" in controllers.split(",") and group.endswith(wanted):
+                    return self.v1.group("devices", self.v1.shared)
+        return ""
 
     def _split(self, resources: Resources) -> tuple[Resources, Resources]:
         """What version 1 enforces and what version 2 does: a controller is bound to one of them. Raises InvalidParameter."""
@@ -153,6 +168,7 @@ class Cgroups:
         path = _clean(path)
         check(resources)
         for_v1, for_v2 = self._split(resources)
+        self._known.pop(path, None)
         if self.v2:
             self.v2.update(path, for_v2)
         if self.v1:
@@ -232,14 +248,20 @@ class Cgroups:
         Waits up to io.RMDIR_PATIENCE seconds for processes that are ending; raises KnarrError when a group stays in use.
         """
         path = _clean(path)
-        groups = [self.v2.group(path)] if self.v2 else []
-        if self.v1:
-            groups += [self.v1.group(controller, path) for controller in self.v1.mounts]
-        for group in groups:
+        for group in self._removable(path):
             try:
                 io.remove(group)
             except OSError as error:
                 raise KnarrError(f"removing cgroup {group}: {error.strerror}") from None
+
+    def _removable(self, path: str) -> Iterable[str]:
+        known = self._known.pop(path, None)
+        if known is not None:
+            own = f"/{path}/tasks"
+            groups = [os.path.dirname(file) for file in known.tasks if file.endswith(own)]
+            return [*groups, known.directory] if known.directory else groups
+        groups = [self.v2.group(path)] if self.v2 else []
+        return [*groups, *(self.v1.group(controller, path) for controller in self.v1.mounts)] if self.v1 else groups
 
     def list(self, parent: str) -> list[str]:
         """Paths of the containers' groups directly below a parent such as `knarr`, from all hierarchies."""

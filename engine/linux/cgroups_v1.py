@@ -88,7 +88,7 @@ class V1:
     """The groups below the mounts of version 1 controllers."""
 
     def __init__(self, mounts: Mapping[str, str], always: frozenset[str], *, shared: str = SHARED_DEVICES) -> None:
-        """`mounts`: mount point by controller. `always`: controllers in which every container gets a group. `shared`: the device group's path."""
+        """`mounts`: mount point by controller; `always`: those in which every container gets a group; `shared`: the device group's path."""
         self.mounts = dict(mounts)
         self.shared = shared
         self.always = always & set(mounts)
@@ -136,7 +136,10 @@ class V1:
                 _inherit_cpuset(above, group)
 
     def prepare(self, path: str, resources: runtime.Resources) -> tuple[str, ...]:
-        """Make the groups with their limits; the `tasks` files to enter. Raises InvalidParameter, KnarrError, Conflict; then nothing is left."""
+        """Make the groups with their limits; the `tasks` files to enter.
+
+        Raises InvalidParameter, KnarrError, Conflict; then nothing is left.
+        """
         values = limits(resources)
         self._require(values)
         made: list[str] = []
@@ -202,7 +205,10 @@ class V1:
         return group
 
     def update(self, path: str, resources: runtime.Resources, members: Callable[[], list[int]]) -> None:
-        """Change limits. A controller that had nothing to limit so far gets its group now, and the container's processes are moved into it."""
+        """Change limits; `members` lists the container's processes.
+
+        A controller that had nothing to limit so far gets its group now, and the processes are moved into it.
+        """
         values = limits(resources)
         self._require(values)
         for controller, lines in values.items():
@@ -222,7 +228,8 @@ class V1:
         return CpuStats(
             total=(io.number(f"{acct}/cpuacct.usage") or 0) if acct else 0,
             user=ticks.get("user", 0) * NANOSECONDS_PER_TICK, system=ticks.get("system", 0) * NANOSECONDS_PER_TICK,
-            periods=table.get("nr_periods", 0), throttled_periods=table.get("nr_throttled", 0), throttled_time=table.get("throttled_time", 0),
+            periods=table.get("nr_periods", 0), throttled_periods=table.get("nr_throttled", 0),
+            throttled_time=table.get("throttled_time", 0),
             per_cpu=tuple(int(word) for word in io.read(f"{acct}/cpuacct.usage_percpu").split()) if acct else (),
         )  # fmt: skip
 

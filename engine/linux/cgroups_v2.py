@@ -118,7 +118,7 @@ class V2:
     """The groups below one cgroup2 mount."""
 
     def __init__(self, root: str, *, controllers: frozenset[str] | None = None) -> None:
-        """`root` is where the groups go: the mount, or the daemon's own group in it. `controllers`: what may be used (default: what is there)."""
+        """`root` is where the groups go: the mount, or the daemon's own group in it. `controllers`: those to use (default: all)."""
         self.root = root
         there = frozenset(io.read(f"{root}/cgroup.controllers").split())
         self.controllers = there if controllers is None else there & controllers

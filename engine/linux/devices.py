@@ -1,7 +1,7 @@
 """Which devices a container has: Docker's default nodes and access rules, as v1 lists and as v2 BPF programs.
 
-Owns the rules' meaning and the look at the host's nodes; opens no device and attaches no program. Follows the OCI runtime specification (config-linux.md, "Allowed Device
-List") and the kernel's device controller (admin-guide/cgroup-v1/devices.rst, admin-guide/cgroup-v2.rst).
+Owns the rules' meaning and the look at the host's nodes; opens no device and attaches no program. Follows the OCI runtime specification
+(config-linux.md, "Allowed Device List") and the kernel's device controller (admin-guide/cgroup-v1/devices.rst, admin-guide/cgroup-v2.rst).
 
 A request is allowed as the last rule that fits says: an allowing rule fits when it covers all of the access asked for, a denying one when
 it covers any of it. Several rules for the same type and numbers are one rule with the sum of their accesses, as in the v1 controller.
@@ -54,7 +54,7 @@ def device_rules(devices: Iterable[Device] = (), rules: Iterable[DeviceRule] = (
     return (*DEFAULT_RULES, *given, *nodes)
 
 
-# Below /dev but not devices of the host: terminals, shared memory and message queues have their own mounts, the rest belongs to other tools.
+# Below /dev but not devices of the host: terminals, shared memory and queues have their own mounts, the rest belongs to other tools.
 _NOT_HOST = frozenset(("pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"))
 
 

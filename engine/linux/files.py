@@ -65,7 +65,10 @@ class Root:
         return True
 
     def read(self, path: str | bytes, *, limit: int = 1 << 20) -> bytes:
-        """A regular file's bytes, at most `limit` of them: whoever wrote the root chose the size. Raises OSError, also for a device or pipe."""
+        """A regular file's bytes, at most `limit` of them, as whoever wrote the root chose its size.
+
+        Raises OSError, also for a device or a pipe.
+        """
         import errno
         import stat
 
@@ -93,7 +96,8 @@ def fsync_dir(path: str) -> None:
 def atomic_write(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Replace a host file as a whole: readers see the old bytes or the new, also after a crash.
 
-    `durable` waits until the new ones are on disk, which a file in a volatile folder does not need. Raises OSError; then the old file stands.
+    `durable` waits until the new ones are on disk, which a file in a volatile folder does not need. Raises OSError; then the old file
+    stands.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)

@@ -31,7 +31,8 @@ RET_KILL_PROCESS, RET_KILL_THREAD, RET_TRAP, RET_ERRNO = 0x80000000, 0x00000000,
 RET_TRACE, RET_LOG, RET_ALLOW = 0x7FF00000, 0x7FFC0000, 0x7FFF0000
 _ACTIONS = {
     "SCMP_ACT_KILL": RET_KILL_THREAD, "SCMP_ACT_KILL_THREAD": RET_KILL_THREAD, "SCMP_ACT_KILL_PROCESS": RET_KILL_PROCESS,
-    "SCMP_ACT_TRAP": RET_TRAP, "SCMP_ACT_ERRNO": RET_ERRNO, "SCMP_ACT_TRACE": RET_TRACE, "SCMP_ACT_LOG": RET_LOG, "SCMP_ACT_ALLOW": RET_ALLOW,
+    "SCMP_ACT_TRAP": RET_TRAP, "SCMP_ACT_ERRNO": RET_ERRNO, "SCMP_ACT_TRACE": RET_TRACE, "SCMP_ACT_LOG": RET_LOG,
+    "SCMP_ACT_ALLOW": RET_ALLOW,
 }  # fmt: skip
 _PERMISSIVE = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
 _FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4}
@@ -164,7 +165,10 @@ def native_arch() -> str:
 
 
 def resolve(profile: Profile, caps: Collection[str], arch: str = "", kernel: str = "") -> runtime.Seccomp:
-    """What is left of a profile for a container with these capabilities (`CAP_...`), on this architecture and kernel (default: the host's)."""
+    """What is left of a profile for a container with these capabilities (`CAP_...`).
+
+    `arch` (x86_64, aarch64) and `kernel` (its release) are the host's unless given. Raises InvalidParameter, NotImplementedYet.
+    """
     arch = arch or native_arch()
     release = _version(kernel or os.uname().release)
     architectures = profile.architectures or ()

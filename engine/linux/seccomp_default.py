@@ -107,8 +107,8 @@ BY_CAPABILITY = {
     "CAP_PERFMON": "perf_event_open",
 }
 
-# socket(2) by address family: all below 12 and these. Left out: DECnet, Econet, ATM SVC, IrDA, WANPIPE, ISDN, CAIF, the kernel's crypto (38) and
-# virtual machine sockets (40), which are not namespaced or a history of kernel bugs.
+# socket(2) by address family: all below 12 and these. Left out: DECnet, Econet, ATM SVC, IrDA, WANPIPE, ISDN, CAIF, the kernel's crypto
+# (38) and virtual machine sockets (40), which are not namespaced or a history of kernel bugs.
 SOCKET_FAMILIES_BELOW = 12
 SOCKET_FAMILIES = (13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43, 44, 45)
 

@@ -108,8 +108,11 @@ static void mon_accept(struct monitor *m)
     struct ucred peer;
     socklen_t length = sizeof peer;
     int fd = accept4(m->listener, NULL, NULL, SOCK_CLOEXEC);
-    if (fd < 0)
+    if (fd < 0) {
+        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
+            usleep(20000); /* it would be reported again at once */
         return;
+    }
     int known = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && (peer.uid == 0 || peer.uid == m->uid);
     if (!known || !mon_connect(m, fd))
         close(fd);

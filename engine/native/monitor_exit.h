@@ -31,16 +31,18 @@ static void mon_reap(struct monitor *m)
 /* BUNDLE/exit.json whole or not at all. */
 static void mon_write_exit(struct monitor *m)
 {
-    char text[512];
+    char text[MON_RECORD];
     int number = m->status & 0x7f, code = number ? 128 + number : m->status >> 8 & 0xff;
     int length = snprintf(text, sizeof text,
                           "{\"status\":%d,\"code\":%d,\"signal\":%d,\"oom_kills\":%llu,\"finished\":%llu,\"log_dropped\":%llu,\"pid\":%d,"
-                          "\"start_time\":%llu}\n",
+                          "\"start_time\":%llu}",
                           m->status, code, number, (unsigned long long)m->oom_kills, (unsigned long long)m->finished,
                           (unsigned long long)m->log.dropped, m->pid, (unsigned long long)m->start_time);
+    memset(text + length, ' ', sizeof text - (size_t)length);
+    text[sizeof text - 1] = '\n';
     if (m->record < 0)
         mon_open_record(m);
-    int good = m->record >= 0 && write(m->record, text, (size_t)length) == length;
+    int good = m->record >= 0 && pwrite(m->record, text, sizeof text, 0) == sizeof text;
     int error = errno;
     if (good && renameat(m->bundle, ".exit.json.new", m->bundle, "exit.json") < 0) {
         error = errno;

@@ -62,24 +62,33 @@ static void oom_start(struct monitor *m, const struct mw_start *s)
         mon_warn(m, "watch for lack of memory in %.*s: %s", (int)s->oom_path.length, (const char *)s->oom_path.at, strerror(error));
 }
 
+static void oom_notice(struct monitor *m)
+{
+    uint8_t space[32];
+    struct mw_writer w = mw_begin(space, sizeof space, MW_OOM);
+    mw_put(&w, m->oom_kills, 8);
+    mon_broadcast(m, &w);
+    m->oom_noticed = 1;
+}
+
 /* The notice came. v1 signals the eventfd once more when the group is removed, v2 on every event of the file. */
 static void oom_event(struct monitor *m)
 {
-    uint8_t space[32];
     uint64_t before = m->oom_kills, waste;
     if (m->oom_version == 1 && read(m->oom_event, &waste, sizeof waste) < 0)
         return;
     m->oom_kills = oom_count(m);
-    if (m->oom_version == 2 && m->oom_kills == before)
-        return;
-    struct mw_writer w = mw_begin(space, sizeof space, MW_OOM);
-    mw_put(&w, m->oom_kills, 8);
-    mon_broadcast(m, &w);
+    if (m->oom_version == 1 || m->oom_kills > before)
+        oom_notice(m);
 }
 
+/* The end may be known before the notice that explains it. */
 static void oom_end(struct monitor *m)
 {
+    uint64_t before = m->oom_kills;
     m->oom_kills = oom_count(m);
+    if (m->oom_event >= 0 && m->oom_kills > before && (m->oom_version == 2 || !m->oom_noticed))
+        oom_notice(m);
     if (m->oom_version == 1)
         mon_close(&m->oom_event);
     m->oom_event = -1;

@@ -135,6 +135,12 @@ static void mon_started(struct monitor *m, struct mon_connection *to, const stru
 static void mon_open_record(struct monitor *m)
 {
     m->record = openat(m->bundle, ".exit.json.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (m->record < 0)
+        return;
+    char blank[MON_RECORD];
+    memset(blank, ' ', sizeof blank);
+    if (write(m->record, blank, sizeof blank) < 0)
+        mon_close(&m->record); /* tried again at the end */
 }
 
 /* What need not be there before the daemon knows. */

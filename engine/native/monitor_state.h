@@ -20,6 +20,7 @@
 #define MON_BACKLOG_LIMIT (4u << 20) /* per client, once the process ended: the rest of both pipes (at most 1 MiB each) and its frames */
 #define MON_DRAIN_NS 2000000000ull   /* others may hold the pipes open after the process ended: containerd waits as long */
 #define MON_LINGER_NS 1000000000ull
+#define MON_RECORD 384               /* bytes of exit.json; written ahead, so that a full disk cannot keep the record from being written */
 #define MON_REST_MS 3000             /* quiet for so long: give buffers back */
 
 struct mon_connection {
@@ -64,6 +65,7 @@ struct monitor {
     /* memory cgroup */
     int oom_version, oom_file, oom_event;
     uint64_t oom_kills;
+    uint8_t oom_noticed;
     /* the end */
     uint8_t reaped;
     int status;

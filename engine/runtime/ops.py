@@ -8,31 +8,36 @@ mount_setattr(2), clone(2), capabilities(7)), so that nothing is translated betw
 from __future__ import annotations
 
 import functools
-import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from struct import Struct as Packer
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
 from engine.errors import InvalidParameter
+from engine.runtime.describe import describe
+from engine.runtime.numbers import (
+    NAMESPACES,
+    NEWCGROUP,
+    NEWIPC,
+    NEWNET,
+    NEWNS,
+    NEWPID,
+    NEWTIME,
+    NEWUSER,
+    NEWUTS,
+    RLIMITS,
+)
+
+__all__ = [
+    "MAGIC", "MAX_OPS", "NAMESPACES", "NEWCGROUP", "NEWIPC", "NEWNET", "NEWNS", "NEWPID", "NEWTIME", "NEWUSER", "NEWUTS", "RLIMITS",
+    "Attributes", "Bind", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
+    "JoinProcess", "Keyring", "Loopback", "Mask", "Mknod", "Mount", "NoNewPrivs", "OomScore", "Op", "Pivot", "Propagation", "Readonly",
+    "Rlimit", "Root", "Seccomp", "Stdio", "Symlink", "Sysctl", "Tasks", "Umask", "Unshare", "User", "describe", "encode",
+]  # fmt: skip
 
 MAGIC = 0x314E524B
 MAX_OPS = 1024  # KNARR_MAX_OPS of native/launch.h
-
-# clone(2)
-NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
-    0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
-)  # fmt: skip
-NAMESPACES = {
-    "mount": NEWNS, "pid": NEWPID, "network": NEWNET, "ipc": NEWIPC, "uts": NEWUTS, "cgroup": NEWCGROUP, "user": NEWUSER, "time": NEWTIME,
-}  # fmt: skip
-
-RLIMITS = {
-    "CPU": 0, "FSIZE": 1, "DATA": 2, "STACK": 3, "CORE": 4, "RSS": 5, "NPROC": 6, "NOFILE": 7, "MEMLOCK": 8, "AS": 9, "LOCKS": 10,
-    "SIGPENDING": 11, "MSGQUEUE": 12, "NICE": 13, "RTPRIO": 14, "RTTIME": 15,
-}  # fmt: skip
-RLIMIT_NAMES = {number: f"RLIMIT_{name}" for name, number in RLIMITS.items()}
 
 _HEADER = Packer("=IIII")
 _PACKERS = tuple(Packer(f"=IHH4Q{n}Q") for n in range(6))
@@ -481,61 +486,3 @@ def encode(ops: Iterable[Op]) -> bytes:
         raise InvalidParameter(f"too many operations to start the process: {len(parts)}, at most {MAX_OPS}", hint="fewer mounts or devices")
     body = b"".join(parts)
     return _HEADER.pack(MAGIC, len(parts), _HEADER.size + len(body), 0) + body
-
-
-def _namespace_names(flags: int) -> str:
-    names = [name for name, flag in NAMESPACES.items() if flags & flag]
-    return ", ".join(names) + (" namespace" if len(names) == 1 else " namespaces")
-
-
-def _clone_text(op: Clone) -> str:
-    text = f"make a process in new {_namespace_names(op.namespaces)}" if op.namespaces else "make a process"
-    return f"{text} in {op.directory}" if op.directory else text
-
-
-def _bind_text(op: Bind) -> str:
-    if op.keep >= 0:
-        return f"open {op.source} for a mount on {op.target}"
-    return f"bind {op.source} to {op.target}"
-
-
-_SWAPPED = str.maketrans("./", "/.")  # a path below /proc/sys as sysctl(8) writes it
-_DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
-    "Clone": _clone_text,
-    "Join": lambda op: f"join {_namespace_names(op.namespace)} {op.path}",
-    "JoinProcess": lambda op: f"join {_namespace_names(op.namespaces)} of process {op.pid}",
-    "Tasks": lambda op: f"enter control group {op.path.removesuffix('/tasks')}",
-    "Unshare": lambda op: f"make a new {_namespace_names(op.namespaces)}",
-    "Loopback": lambda op: "bring up the loopback interface",
-    "Keyring": lambda op: "make a session keyring",
-    "Propagation": lambda op: f"change mount propagation of {op.path}",
-    "Root": lambda op: f"mount {op.type or op.source} on /",
-    "Mount": lambda op: f"mount {op.type} on {op.target}",
-    "Bind": _bind_text,
-    "Attributes": lambda op: f"remount {op.path}" + (" read-only" if op.set & 1 else ""),
-    "Mknod": lambda op: f"make {'device' if stat.S_IFMT(op.mode) != stat.S_IFIFO else 'pipe'} {op.path}",
-    "Symlink": lambda op: f"link {op.path} to {op.text}",
-    "Console": lambda op: f"bind the terminal to {op.path}",
-    "Mask": lambda op: f"mask {op.path}",
-    "Readonly": lambda op: f"make {op.path} read-only",
-    "Sysctl": lambda op: f"set {op.name.translate(_SWAPPED)} to {op.value!r}",
-    "Hostname": lambda op: f"set the host name to {op.name!r}",
-    "Domainname": lambda op: f"set the domain name to {op.name!r}",
-    "Pivot": lambda op: "pivot to the new root",
-    "Rlimit": lambda op: f"set {RLIMIT_NAMES.get(op.resource, f'resource limit {op.resource}')} to {op.soft}:{op.hard}",
-    "OomScore": lambda op: f"set oom_score_adj to {op.value}",
-    "Cwd": lambda op: f"change directory to {op.path}",
-    "Stdio": lambda op: "set up the terminal" if op.tty else "set up standard streams",
-    "Bounding": lambda op: "drop capabilities from the bounding set",
-    "User": lambda op: f"become user {op.uid}:{op.gid}",
-    "Capabilities": lambda op: "set capabilities",
-    "NoNewPrivs": lambda op: "set no_new_privs",
-    "Seccomp": lambda op: f"install a seccomp filter of {len(op.program) // 8} instructions",
-    "Umask": lambda op: f"set umask to {op.mask:04o}",
-    "Exec": lambda op: f'exec "{op.args[0]}"',
-}
-
-
-def describe(op: Op) -> str:
-    """What an operation does, for error messages and traces: "mount proc on /proc"."""
-    return _DESCRIPTIONS[type(op).__name__](op)

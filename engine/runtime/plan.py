@@ -36,6 +36,11 @@ _DEFAULT_PATHS = frozenset(node.path for node in _DEFAULT_NODES)
 _DEFAULT_LINKS = tuple(ops.Symlink(text, path) for text, path in _LINKS)
 _DEVICE_TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
+# namespaces(7) and ipc_namespaces(7)
+_IPC_SYSCTLS = frozenset({
+    "kernel/auto_msgmni", "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax",
+    "kernel/shmmni", "kernel/shm_rmid_forced", "kernel/msg_next_id", "kernel/sem_next_id", "kernel/shm_next_id",
+})  # fmt: skip
 _CGROUP_ROOT = "/sys/fs/cgroup/"
 _ROOT_PROPAGATION = {"": options.MS_PRIVATE, "private": options.MS_PRIVATE, "rprivate": options.MS_PRIVATE} | {
     word: options.MS_SLAVE for word in ("slave", "rslave", "shared", "rshared", "unbindable", "runbindable")
@@ -66,11 +71,14 @@ def container_plan(
         plan.append(ops.Loopback())
     plan.append(ops.Keyring())
     plan += _filesystem(spec, linux, rootfs, mountpoint, placement, tty)
+    own = frozenset(namespace.type for namespace in linux.namespaces)
+    if (spec.hostname or spec.domainname) and "uts" not in own:
+        raise InvalidParameter("a host or domain name needs a UTS namespace of its own")
     if spec.hostname:
         plan.append(ops.Hostname(spec.hostname))
     if spec.domainname:
         plan.append(ops.Domainname(spec.domainname))
-    plan += [ops.Sysctl(_sysctl(name), value) for name, value in linux.sysctl.items()]
+    plan += [_sysctl(name, value, own) for name, value in linux.sysctl.items()]
     if process.oom_score_adj is not None:
         plan.append(ops.OomScore(process.oom_score_adj))
     plan += (ops.Pivot(), ops.Cwd(process.cwd, create=True))
@@ -205,8 +213,8 @@ def _root(rootfs: Sequence[Mount], mountpoint: str) -> Op:
 
 
 def _check(mount: Mount) -> None:
-    if not mount.destination.startswith("/"):
-        raise InvalidParameter(f"the mount's destination {mount.destination!r} is not an absolute path")
+    if not mount.destination.strip("/") or not mount.destination.startswith("/"):
+        raise InvalidParameter(f"the mount's destination {mount.destination!r} is not an absolute path below the root")
     if mount.uid_mappings or mount.gid_mappings:
         raise NotImplementedYet(f"id mappings of the mount on {mount.destination}")
 
@@ -286,13 +294,23 @@ def _hidden(masked: tuple[str, ...], readonly: tuple[str, ...]) -> tuple[Op, ...
 
 
 @functools.lru_cache(maxsize=256)
-def _sysctl(name: str) -> str:
-    """`net.ipv4.ip_forward` or `net/ipv4/ip_forward` as a path below /proc/sys, as sysctl(8) reads it."""
+def _sysctl(name: str, value: str, own: frozenset[str]) -> Op:
+    """`net.ipv4.ip_forward` or `net/ipv4/ip_forward` (as sysctl(8) reads it); only what belongs to a namespace that is not the host's."""
     first = min((name.find(c) for c in "./" if c in name), default=-1)
     path = name if first < 0 or name[first] == "/" else name.translate(str.maketrans("./", "/."))
     if not path or any(part in ("", ".", "..") for part in path.split("/")):
         raise InvalidParameter(f"invalid sysctl {name!r}")
-    return path
+    if path.startswith("net/"):
+        namespace = "network"
+    elif path in _IPC_SYSCTLS or path.startswith("fs/mqueue/"):
+        namespace = "ipc"
+    elif path in ("kernel/hostname", "kernel/domainname"):
+        namespace = "uts"
+    else:
+        raise InvalidParameter(f"sysctl {name!r} is not in a separate kernel namespace")
+    if namespace not in own:
+        raise InvalidParameter(f"sysctl {name!r} is not allowed in the host's {namespace} namespace")
+    return ops.Sysctl(path, value)
 
 
 def _rlimit(limit: Rlimit) -> Op:

@@ -162,7 +162,8 @@ def seccomp_filter(context: Context, record: ContainerRecord, capabilities: tupl
     """The container's seccomp program, None for unconfined. Programs are kept by profile and capabilities."""
     option = None
     for item in record.host_config.security_opt or ():
-        key, _, value = item.replace(":", "=", 1).partition("=")
+        # JSON has colons of its own, so the older form with a colon counts only where there is no equals sign (as in dockerd).
+        key, _, value = item.partition("=" if "=" in item else ":")
         if key == "seccomp":
             option = value
     if option is None and context.settings.seccomp_profile:
@@ -291,13 +292,12 @@ def undo(context: Context, container: Container, by_id: dict[str, Container], by
 
 def release(context: Context, container: Container, snapshot: str) -> None:
     """Queue the removal of a container's files and control groups."""
-    container_id, placed = container.id, container.placement is not None
+    container_id = container.id
     container.placement = container.plan = None
     group, folder, own = container.cgroup, container.bundle, context.layout.container(container_id)
 
     def work() -> None:
-        if placed:
-            context.cgroups.remove(group)
+        context.cgroups.remove(group)  # also where this daemon has not placed it: one before it may have
         bundle.remove(folder)
         bundle.remove(own)
         if snapshot:

@@ -33,9 +33,7 @@ _CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bu
 _NAME_SERVICES = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2")
 
 
-def building(
-    loader: Loader, content: Content, wanted: HostImage, names: list[Reference], host: Platform
-) -> Iterator[bytes]:
+def building(loader: Loader, content: Content, wanted: HostImage, names: list[Reference], host: Platform) -> Iterator[bytes]:
     """Make the image; yields progress lines. Raises InvalidParameter, NotFound (a program, a library), KnarrError."""
     closure, programs = collect(wanted)
     staging = Staging(content)

@@ -275,8 +275,8 @@ async def read(
     """The container's output so far, in pieces of whole lines; with `follow` also what comes, until it ended and all is read.
 
     `tail`: the last N lines of both streams together (before any other choice, as in Docker), below 0 for all. `since` and `until`:
-    nanoseconds since the epoch, 0 for none. `framed`: Docker's stdcopy frames, else bare text. `finished` tells whether the container has ended and
-    its monitor has written everything. No file at all is an empty log. Raises KnarrError when a file cannot be read.
+    nanoseconds since the epoch, 0 for none. `framed`: Docker's stdcopy frames, else bare text. `finished` tells whether the container
+    has ended and its monitor has written everything. No file at all is an empty log. Raises KnarrError when a file cannot be read.
     """
     formatter = Formatter(
         stdout=stdout, stderr=stderr, since=since, until=until, timestamps=timestamps, details=details, framed=framed

@@ -28,6 +28,11 @@ _OPTIONS_MAX = 4095
 _OPTIONS = ("index=off", "redirect_dir=off", "metacopy=off")
 _POOL = 8
 _EMPTY = "empty"
+# The bottom layer of every container: the places that its mounts need. Without it the kernel makes them at each start in the container's own
+# layer, which costs 0.6 ms and leaves files there. An image that has them, or hides them, wins.
+_PLACES = "places"
+_PLACE_FOLDERS = ("dev", "etc", "proc", "sys")
+_PLACE_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
 
 
 class Snapshot(msgspec.Struct):
@@ -52,12 +57,13 @@ class Snapshots:
         self._pool: deque[int] = deque()
         for row in db.query("SELECT number, name, committed, parent, size, inodes FROM snapshots"):
             self._remember(Snapshot(int(row[0]), str(row[1]), bool(row[2]), str(row[3]), int(row[4]), int(row[5])))  # type: ignore[call-overload]
-        found = [name for name in os.listdir(self._folder) if name != _EMPTY]
+        found = [name for name in os.listdir(self._folder) if name not in (_EMPTY, _PLACES)]
         owned = {str(row.number) for row in self._rows.values()}
         # Found now, because later a folder may be one that is just being made.
         self._leftovers = [f"{self._folder}/{name}" for name in found if name not in owned]
         self._next = 1 + max((int(name) for name in (*found, *owned) if name.isdecimal()), default=0)
         os.makedirs(f"{self._folder}/{_EMPTY}/fs", mode=0o755, exist_ok=True)
+        _make_places(f"{self._folder}/{_PLACES}/fs")
 
     # -- active ones
 
@@ -90,7 +96,7 @@ class Snapshots:
         row = self._active(key)
         lower = self._lower(row.parent)
         options = (
-            "lowerdir=" + ":".join(lower),
+            "lowerdir=" + ":".join((*lower, f"{_PLACES}/fs")),
             f"upperdir={row.number}/fs",
             f"workdir={row.number}/work",
             *_OPTIONS,
@@ -281,6 +287,13 @@ class Snapshots:
         self._rows[row.name] = row
         if row.parent:
             self._children[row.parent] = self._children.get(row.parent, 0) + 1
+
+
+def _make_places(root: str) -> None:
+    for folder in _PLACE_FOLDERS:
+        os.makedirs(f"{root}/{folder}", mode=0o755, exist_ok=True)
+    for name in _PLACE_FILES:
+        os.close(os.open(f"{root}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
 def _insert(cursor: sqlite3.Cursor, row: Snapshot) -> None:

@@ -5,7 +5,7 @@ Every piece that comes out is at most `PIECE` bytes long, whatever went in: a fe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import IO, Protocol, cast
 
 Source = Callable[[], bytes]
@@ -128,17 +128,76 @@ class _Reader:
         return piece
 
 
+class _Frames:
+    """Follows the frames of a zstd stream by their headers (RFC 8878, 3.1), because the library takes a cut-off stream for a finished one."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._held = b""
+        self._boundary = True
+        self._steps = self._walk()
+        self._wanted = next(self._steps)
+
+    @property
+    def complete(self) -> bool:
+        """Whether a stream may end here."""
+        return self._boundary and not self._held
+
+    def __call__(self) -> bytes:
+        piece = self._source()
+        place = 0
+        while place < len(piece):
+            if self._wanted < 0:
+                step = min(-self._wanted, len(piece) - place)
+                self._wanted += step
+            else:
+                step = min(self._wanted - len(self._held), len(piece) - place)
+                self._held += piece[place : place + step]
+            place += step
+            if not self._wanted or len(self._held) == self._wanted:
+                held, self._held = self._held, b""
+                self._wanted = self._steps.send(held)
+        return piece
+
+    def _walk(self) -> Generator[int, bytes, None]:
+        """Yields how many bytes of a header it needs, or as a negative number how many to pass over."""
+        while True:
+            self._boundary = True
+            magic = int.from_bytes((yield 4), "little")
+            self._boundary = False
+            if magic & 0xFFFFFFF0 == 0x184D2A50:
+                if size := int.from_bytes((yield 4), "little"):
+                    yield -size
+                continue
+            descriptor = (yield 1)[0]
+            single = descriptor >> 5 & 1
+            if more := 1 - single + (0, 1, 2, 4)[descriptor & 3] + (single, 2, 4, 8)[descriptor >> 6]:
+                yield more
+            last = 0
+            while not last:
+                block = int.from_bytes((yield 3), "little")
+                last = block & 1
+                if size := 1 if block >> 1 & 3 == 1 else block >> 3:
+                    yield -size
+            if descriptor >> 2 & 1:
+                yield 4
+
+
 def _zstd(source: Source) -> Source:
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    reader = decompressor.stream_reader(cast("IO[bytes]", _Reader(source)), read_across_frames=True)
+    frames = _Frames(source)
+    reader = decompressor.stream_reader(cast("IO[bytes]", _Reader(frames)), read_across_frames=True)
 
     def pull() -> bytes:
         try:
-            return reader.read(PIECE)
+            piece = reader.read(PIECE)
         except zstandard.ZstdError as error:
             raise CompressionError(f"the zstd stream is damaged: {error}") from error
+        if not piece and not frames.complete:
+            raise CompressionError("the zstd stream is cut off")
+        return piece
 
     return pull
 

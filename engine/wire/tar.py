@@ -87,9 +87,10 @@ class TarReader:
         fragments: list[tuple[bytes, bytes]] = []
         long_name = long_link = b""
         while True:
-            self._skip(self._left + self._padding)
+            self._skip(self._left)
+            ended = not self._skip_padding()
             self._left = self._padding = 0
-            header = self._block()
+            header = None if ended else self._block()
             if header is None or header == _ZERO:
                 return None
             _check(header, self._name)
@@ -126,7 +127,12 @@ class TarReader:
     # -- members
 
     def _member(
-        self, header: bytes, kind: bytes, records: dict[bytes, bytes], fragments: list[tuple[bytes, bytes]], long_name: bytes,
+        self,
+        header: bytes,
+        kind: bytes,
+        records: dict[bytes, bytes],
+        fragments: list[tuple[bytes, bytes]],
+        long_name: bytes,
         long_link: bytes,
     ) -> Entry:
         name = long_name or header[:100].partition(b"\0")[0]
@@ -294,6 +300,19 @@ class TarReader:
             step = min(count, len(self._buffer) - self._position)
             self._position += step
             count -= step
+
+    def _skip_padding(self) -> bool:
+        """False at the end of the source: archives without their last padding exist (umoci 0.4 writes them), and Go reads them."""
+        while self._padding:
+            if self._position >= len(self._buffer):
+                chunk = self._source()
+                if not chunk:
+                    return False
+                self._buffer, self._view, self._position = chunk, memoryview(chunk), 0
+            step = min(self._padding, len(self._buffer) - self._position)
+            self._position += step
+            self._padding -= step
+        return True
 
 
 def _check(header: bytes, previous: bytes) -> None:

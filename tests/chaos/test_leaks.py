@@ -47,10 +47,12 @@ def test_a_hundred_kills_of_the_daemon_leave_nothing(own_daemon: Callable[..., D
     daemon.restart()
     leaks = Leaks(daemon)
     ending = threading.Event()
+    finished = []
 
     def keep_busy() -> None:
         while not ending.is_set():
             result = load.run(daemon, 40, 10, daemon_may_die=lambda: True)
+            finished.append(result.finished)
             if not result.finished:
                 ending.wait(0.01)
 
@@ -63,6 +65,7 @@ def test_a_hundred_kills_of_the_daemon_leave_nothing(own_daemon: Callable[..., D
     finally:
         ending.set()
         busy.join()
+    assert sum(finished) > KILLS, "the daemon was hardly ever up"
     daemon.restart()
     for container in daemon.api("GET", "/containers/json?all=1").json():
         assert container["State"] in ("created", "running", "exited", "dead", "removing"), container

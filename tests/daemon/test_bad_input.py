@@ -136,6 +136,10 @@ def test_half_requests_and_closed_sockets(daemon: Daemon) -> None:
     assert daemon.api("GET", "/_ping").body == b"OK"
     assert "Traceback" not in daemon.log.read_text(errors="replace")
     assert daemon.api("GET", "/containers/json?all=1").json() == []
+    deadline = time.monotonic() + 5
+    while daemon.api("GET", "/info").json()["NEventsListener"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert daemon.api("GET", "/info").json()["NEventsListener"] == 0
 
 
 def memory(pid: int) -> int:

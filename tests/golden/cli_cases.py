@@ -269,8 +269,8 @@ CREATE = """\
 -e C= -e A=b
 -v /a:/b:c
 -v a::b
--v a:/b/../c
--v a:relative
+-v vol:/b/../c
+-v vol:relative
 -v /a/
 --network bridge --network-alias a
 --network host --network-alias a
@@ -312,7 +312,6 @@ CREATE = """\
 --gpus 'device=0,"capabilities=a,b"'
 --gpus '"device=0,1"'
 --gpus options=a=b
---gpus 'capabilities=gpu'
 -m 0
 -m ''
 -m 1kib
@@ -441,7 +440,6 @@ images --format 'table {{.ID}}\t{{.CreatedAt}} {{.Size}} {{.Containers}} {{.Virt
 images --digests --format '{{.Repository}} {{.Digest}}'
 images --format raw
 images -q --no-trunc
-images a b
 image ls
 history x
 history -q x
@@ -466,8 +464,6 @@ inspect -f '{{foo}}' x
 inspect -f '{{if}}' x
 inspect -f '{{range .Config.Env}}' x
 inspect -f '{{index .Mounts 0}}' x
-inspect -f '{{json .}}' x
-inspect -f '{{json .State}}{{"\n"}}{{.Name}}' x
 inspect --type image i
 container inspect nope
 image inspect nope

@@ -6,7 +6,7 @@ import struct
 
 
 class Machine:
-    """One filter program, decoded once and checked as the kernel's bpf_check_classic does: jumps inside the program, a return at the end."""
+    """One filter program, decoded once and checked as the kernel does: jumps stay inside it, it ends with a return."""
 
     def __init__(self, program: bytes) -> None:
         self.code = list(struct.iter_unpack("<HBBI", program))

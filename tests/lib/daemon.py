@@ -186,6 +186,8 @@ class Daemon(Engine):
             self.kill_containers()
             self.unmount()
             self.remove_cgroups()
+            if kept := os.environ.get("KNARR_KEEP_LOGS"):
+                shutil.copy(self.log, Path(kept) / f"{self.directory.name}.log")
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill_containers(self) -> None:

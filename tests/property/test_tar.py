@@ -12,7 +12,9 @@ from engine.wire import tar, tarwrite
 from tests.lib.stores import source
 
 _name = st.binary(min_size=1, max_size=400).filter(lambda name: b"\0" not in name and not name.endswith(b"/"))
-_xattrs = st.dictionaries(st.binary(min_size=1, max_size=30).filter(lambda key: b"=" not in key and b"\0" not in key), st.binary(max_size=50), max_size=3)
+_xattrs = st.dictionaries(
+    st.binary(min_size=1, max_size=30).filter(lambda key: b"=" not in key and b"\0" not in key), st.binary(max_size=50), max_size=3
+)
 
 
 @st.composite

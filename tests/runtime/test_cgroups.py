@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -65,7 +66,9 @@ def spawn(cgroups: Cgroups) -> Iterator[Spawn]:
                     tasks.write("0")
 
         started.append(
-            subprocess.Popen([sys.executable, "-ISc", program], preexec_fn=enter, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
+            subprocess.Popen(
+                [sys.executable, "-ISc", program], preexec_fn=enter, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options
+            )
         )  # type: ignore[call-overload]
         return started[-1]
 
@@ -251,6 +254,19 @@ def look_at_devices(spawn: Spawn, placement: Placement) -> list[str]:
     return process.communicate()[0].decode().splitlines()
 
 
+def test_another_daemon_finds_the_same_groups(cgroups: Cgroups, path: str, spawn: Spawn) -> None:
+    for rules in (devices.DEFAULT_RULES, devices.ALLOW_ALL):
+        placement = cgroups.prepare(path, Resources(devices=rules, pids=Pids(limit=5)))
+        assert cgroups.placement(path) is placement
+        wait_up(spawn(placement, SLEEP))
+        cgroups._known.clear()
+        found = cgroups.placement(path)
+        assert (set(found.tasks), found.directory) == (set(placement.tasks), placement.directory)
+        cgroups.kill(path)
+        cgroups.remove(path)
+    assert cgroups.list(PARENT) == []
+
+
 def test_a_leftover_is_replaced_and_a_live_one_is_refused(cgroups: Cgroups, path: str, spawn: Spawn) -> None:
     cgroups.prepare(path, Resources(memory=Memory(limit=32 * MIB)))
     placement = cgroups.prepare(path, Resources())
@@ -290,10 +306,29 @@ def test_paths_stay_inside(cgroups: Cgroups, bad: str) -> None:
         cgroups.prepare(bad, Resources())
 
 
-def test_block_device_rates(cgroups: Cgroups, path: str, tmp_path: object) -> None:
+def test_a_delegated_group_is_made_room_in(cgroups: Cgroups, path: str) -> None:
+    """A daemon whose own group is all it was given has to leave that group itself before it can use its controllers."""
+    if not cgroups.v2 or "memory" not in cgroups.v2.controllers:
+        pytest.skip("version 2 has no memory controller here")
+    given = cgroups.prepare(path, Resources()).directory
+    program = (
+        "import sys; sys.path[:0] = eval(sys.argv[1]); given = sys.argv[2]\n"
+        "open(given + '/cgroup.procs', 'w').write('0')\n"
+        "from engine.linux.cgroups import Cgroups\nfrom engine.linux.cgroups_v2 import V2\nfrom engine.spec.runtime import *\n"
+        "own = Cgroups(None, V2(given))\n"
+        "own.prepare('knarr/one', Resources(memory=Memory(limit=1 << 25)))\n"
+        "print(own.stats('knarr/one').memory.limit, open('/proc/self/cgroup').read().strip().rsplit('/', 1)[1])\n"
+        "own.remove('knarr/one'); own.tidy('knarr')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, repr(sys.path), given], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{1 << 25} knarr-daemon\n", done.stderr
+
+
+def test_block_device_rates(cgroups: Cgroups, path: str) -> None:
     if not cgroups.controllers & {"blkio", "io"}:
         pytest.skip("no block io controller")
-    found = [(int(a), int(b)) for a, b in (line.split()[:2] for line in open("/proc/partitions").readlines()[2:])]
+    lines = pathlib.Path("/proc/partitions").read_text().splitlines()[2:]
+    found = [(int(a), int(b)) for a, b in (line.split()[:2] for line in lines)]
     if not found:
         pytest.skip("no block device")
     major, minor = found[0]
@@ -301,4 +336,4 @@ def test_block_device_rates(cgroups: Cgroups, path: str, tmp_path: object) -> No
     placement = cgroups.prepare(path, Resources(block_io=BlockIO(throttle_read_bps_device=(rate,), throttle_write_iops_device=(rate,))))
     groups = [os.path.dirname(tasks) for tasks in placement.tasks if "/blkio/" in tasks] or [placement.directory]
     name = "blkio.throttle.read_bps_device" if "/blkio/" in groups[0] else "io.max"
-    assert str(MIB) in open(f"{groups[0]}/{name}").read()
+    assert str(MIB) in pathlib.Path(groups[0], name).read_text()

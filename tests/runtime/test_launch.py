@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -335,6 +336,21 @@ def test_a_plain_clone_does_the_same(c: Box) -> None:
     assert launch(steps).wait().lines == ["1"]
     with pytest.raises(LaunchError, match="not found"):
         launch((*steps[:-1], ops.Exec(("nope",), ("PATH=/bin",))))
+
+
+def test_many_at_once(c: Box) -> None:
+    """Launches of several threads share nothing, neither stack nor report."""
+
+    def one(number: int) -> None:
+        steps = (ops.Clone(ops.NEWPID | ops.NEWUTS), ops.Hostname(f"h{number}"), ops.Stdio(), ops.Exec(("/bin/busybox", "hostname")))
+        for _ in range(10):
+            assert launch(steps).wait().lines == [f"h{number}"]
+            with pytest.raises(LaunchError) as caught:
+                launch((*steps[:-1], ops.Exec((f"/nope/{number}",))))
+            assert caught.value.index == 3
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(8)))
 
 
 class TestExec:

@@ -30,7 +30,9 @@ class Writer:
 
     def line(self, text: str = "", stream: str = "stdout") -> bytes:
         self.count += 1
-        return jsonlog.encode(jsonlog.Entry((text or f"line {self.count}") + "\n", stream, None, jsonlog.format_time(BASE + self.count * 10**9)))
+        return jsonlog.encode(
+            jsonlog.Entry((text or f"line {self.count}") + "\n", stream, None, jsonlog.format_time(BASE + self.count * 10**9))
+        )
 
     def write(self, lines: int = 1, stream: str = "stdout") -> None:
         for _ in range(lines):
@@ -142,7 +144,7 @@ def test_following(writer: Writer, inotify: bool, monkeypatch: pytest.MonkeyPatc
                 seen.extend(numbers(piece))
 
         async def until(count: int) -> None:
-            while len(seen) < count:
+            while len(seen) < count:  # noqa: ASYNC110
                 await trio.sleep(0.001)
 
         writer.write(3)
@@ -186,7 +188,7 @@ def test_rotation_at_any_moment(writer: Writer, seed: int, monkeypatch: pytest.M
 
     for name in ("_open", "_numbers", "_inode"):
 
-        def between(*arguments: object, real: Callable[..., object] = getattr(logs, name)) -> object:
+        def between(*arguments: object, real: Callable[..., object] = getattr(logs, name)) -> object:  # noqa: B008
             maybe()
             found = real(*arguments)
             maybe()
@@ -220,7 +222,7 @@ def test_one_file_that_is_emptied(tmp_path: pathlib.Path) -> None:
             nursery.start_soon(follow)
             for expected in (3, 4):
                 writer.write(3 if expected == 3 else 1)
-                while len(seen) < expected:
+                while len(seen) < expected:  # noqa: ASYNC110
                     await trio.sleep(0.001)
                 writer.rotate()
                 await trio.sleep(0.15)

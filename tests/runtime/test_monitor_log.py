@@ -209,6 +209,19 @@ def test_full_disk_loses_lines_but_never_stalls(monitors: Monitors, small_disk: 
 
 
 @needs_root
+def test_exit_record_on_a_full_disk(monitors: Monitors, small_disk: Path) -> None:
+    bundle = small_disk / "bundle"
+    bundle.mkdir()
+    one = monitors.start("read x; exit 7", bundle=str(bundle), log=False, open_stdin=True)
+    one.settled()
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "ballast").write_bytes(b"x" * (1 << 20))
+    one.attach(stdin=True, early=b"go\n").close()
+    assert one.expect(control.Exit).status == 7 << 8
+    assert exit_of(one).code == 7
+
+
+@needs_root
 def test_log_that_cannot_be_opened(monitors: Monitors) -> None:
     one = monitors.start("echo a; exit 3", log_settings=control.LogSettings(path=str(monitors.folder / "none" / "deeper" / "log")))
     assert "No such file" in one.expect(control.Warning).text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import select
 import socket
 import struct
@@ -433,3 +435,49 @@ def test_idle_monitor_does_not_wake(monitors: Monitors) -> None:
     assert switches() - before <= 1
     one.send(control.Signal(number=9))
     one.expect(control.Exit)
+
+
+def test_clients_that_come_and_go_at_random_lose_the_log_nothing(monitors: Monitors) -> None:
+    chance = random.Random(7)
+    total = 60_000
+    one = monitors.start(f"i=0; while [ $i -lt {total} ]; do echo line $i; i=$((i+1)); done; exit 5", open_stdin=True)
+    daemons = [one]
+    socks: list[socket.socket] = []
+    ended = False
+    number = 0
+    while not ended:
+        number += 1
+        daemon = chance.choice(daemons)
+        match chance.randrange(6):
+            case 0 | 1 if len(socks) < 20:
+                with contextlib.suppress(client.MonitorGone, BlockingIOError):
+                    socks.append(daemon.attach(number, stdin=chance.random() < 0.5, early=b"x" * chance.randrange(100)))
+            case 2 if socks:
+                socks.pop(chance.randrange(len(socks))).close()
+            case 3 if socks:
+                sock = chance.choice(socks)
+                sock.setblocking(False)
+                with contextlib.suppress(OSError):
+                    sock.send(b"y" * chance.randrange(5000))
+                    sock.shutdown(socket.SHUT_WR)
+            case 4 if len(daemons) < 6 and os.path.exists(f"{one.bundle}/monitor.sock"):
+                with contextlib.suppress(client.MonitorGone):
+                    daemons.append(Daemon(client.connect(one.bundle)))
+            case 5 if len(daemons) > 1:
+                daemons.pop(chance.randrange(1, len(daemons))).close()
+        for sock in socks:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.recv(1 << 20)
+        try:
+            one.seen += [message for message, _ in one.connection.receive()]
+        except client.MonitorGone:
+            ended = True
+        ended = ended or any(isinstance(message, control.Exit) for message in one.seen)
+    assert one.expect(control.Exit).status == 5 << 8
+    for each in socks:
+        each.close()
+    for daemon in daemons[1:]:
+        daemon.close()
+    lines = [line["log"] for name in (".1", "") for line in log_lines(f"{one.bundle}/log{name}")]
+    assert lines == [f"line {i}\n" for i in range(total)]

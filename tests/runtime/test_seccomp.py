@@ -65,7 +65,8 @@ NEWUSER = 0x10000000 | 17  # CLONE_NEWUSER, SIGCHLD
 def test_what_the_default_refuses() -> None:
     refused = {
         "keyctl": [0], "mount": [0, 0, 0, 0, 0], "unshare": [0x20000], "clone": [NEWUSER, 0, 0, 0, 0], "clone3": [0, 0],
-        "bpf": [0, 0, 0], "io_uring_setup": [1, 0], "kexec_load": [0, 0, 0, 0], "userfaultfd": [0], "reboot": [0, 0, 0, 0], "add_key": [0] * 5,
+        "bpf": [0, 0, 0], "io_uring_setup": [1, 0], "kexec_load": [0, 0, 0, 0], "userfaultfd": [0], "reboot": [0, 0, 0, 0],
+        "add_key": [0] * 5,
     }  # fmt: skip
     answers, _ = under(default(), [[NUMBER[name], *arguments] for name, arguments in refused.items()])
     assert dict(zip(refused, answers, strict=True)) == {name: ENOSYS if name == "clone3" else EPERM for name in refused}
@@ -73,7 +74,8 @@ def test_what_the_default_refuses() -> None:
 
 def test_arguments_decide() -> None:
     socket, personality, clone = NUMBER["socket"], NUMBER["personality"], NUMBER["clone"]
-    calls = [[socket, 40, 1, 0], [socket, 38, 5, 0], [socket, 1, 1, 0], [socket, 16, 3, 0], [personality, 0xFFFFFFFF], [personality, 0x40000],
+    calls = [[socket, 40, 1, 0], [socket, 38, 5, 0], [socket, 1, 1, 0], [socket, 16, 3, 0], [personality, 0xFFFFFFFF],
+                 [personality, 0x40000],
              [clone, 17, 0, 0, 0, 0]]  # fmt: skip
     assert under(default(), calls)[0] == [EPERM, EPERM, 0, 0, 0, EPERM, 0]
 
@@ -93,7 +95,9 @@ def test_newer_calls_than_the_profile_do_not_exist() -> None:
 def test_programs_run() -> None:
     _, output = under(default(), [], "sh", "-c", "ls / | grep -c . > /dev/null && echo $(echo piped | cat) && sleep 0.01 && date +%Y")
     assert output.startswith("piped\n20")
-    program = "import threading, subprocess; t = threading.Thread(target=print, args=('thread',)); t.start(); t.join(); subprocess.run(['true'])"
+    program = (
+        "import threading, subprocess; t = threading.Thread(target=print, args=('thread',)); t.start(); t.join(); subprocess.run(['true'])"
+    )
     assert under(default(), [], sys.executable, "-ISc", program)[1] == "thread\n"
 
 
@@ -179,7 +183,10 @@ def test_against_libseccomp() -> None:
             known.add(name)
             arguments = [Argument(a.index, order.index(a.op.removeprefix("SCMP_CMP_")), a.value, a.value_two) for a in rule.args]
             action = ctypes.c_uint32(seccomp._action(rule.action, rule.errno_ret))
-            assert library.seccomp_rule_add_array(context, action, number, len(arguments), (Argument * max(len(arguments), 1))(*arguments)) == 0
+            assert (
+                library.seccomp_rule_add_array(context, action, number, len(arguments), (Argument * max(len(arguments), 1))(*arguments))
+                == 0
+            )
     with tempfile.TemporaryFile() as file:
         assert library.seccomp_export_bpf(context, file.fileno()) == 0
         file.seek(0)

@@ -60,7 +60,8 @@ def test_pids_and_blocks() -> None:
     assert v2(pids=Pids(limit=0)) == v1(pids=Pids(limit=-1)) == {"pids.max": "max"}
     assert cgroups_v1.limits(Resources(pids=Pids())) == {}
     block = BlockIO(
-        weight=500, weight_device=(BlockWeight(major=8, minor=0, weight=10),), throttle_read_bps_device=(BlockRate(major=8, minor=0, rate=9),)
+        weight=500, weight_device=(BlockWeight(major=8, minor=0, weight=10),), throttle_read_bps_device=(BlockRate(major=8,
+        minor=0, rate=9),)
     )  # fmt: skip
     assert cgroups_v2.limits(Resources(block_io=block)) == [
         ("io.bfq.weight", "500"), ("io.bfq.weight", "8:0 10"), ("io.max", "8:0 rbps=9"),

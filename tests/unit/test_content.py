@@ -88,7 +88,9 @@ def test_sweep(content: Content) -> None:
     assert sorted(content.sweep()) == sorted([orphan, path])
 
 
-@pytest.mark.parametrize("digest", ["", "sha256:", "sha256:../../../etc/passwd", "sha256:" + "g" * 64, "md5:" + "0" * 32, "sha256:" + "0" * 63])
+@pytest.mark.parametrize(
+    "digest", ["", "sha256:", "sha256:../../../etc/passwd", "sha256:" + "g" * 64, "md5:" + "0" * 32, "sha256:" + "0" * 63]
+)
 def test_a_digest_is_checked_before_it_is_a_path(content: Content, digest: str) -> None:
     with pytest.raises(InvalidParameter):
         content.path(digest)

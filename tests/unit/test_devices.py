@@ -110,7 +110,7 @@ def test_host_nodes() -> None:
     (null,) = devices.from_host("/dev/null", "/dev/nothing")
     assert (null.path, null.type, null.major, null.minor) == ("/dev/nothing", "c", 1, 3)
     assert null.file_mode == os.stat("/dev/null").st_mode & 0o7777
-    with pytest.raises(InvalidParameter, match="no such file|No such file"):
+    with pytest.raises(InvalidParameter, match=r"[Nn]o such file"):
         devices.from_host("/dev/does-not-exist", "/dev/x")
     with pytest.raises(InvalidParameter, match="not a device node"):
         devices.from_host("/etc/hostname", "/dev/x")

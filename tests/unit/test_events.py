@@ -37,7 +37,8 @@ async def take(subscription: Subscription, count: int) -> list[str]:
 def test_the_message_is_dockers() -> None:
     event = make(at=1_700_000_000_123_456_789, image="busybox", name="web")
     assert json.loads(msgspec.json.encode(event.message())) == {
-        "status": "start", "id": "abc123", "from": "busybox", "Type": "container", "Action": "start", "scope": "local", "time": 1_700_000_000,
+        "status": "start", "id": "abc123", "from": "busybox", "Type": "container", "Action": "start", "scope": "local",
+        "time": 1_700_000_000,
         "timeNano": 1_700_000_000_123_456_789, "Actor": {"ID": "abc123", "Attributes": {"image": "busybox", "name": "web"}},
     }  # fmt: skip
     assert "status" not in json.loads(msgspec.json.encode(event.message(legacy=False)))
@@ -111,7 +112,8 @@ def test_filters() -> None:
         ({"type": ["container"]}, True), ({"type": ["image"]}, False), ({"event": ["exec_start"]}, True), ({"event": ["exec"]}, False),
         ({"event": ["start"]}, False), ({"container": ["web"]}, True), ({"container": ["0123"]}, True), ({"container": ["db"]}, False),
         ({"image": ["registry:5000/team/app"]}, True), ({"image": ["registry:5000/team/app:1.2"]}, True), ({"image": ["registry"]}, False),
-        ({"label": ["tier=front"]}, True), ({"label": ["tier", "other"]}, False), ({"scope": ["local"]}, True), ({"scope": ["swarm"]}, False),
+        ({"label": ["tier=front"]}, True), ({"label": ["tier", "other"]}, False), ({"scope": ["local"]}, True),
+        ({"scope": ["swarm"]}, False),
     ]  # fmt: skip
     for filters, wanted in cases:
         assert matches(event, Filters.of(filters)) is wanted, filters

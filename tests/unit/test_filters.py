@@ -17,12 +17,12 @@ def test_both_forms() -> None:
 
 @pytest.mark.parametrize("text", ["[]", "1", "{", '{"a":1}', '{"a":[1]}', '{"a":"b"}', '{"a":{"b":"c"}}', "[" * 5000, b"\xff"])
 def test_malformed(text: str) -> None:
-    with pytest.raises(InvalidParameter, match="^invalid filter$"):
+    with pytest.raises(InvalidParameter, match=r"^invalid filter$"):
         Filters.parse(text)
 
 
 def test_unknown_key() -> None:
-    with pytest.raises(InvalidParameter, match="^invalid filter 'nonsense'$"):
+    with pytest.raises(InvalidParameter, match=r"^invalid filter 'nonsense'$"):
         Filters.parse('{"nonsense":["x"]}').check({"name"})
 
 

@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,13 @@ class Box:
         self.stores = stores
         self.users: list[Any] = []
         self.images = Images(
-            stores.layout, stores.db, stores.content, stores.snapshots, users=lambda id: self.users, host=options.pop("host", HOST), **options
+            stores.layout,
+            stores.db,
+            stores.content,
+            stores.snapshots,
+            users=lambda id: self.users,
+            host=options.pop("host", HOST),
+            **options,
         )
 
     def load(self, data: bytes, **options: Any) -> list[jsonstream.Message]:
@@ -63,7 +70,7 @@ class Box:
         """What is on the disk, by kind."""
         layout = self.stores.layout
         return {
-            "snapshots": sorted(name for name in os.listdir(layout.snapshots) if name != "empty"),
+            "snapshots": sorted(name for name in os.listdir(layout.snapshots) if name.isdecimal()),
             "ingest": os.listdir(layout.ingest),
             "blobs": sorted(digest for digest, _ in self.stores.content.list()),
         }
@@ -276,7 +283,8 @@ def multi() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found"), [("linux/amd64", "amd64"), ("linux/arm64", "arm64v8"), ("linux/arm/v6", "armv6"), ("linux/arm/v7", "armv7"), ("linux/386", "386")]
+    ("wanted", "found"),
+    [("linux/amd64", "amd64"), ("linux/arm64", "arm64v8"), ("linux/arm/v6", "armv6"), ("linux/arm/v7", "armv7"), ("linux/386", "386")],
 )
 def test_the_right_platform_of_an_index(tmp_path: Path, wanted: str, found: str) -> None:
     with opened(tmp_path, host=platform(wanted)) as box:
@@ -316,7 +324,7 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "empty": (b"", "unrecognized image format"),
         "a root file system": (BASE, "unrecognized image format.*import"),
         "cut off": (good[: len(good) // 2], "cut off"),
-        "cut off gzip": (gzip.compress(good)[:-2000], "cut off|damaged"),
+        "cut off gzip": (gzip.compress(good)[:-20], "cut off|damaged"),
         "not json": (archive(manifest__json=b"hello"), "manifest.json"),
         "wrong types": (archive(manifest__json=b'[{"Config": 1}]'), "manifest.json"),
         "no config": (archive(manifest__json=json.dumps(document).encode()), "'c.json' is not in the archive"),
@@ -361,8 +369,13 @@ def test_a_bomb(tmp_path: Path) -> None:
     data = raw.getvalue()
     diff_id = "sha256:" + hashlib.sha256(gzip.decompress(data)).hexdigest()
     manifest = [{"Config": "c.json", "RepoTags": ["bomb"], "Layers": ["l"]}]
-    archive = tar([entry("c.json", data=image_config([diff_id])), entry("l", data=data), entry("manifest.json", data=json.dumps(manifest).encode())])
-    for limits, message in ((Limits(ratio=100, ratio_from=10_000_000), "more than 100 to one"), (Limits(bytes=10_000_000), "entry 'zeros'")):
+    archive = tar(
+        [entry("c.json", data=image_config([diff_id])), entry("l", data=data), entry("manifest.json", data=json.dumps(manifest).encode())]
+    )
+    for limits, message in (
+        (Limits(ratio=100, ratio_from=10_000_000), "more than 100 to one"),
+        (Limits(bytes=10_000_000), "entry 'zeros'"),
+    ):
         with opened(tmp_path / message[-6:], limits=limits) as box:
             with pytest.raises(InvalidParameter, match=message):
                 box.load(archive)
@@ -383,7 +396,13 @@ def test_look_ups(box: Box) -> None:
     image = box.images.get("app")
     for name in ("app:v1", "docker.io/library/app", image.id, image.id[7:], image.id[7:19], image.id[:20]):
         assert box.images.get(name) == image
-    for name, shown in (("nope", "nope:latest"), ("nope:x", "nope:x"), ("0" * 64, "0" * 64), ("sha256:12", "sha256:12"), ("q/w", "q/w:latest")):
+    for name, shown in (
+        ("nope", "nope:latest"),
+        ("nope:x", "nope:x"),
+        ("0" * 64, "0" * 64),
+        ("sha256:12", "sha256:12"),
+        ("q/w", "q/w:latest"),
+    ):
         with pytest.raises(NotFound) as caught:
             box.images.get(name)
         assert str(caught.value) == f"No such image: {shown}"
@@ -396,7 +415,9 @@ def test_tag(box: Box) -> None:
     box.load(docker_archive([BASE], ["app"]))
     box.do(box.images.tag, "app", "host:5000/x/y", "v2")
     box.do(box.images.tag, box.images.get("app").id, "other")
-    assert box.images.get("app").repo_tags == ("app:latest", "other:latest", "host:5000/x/y:v2") or len(box.images.get("app").repo_tags) == 3
+    assert (
+        box.images.get("app").repo_tags == ("app:latest", "other:latest", "host:5000/x/y:v2") or len(box.images.get("app").repo_tags) == 3
+    )
     assert box.images.get("app").tagged > 0
     with pytest.raises(NotFound):
         box.do(box.images.tag, "nope", "x")
@@ -435,7 +456,9 @@ def test_delete_by_identifier(box: Box) -> None:
     image = box.images.get("app")
     with pytest.raises(Conflict) as caught:
         box.do(box.images.delete, image.id)
-    assert str(caught.value) == f"conflict: unable to delete {image.id[7:19]} (must be forced) - image is referenced in multiple repositories"
+    assert (
+        str(caught.value) == f"conflict: unable to delete {image.id[7:19]} (must be forced) - image is referenced in multiple repositories"
+    )
     assert len(box.do(box.images.delete, image.id[7:19], True)) == 4
     assert box.empty
 
@@ -498,12 +521,12 @@ def test_import(box: Box) -> None:
     assert image.id == id
     assert image.config.defaults.cmd == ("/bin/sh", "-c", "/bin/x")
     assert (image.config.comment, image.architecture, len(image.history)) == ("by hand", ARCHITECTURE, 1)
-    assert abs(time.time() - time.mktime(time.strptime(image.created[:19], "%Y-%m-%dT%H:%M:%S"))) < 14 * 3600
+    assert abs(time.time() - datetime.fromisoformat(image.created).timestamp()) < 60
     assert box.images.get(box.import_(BASE)).repo_tags == ()
     assert box.images.get(box.import_(BASE, "arm", "", "", [], "linux/arm/v6")).variant == "v6"
     for data, args, message in (
         (b"", (), "empty"), (b"garbage" * 1000, (), "checksum"), (BASE, ("Bad",), "lowercase"), (BASE, ("x", "", "", ["RUN x"]), "not a valid change"),
-        (BASE[:5000], (), "cut off"), (BASE, ("x", "", "", [], "a/b/c/d"), "platform"), (gzip.compress(BASE)[:-3000], (), "cut off|damaged"),
+        (BASE[:5000], (), "cut off"), (BASE, ("x", "", "", [], "a/b/c/d"), "platform"), (gzip.compress(BASE)[:-20], (), "cut off|damaged"),
     ):  # fmt: skip
         with pytest.raises(InvalidParameter, match=message):
             box.import_(data, *args)

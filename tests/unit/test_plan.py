@@ -100,6 +100,15 @@ def test_what_is_missing_is_said(value: Spec) -> None:
         spec(linux={"sysctl": {"net/../../x": "1"}}),
         spec(linux={"sysctl": {"net..x": "1"}}),
         spec(linux={"sysctl": {"": "1"}}),
+        spec(linux={"sysctl": {"net.ipv4.ip_forward": "1"}}),
+        spec(
+            linux={
+                "sysctl": {"kernel.panic": "1"},
+                "namespaces": tuple(Namespace(type=kind) for kind in ("mount", "network", "ipc", "uts")),
+            }
+        ),
+        spec(hostname="the-host-itself"),
+        spec(mounts=(Mount(destination="//", source="/y"),)),
         spec(linux={"devices": (Device(path="/dev/x", type="z"),)}),
         spec(linux={"rootfs_propagation": "sometimes"}),
         spec(mounts=(Mount(destination="x", source="/y"),)),
@@ -120,10 +129,17 @@ def test_no_root_file_system() -> None:
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("net.ipv4.ip_forward", "net/ipv4/ip_forward"), ("net/ipv4/conf/eth0.1/x", "net/ipv4/conf/eth0.1/x"), ("a.b/c.d", "a/b.c/d")],
+    [
+        ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/conf/eth0.1/x", "net/ipv4/conf/eth0.1/x"),
+        ("net.x/y.z", "net/x.y/z"),
+        ("kernel.shmmax", "kernel/shmmax"),
+        ("fs.mqueue.msg_max", "fs/mqueue/msg_max"),
+    ],
 )
 def test_sysctl_names(name: str, path: str) -> None:
-    assert ops.Sysctl(path, "1") in make(spec(linux={"sysctl": {name: "1"}}))
+    namespaces = tuple(Namespace(type=kind) for kind in ("mount", "network", "ipc"))
+    assert ops.Sysctl(path, "1") in make(spec(linux={"sysctl": {name: "1"}, "namespaces": namespaces}))
 
 
 def test_a_read_only_dev_is_so_only_after_its_nodes() -> None:

@@ -34,7 +34,7 @@ def mounted(mount: Mount, target: Path) -> dict[str, str]:
     target.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", mount.type, mount.source, "-o", ",".join(mount.options), target], cwd=mount.base, check=True)
     try:
-        found = {name: (target / name).read_text() for name in sorted(os.listdir(target))}
+        found = {name: (target / name).read_text() for name in sorted(os.listdir(target)) if (target / name).is_file()}
         if any(option.startswith("upperdir=") for option in mount.options):
             (target / "new").write_text("new")
         return found
@@ -143,7 +143,7 @@ def test_restart_keeps_rows_and_sweeps_the_rest(tmp_path: Path) -> None:
         assert os.path.isdir(snapshots.upper("c"))
         assert Path(snapshots.upper("one"), "a").read_text() == "1"
         snapshots.discard(fresh)
-        assert len(os.listdir(stores.layout.snapshots)) == 3
+        assert len([name for name in os.listdir(stores.layout.snapshots) if name.isdecimal()]) == 2
 
 
 def test_many_layers_fit_one_page(stores: Stores, tmp_path: Path) -> None:
