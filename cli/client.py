@@ -256,7 +256,7 @@ class Client:
         self.host = Host(chosen or DEFAULT_HOST)
         self.automatic = not chosen
         self.version = (version or getenv("DOCKER_API_VERSION") or API_VERSION).lstrip("v")
-        self._shared: "Connection | None" = None
+        self._shared: Connection | None = None
 
     def connect(self) -> Connection:
         """A new connection. Starts the daemon first where that is this client's job. Raises Unreachable."""

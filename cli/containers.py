@@ -111,7 +111,7 @@ def top(client: Client, name: str, argv: "list[str]") -> int:
 
 def filters(given: dict) -> str:
     """`--filter` as the API takes it: JSON of `{key: [values]}`; "" for none."""
-    result: "dict[str, list[str]]" = {}
+    result: dict[str, list[str]] = {}
     for key, value in given.get("filter", ()):
         if key and value not in result.setdefault(key, []):
             result[key].append(value)

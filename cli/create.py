@@ -62,7 +62,7 @@ def body(given: dict, arguments: "list[str]") -> dict:
         config["Cmd"] = arguments[1:]
     streams = given.get("attach") or ["stdout", "stderr"]
     for name in ("stdin", "stdout", "stderr"):
-        if name in streams or name == "stdin" and given.get("interactive"):
+        if name in streams or (name == "stdin" and given.get("interactive")):
             config["Attach" + name.capitalize()] = True
     for flag, value in given.items():
         if flag in _HOST:
@@ -129,7 +129,7 @@ def _checks(given: dict, host: dict) -> None:
     if given.get("pull", "missing") not in ("always", "missing", "never", ""):
         raise Failure(f"invalid pull option: '{given['pull']}': must be one of \"always\", \"missing\" or \"never\"", 125)
     for flag, what, valid in (
-        ("pid", "PID", lambda mode: mode in ("", "host") or mode.startswith("container:") and len(mode) > 10),
+        ("pid", "PID", lambda mode: mode in ("", "host") or (mode.startswith("container:") and len(mode) > 10)),
         ("uts", "UTS", lambda mode: mode in ("", "host")),
         ("userns", "USER", lambda mode: mode in ("", "host")),
         ("cgroupns", "CGROUP", lambda mode: mode in ("", "host", "private")),
@@ -268,7 +268,7 @@ def absolute(path: str) -> str:
     """A relative path made absolute, `.` and `..` taken out by name as Go's filepath.Abs does."""
     if path[:1] != "/":
         path = getcwd() + "/" + path
-    parts: "list[str]" = []
+    parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
             del parts[-1:]

@@ -22,7 +22,12 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING
 
 # dockerd's flags, by the key of daemon.json that they set: (flag, key, kind, help)
 _FLAGS: tuple[tuple[str, str, str, str], ...] = (
-    ("-H --host", "hosts", "list", "Daemon socket to connect to: unix:///path, tcp://host:port, fd:// (default unix:///run/knarr/knarr.sock)"),
+    (
+        "-H --host",
+        "hosts",
+        "list",
+        "Daemon socket to connect to: unix:///path, tcp://host:port, fd:// (default unix:///run/knarr/knarr.sock)",
+    ),
     ("--data-root", "data-root", "text", "Root of persistent state (default /var/lib/knarr)"),
     ("--exec-root", "exec-root", "text", "Root of volatile state (default /run/knarr)"),
     ("-p --pidfile", "pidfile", "text", "File for the daemon's process id"),
@@ -49,7 +54,13 @@ _FLAGS: tuple[tuple[str, str, str, str], ...] = (
 
 def usage() -> str:
     """The help text."""
-    lines = ["Usage:  knarr daemon [OPTIONS]", "", "Run the Knarr daemon. Flags have dockerd's names; daemon.json may hold the same settings.", "", "Options:"]
+    lines = [
+        "Usage:  knarr daemon [OPTIONS]",
+        "",
+        "Run the Knarr daemon. Flags have dockerd's names; daemon.json may hold the same settings.",
+        "",
+        "Options:",
+    ]
     lines.append("      --config-file string".ljust(34) + "Daemon configuration file (default /etc/knarr/daemon.json)")
     for names, _, kind, text in _FLAGS:
         short, _, long = names.rpartition(" ")
@@ -226,8 +237,9 @@ async def _idle(seconds: float, api: Any, engine: Any, scope: Any) -> None:
     import trio
 
     while True:
-        idle_for = trio.current_time() - api.last_activity
-        if api.connections or engine.containers.running():
+        moments = [connection.idle_since for connection in api.connections if connection.idle_since is not None]
+        idle_for = trio.current_time() - max([api.last_activity, *moments])
+        if api.busy or engine.containers.running():
             await trio.sleep(seconds)
         elif idle_for >= seconds:
             logging.getLogger("knarr").info("idle for %.0f s, ending", idle_for)

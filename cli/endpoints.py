@@ -68,7 +68,7 @@ def _with_simple_flags(given: dict, one: dict) -> dict:
     """The first network also takes the flags that came before networks had options."""
     for flag, field in (("network-alias", "Aliases"), ("link", "Links"), ("ip", "IPv4Address"), ("ip6", "IPv6Address"),
                         ("mac-address", "MacAddress"), ("link-local-ip", "LinkLocalIPs")):
-        if flag not in given or flag == "link" and _special(one["Target"]):
+        if flag not in given or (flag == "link" and _special(one["Target"])):
             continue
         if field in one:
             raise Failure(f"conflicting options: cannot specify both --{flag} and per-network {_words(flag)}", 125)

@@ -215,7 +215,7 @@ class Template:
 
     def run(self, data: object) -> str:
         """Raises TemplateError."""
-        out: "list[str]" = []
+        out: list[str] = []
         self._nodes(self.tree, data, {"$": data}, out)
         return "".join(out)
 

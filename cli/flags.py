@@ -48,7 +48,7 @@ def usage_error(command: Command, text: str, code: int, verb: str = "Run") -> Fa
 def parse(command: Command, argv: "list[str]") -> "tuple[dict, list[str]]":
     """The values of the flags given (lists collect) and the arguments. Raises Failure and Help."""
     values: dict = {}
-    arguments: "list[str]" = []
+    arguments: list[str] = []
     at = 0
     while at < len(argv):
         word = argv[at]

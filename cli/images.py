@@ -43,8 +43,8 @@ def ls(client: Client, name: str, argv: "list[str]") -> int:
 
 def lines(summary: dict, digests: bool, column: bool) -> "list[dict]":
     """One line a tag, with `digests` one a tag and digest; an image that only a digest names has one, with `column` one a digest."""
-    tags: "dict[str, list[str]]" = {}
-    by_digest: "dict[str, list[str]]" = {}
+    tags: dict[str, list[str]] = {}
+    by_digest: dict[str, list[str]] = {}
     for reference in summary.get("RepoTags") or ():
         if reference != "<none>:<none>":
             repository, _, tag = reference.rpartition(":")

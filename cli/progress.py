@@ -6,7 +6,7 @@ from cli.streams import write_all
 
 def show(values: "object", descriptor: int = 1, quiet: bool = False) -> None:
     """Write a stream's messages; a progress that only counts is left out. Raises Failure for the stream's error."""
-    last: "dict[str, str]" = {}
+    last: dict[str, str] = {}
     for value in values:  # type: ignore[attr-defined]
         error = value.get("errorDetail") or value.get("error")
         if error:

@@ -20,7 +20,7 @@ START = Command("start", "[OPTIONS] CONTAINER [CONTAINER...]", {
 
 
 def with_help(failure: Failure, name: str, code: int = 125) -> Failure:
-    if failure.code not in (1, 125) or code == 125 and failure.code == 1 and failure.text.startswith(('"--', "not implemented: --")):
+    if failure.code not in (1, 125) or (code == 125 and failure.code == 1 and failure.text.startswith(('"--', "not implemented: --"))):
         return failure
     return Failure(f"{PROGRAM}: {failure.text}\n\nRun '{PROGRAM} {name} --help' for more information", code)
 

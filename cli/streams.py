@@ -44,7 +44,7 @@ class Demultiplexer:
 
     def feed(self, data: memoryview) -> None:
         at, size = 0, len(data)
-        runs: "list[tuple[int, list[memoryview]]]" = []
+        runs: list[tuple[int, list[memoryview]]] = []
         while at < size:
             if self.left:
                 end = min(size, at + self.left)

@@ -37,7 +37,7 @@ def _string(text: str, at: int) -> "tuple[str, int]":
     quote = text[at]
     out, at = [], at + 1
     while True:
-        if at >= len(text) or text[at] == "\n" and quote != "`":
+        if at >= len(text) or (text[at] == "\n" and quote != "`"):
             raise _error(text, at, "unterminated " + {'"': "quoted string", "'": "character constant", "`": "raw quoted string"}[quote])
         char = text[at]
         at += 1
@@ -73,7 +73,7 @@ def _check_end(text: str, at: int) -> None:
 
 def _action(text: str, at: int) -> "tuple[list[Token], int, bool]":
     """Tokens of the action whose inside starts at `at`; where the text goes on; whether it trims what follows."""
-    tokens: "list[Token]" = []
+    tokens: list[Token] = []
     while True:
         if at >= len(text):
             raise _error(text, at, "unclosed action")
@@ -92,7 +92,7 @@ def _action(text: str, at: int) -> "tuple[list[Token], int, bool]":
             value, end = _string(text, at)
             tokens.append(Token("char" if char == "'" else "string", ord(value) if char == "'" else value, at))
             at = end
-        elif char.isdigit() or char in "+-" and text[at + 1:at + 2].isdigit():
+        elif char.isdigit() or (char in "+-" and text[at + 1:at + 2].isdigit()):
             at = _number(text, at, tokens)
         elif char in "().|,":
             end = _word_end(text, at + 1) if char == "." else at + 1
@@ -143,7 +143,7 @@ def _number(text: str, at: int, tokens: "list[Token]") -> int:
 
 def lex(text: str) -> "list[tuple[str, object, int]]":
     """("text", str, pos) and ("action", tokens, pos), white space trimmed where `{{-` and `-}}` say so."""
-    parts: "list[tuple[str, object, int]]" = []
+    parts: list[tuple[str, object, int]] = []
     at, trim = 0, False
     while True:
         start = text.find("{{", at)
@@ -181,7 +181,7 @@ class Parser:
         self.text = text
         self.parts = lex(text)
         self.part = 0
-        self.tokens: "list[Token]" = []
+        self.tokens: list[Token] = []
         self.at = 0
         self.variables = ["$"]
 
@@ -296,7 +296,7 @@ class Parser:
     def operand(self, token: Token) -> tuple:
         self.at += 1
         node = self.term(token)
-        fields: "list[str]" = []
+        fields: list[str] = []
         pos = token.pos
         while (following := self.adjacent()) is not None and following.kind == "field":
             # Go reports a chain at its second part

@@ -28,7 +28,7 @@ class Raw:
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
-        self.saved: "list | None" = None
+        self.saved: list | None = None
 
     def __enter__(self) -> "Raw":
         import termios
@@ -56,7 +56,7 @@ def detach_bytes(keys: str) -> bytes:
     for key in (keys or DEFAULT_DETACH_KEYS).split(","):
         if len(key) == 1 and key.isascii():
             result += key.encode()
-        elif key[:5] == "ctrl-" and len(key) == 6 and (key[5].islower() and key[5].isascii() or key[5] in "@[\\]^_"):
+        elif key[:5] == "ctrl-" and len(key) == 6 and ((key[5].islower() and key[5].isascii()) or key[5] in "@[\\]^_"):
             result.append(ord(key[5].upper()) - 64)
         elif key == "DEL":
             result.append(127)

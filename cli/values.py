@@ -44,7 +44,7 @@ def size(text: str) -> int:
         raise ValueError(f'strconv.ParseFloat: parsing "{number}": invalid syntax') from None
     if value < 0:
         raise ValueError(f"invalid size: '{text}'")
-    if suffix[1:] not in ("", "b", "ib") or suffix and suffix[0] not in _UNITS or suffix[:1] == "b" and len(suffix) > 1:
+    if suffix[1:] not in ("", "b", "ib") or (suffix and suffix[0] not in _UNITS) or (suffix[:1] == "b" and len(suffix) > 1):
         raise ValueError(f"invalid suffix: '{suffix}'")
     return int(value * 1024 ** _UNITS[suffix[:1] or "b"])
 
@@ -229,7 +229,7 @@ def weight_device(text: str) -> dict:
         raise ValueError("bad format: " + text)
     if not path.startswith("/dev/"):
         raise ValueError("bad format for device path: " + text)
-    if not weight.isdigit() or int(weight) and not 10 <= int(weight) <= 1000:
+    if not weight.isdigit() or (int(weight) and not 10 <= int(weight) <= 1000):
         raise ValueError("invalid weight for device: " + text)
     return {"Path": path, "Weight": int(weight)}
 

@@ -23,7 +23,7 @@ def _join_host(address: str, port: str) -> str:
 
 def ports(entries: "list[dict]") -> str:
     """`0.0.0.0:8080->80/tcp, 443-444/tcp`: neighbours that map to themselves or to nothing are one range."""
-    groups: "dict[tuple[str, str], list[int]]" = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     result, mapped = [], []
 
     def text(key: "tuple[str, str]", first: int, last: int) -> str:

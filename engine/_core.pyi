@@ -31,6 +31,9 @@ def launch(plan: bytes, stdio: tuple[int, int, int]) -> tuple[int, int, list[tup
     of exec. Makes the calling process undumpable for good. Raises `LaunchFailed`; ValueError for a plan that does not decode.
     """
 
+def launch_terminal(plan: bytes) -> tuple[int, int, list[tuple[int, int, int]], int]:
+    """As `launch`, for a plan that makes a terminal in the container; the last item is the terminal's master (-1: it made none)."""
+
 def decode(plan: bytes) -> int:
     """Check an encoded plan with the same decoder that launch uses; number of operations. Raises ValueError."""
 

@@ -27,13 +27,13 @@ DEFAULT_STOP_TIMEOUT = 10  # seconds, Docker's
 
 # dockerd's keys (dockerd reference, "daemon configuration file") that are known and not there yet.
 _LATER = frozenset(
-    "allow-direct-routing authorization-plugins bip bip6 bridge bridge-accept-fwmark builder cdi-spec-dirs containerd containerd-namespace "
-    "containerd-plugin-namespace default-address-pools default-gateway default-gateway-v6 default-network-opts default-runtime dns dns-opts dns-search "
-    "experimental features firewall-backend fixed-cidr fixed-cidr-v6 host-gateway-ip host-gateway-ips http-proxy https-proxy icc init init-path insecure-registries ip "
-    "ip-forward ip-forward-no-drop ip-masq ip6tables iptables ipv6 live-restore max-concurrent-downloads max-concurrent-uploads "
-    "max-download-attempts metrics-addr mtu no-new-privileges-default no-proxy node-generic-resources oom-score-adjust proxies registry-mirrors runtimes "
-    "selinux-enabled swarm-default-advertise-addr tls tlscacert tlscert tlskey tlsverify userland-proxy userland-proxy-path "
-    "userns-remap".split()
+    "allow-direct-routing authorization-plugins bip bip6 bridge bridge-accept-fwmark builder cdi-spec-dirs containerd containerd- "
+    "namespace containerd-plugin-namespace default-address-pools default-gateway default-gateway-v6 default-network-opts default- "
+    "runtime dns dns-opts dns-search experimental features firewall-backend fixed-cidr fixed-cidr-v6 host-gateway-ip host-gateway- "
+    "ips http-proxy https-proxy icc init init-path insecure-registries ip ip-forward ip-forward-no-drop ip-masq ip6tables iptables "
+    "ipv6 live-restore max-concurrent-downloads max-concurrent-uploads max-download-attempts metrics-addr mtu no-proxy node- "
+    "generic-resources oom-score-adjust proxies registry-mirrors runtimes selinux-enabled swarm-default-advertise-addr tls "
+    "tlscacert tlscert tlskey tlsverify userland-proxy userland-proxy-path userns-remap".split()
 )
 
 

@@ -23,7 +23,9 @@ struct child {
     struct plan_header *plan;
     struct launch_report *report;
     int stdio[3];
+    int terminal[2];            /* sockets: the parent's end, and the child's to send the master of its terminal; or -1 */
     int ready;                  /* plain clone only: closed by exec, tells the parent; else -1 */
+    int own_terminal;           /* OP_TERMINAL made one */
     int join;                   /* pidfd of OP_JOIN_PROCESS, or -1 */
     int place;                  /* 1: clone3 could not place us in the v2 group, we write ourselves into its cgroup.procs */
     int root;                   /* O_PATH of the container's root, or -1: "/" is the root already */

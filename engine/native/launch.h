@@ -34,6 +34,7 @@ struct launch_report {
     int32_t pid;    /* in the caller's pid namespace; 0 when nothing was started */
     int32_t pidfd;  /* close-on-exec, the caller's to close; -1 when nothing was started */
     int32_t failed; /* index of the failing operation; -1: none, or the clone or the plan itself (then error says which) */
+    int32_t terminal; /* master of the terminal that OP_TERMINAL made, close-on-exec, the caller's; -1: none was made */
     int32_t error;  /* errno of the failure, EBADMSG for a plan that does not decode; 0: the program runs */
     uint32_t count; /* marks used; the last one is the moment of exec (op == number of operations) when error == 0 */
     struct launch_mark mark[KNARR_MAX_OPS + 2];
@@ -44,7 +45,7 @@ static int knarr_plan_check(const uint8_t *plan, size_t len, uint32_t *count);
 
 /* 0: report->pid runs the program and is a child of the caller's process (SIGCHLD, to be reaped). -1: nothing runs, nothing is left to
  * reap, report->failed and ->error say why. stdio: three descriptors that become 0, 1 and 2 (equal ones are fine; for a terminal all
- * three are the pty's slave). Blocks until the program is executed or failed: a few milliseconds. Makes the calling process undumpable
+ * three are the pty's slave), unless the plan makes a terminal in the container: then report->terminal is its master. Blocks until the program is executed or failed: a few milliseconds. Makes the calling process undumpable
  * for good, so that nothing inside the container can trace the child while it still shares our memory. Reentrant. */
 static int knarr_launch(const uint8_t *plan, size_t len, const int stdio[3], struct launch_report *report);
 

@@ -11,6 +11,7 @@ cdef extern from "native/parent.h":
         int32_t pid
         int32_t pidfd
         int32_t failed
+        int32_t terminal
         int32_t error
         uint32_t count
         launch_mark mark[1]
@@ -28,7 +29,7 @@ cdef list _trace(launch_report *report):
     return [(report.mark[i].op, report.mark[i].ns, report.mark[i].error) for i in range(report.count)]
 
 
-def launch(bytes plan not None, tuple stdio not None):
+cdef object _launch(bytes plan, tuple stdio):
     cdef const uint8_t *data = plan
     cdef size_t length = len(plan)
     cdef int fds[3]
@@ -43,7 +44,7 @@ def launch(bytes plan not None, tuple stdio not None):
             failed = knarr_launch(data, length, fds, report)
         trace = _trace(report)
         if not failed:
-            return report.pid, report.pidfd, trace
+            return report.pid, report.pidfd, trace, report.terminal
         if report.error == EBADMSG and report.count == 0:
             raise ValueError("the plan does not decode")
         error = LaunchFailed(report.error, strerror(report.error).decode("utf-8", "replace"))
@@ -52,6 +53,21 @@ def launch(bytes plan not None, tuple stdio not None):
         raise error
     finally:
         free(report)
+
+
+def launch(bytes plan not None, tuple stdio not None):
+    pid, pidfd, trace, terminal = _launch(plan, stdio)
+    if terminal >= 0:
+        _os.close(terminal)
+    return pid, pidfd, trace
+
+
+def launch_terminal(bytes plan not None):
+    null = _os.open("/dev/null", _os.O_RDWR | _os.O_CLOEXEC)
+    try:
+        return _launch(plan, (null, null, null))
+    finally:
+        _os.close(null)
 
 
 def decode(bytes plan not None):

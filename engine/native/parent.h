@@ -49,6 +49,7 @@ static const operation operations[OP_LAST + 1] = {
     [OP_RLIMIT] = op_rlimit,
     [OP_OOM_SCORE] = op_oom_score,
     [OP_CWD] = op_cwd,
+    [OP_TERMINAL] = op_terminal,
     [OP_STDIO] = op_stdio,
     [OP_BOUNDING] = op_bounding,
     [OP_USER] = op_user,
@@ -273,6 +274,35 @@ static int start_plain(struct clone_arguments *args, struct child *c, const char
     return pid;
 }
 
+/* Sockets for a plan that makes a terminal. The child cannot put the master among our descriptors, it has a copy of them. */
+static int prepare_terminal(struct child *c) {
+    struct plan_op *op = (void *)(c->plan + 1);
+    for (uint32_t i = 0; i < c->plan->count; i++, op = (void *)((char *)op + op->size))
+        if (op->code == OP_TERMINAL)
+            return failed(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, c->terminal));
+    return 0;
+}
+
+/* The master, or -1 when the child never sent it. */
+static int receive_terminal(struct child *c) {
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control;
+    char byte;
+    struct iovec data = {&byte, 1};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    int master = -1;
+    if (c->terminal[0] < 0)
+        return -1;
+    if (recvmsg(c->terminal[0], &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) > 0 && message.msg_controllen >= sizeof control.header &&
+        control.header.cmsg_type == SCM_RIGHTS)
+        memcpy(&master, CMSG_DATA(&control.header), sizeof master);
+    close(c->terminal[0]);
+    close(c->terminal[1]);
+    return master;
+}
+
 static int clone_child(struct child *c, uint8_t *stack, int *pidfd) {
     struct plan_op *op = (void *)(c->plan + 1);
     struct clone_arguments args = {
@@ -343,17 +373,21 @@ static int launch_at(uint8_t *memory, const uint8_t *plan, size_t len, const int
     c->ready = c->join = c->root = c->null = c->masked = c->parent = -1;
     for (int i = 0; i < KEPT_TREES; i++)
         c->tree[i] = -1;
-    error = clone_blocked(c, memory);
-    if (error) {
+    c->terminal[0] = c->terminal[1] = -1;
+    error = prepare_terminal(c);
+    if (!error)
+        error = clone_blocked(c, memory);
+    report->terminal = receive_terminal(c);
+    if (!error && !report->error)
+        return mark(report, count), 0;
+    if (error)
         report->error = error;
-        return -1;
-    }
-    if (report->error) {
+    else
         reap(report);
-        return -1;
-    }
-    mark(report, count);
-    return 0;
+    if (report->terminal >= 0)
+        close(report->terminal);
+    report->terminal = -1;
+    return -1;
 }
 
 static int knarr_launch(const uint8_t *plan, size_t len, const int stdio[3], struct launch_report *report) {
@@ -361,7 +395,7 @@ static int knarr_launch(const uint8_t *plan, size_t len, const int stdio[3], str
     uint8_t *memory;
     int result;
     report->pid = report->error = 0;
-    report->pidfd = report->failed = -1;
+    report->pidfd = report->failed = report->terminal = -1;
     report->count = 0;
     if (len > PLAN_MAX) {
         report->error = EBADMSG;

@@ -52,7 +52,8 @@ enum plan_code {
     OP_SECCOMP,
     OP_UMASK,
     OP_EXEC,
-    OP_LAST = OP_EXEC
+    OP_TERMINAL,
+    OP_LAST = OP_TERMINAL
 };
 
 struct plan_header {
@@ -107,6 +108,7 @@ static const struct plan_shape plan_shapes[OP_LAST + 1] = {
     [OP_SECCOMP] = {1, 1, 8}, /* struct sock_filter */
     [OP_UMASK] = {0, 0},
     [OP_EXEC] = {0, 0}, /* slots: argv, NULL, env, NULL; arg[0] and arg[1] their lengths */
+    [OP_TERMINAL] = {0, 0, 0},
 };
 
 static int plan_check_slot(const uint8_t *op, uint32_t size, uint64_t offset, uint32_t first) {

@@ -5,6 +5,7 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/keyctl.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
 #include <sched.h>
@@ -13,8 +14,10 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/vfs.h>
 
 #include "child.h"
+#include "rootfs.h"
 
 #ifndef SYS_close_range
 #define SYS_close_range 436
@@ -136,6 +139,39 @@ static int op_oom_score(struct child *c, struct plan_op *op) {
         return 0;
     }
     return error;
+}
+
+/* arg: rows, columns. A terminal of the container's own devpts, so that its name is right inside; the master goes to the parent. In an exec
+ * the tree is the container's to change: nothing but the ptmx of a real devpts will do, and nothing in there can be replaced. */
+static int op_terminal(struct child *c, struct plan_op *op) {
+    struct winsize size = {.ws_row = (unsigned short)op->arg[0], .ws_col = (unsigned short)op->arg[1]};
+    struct open_how how = {.flags = O_RDWR | O_NOCTTY | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV};
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = {{CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+    struct iovec data = {"", 1};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct statfs fs;
+    int master, slave, unlock = 0, devpts = open_inside(c, "/dev/pts", O_PATH | O_DIRECTORY);
+    if (devpts < 0 || fstatfs(devpts, &fs) < 0 || fs.f_type != DEVPTS_SUPER_MAGIC) {
+        degrade(c, ENOTTY); /* the launch's own descriptors stay, a terminal of the host */
+        return 0;
+    }
+    master = (int)syscall(SYS_openat2, devpts, "ptmx", &how, sizeof how);
+    if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0)
+        return errno;
+    slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (slave < 0 || (size.ws_row && size.ws_col && ioctl(slave, TIOCSWINSZ, &size) < 0))
+        return errno;
+    memcpy(CMSG_DATA(&control.header), &master, sizeof master);
+    if (sendmsg(c->terminal[1], &message, MSG_NOSIGNAL) < 0)
+        return errno;
+    c->stdio[0] = c->stdio[1] = c->stdio[2] = slave;
+    c->own_terminal = 1;
+    close(devpts);
+    close(master);
+    return 0;
 }
 
 /* arg: is it a terminal, the user's id. The user gets the pipes and the terminal, or it could not open /dev/stdout again. */

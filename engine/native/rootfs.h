@@ -328,14 +328,13 @@ static int op_symlink(struct child *c, struct plan_op *op) {
     return symlinkat(op->slot[0].text, c->parent, name) < 0 && errno != EEXIST ? errno : 0;
 }
 
-/* slot: /dev/console. The terminal on standard input is bound over it, so that ttyname finds it. Its descriptor belongs to the mount
- * namespace we came from and cannot be cloned, so it is opened again by name, and must prove to be the same. */
-static int op_console(struct child *c, struct plan_op *op) {
+/* The terminal's mount, to be bound. One of the host belongs to the mount namespace we came from and cannot be cloned by its descriptor, so
+ * it is opened again by name, and must prove to be the same. */
+static int clone_terminal(struct child *c, int *tree) {
     static const char prefix[] = "/dev/pts/";
     struct stat tty, again;
     char name[FD_NAME];
     ssize_t n;
-    int tree, target, error;
     if (fstat(c->stdio[0], &tty) < 0)
         return errno;
     n = readlink(fd_name(name, c->stdio[0]), c->link, sizeof c->link - 1);
@@ -344,12 +343,23 @@ static int op_console(struct child *c, struct plan_op *op) {
     c->link[n] = 0;
     if (!S_ISCHR(tty.st_mode) || strncmp(c->link, prefix, sizeof prefix - 1) != 0)
         return ENOTTY;
-    tree = clone_tree(AT_FDCWD, c->link, 0);
-    if (tree < 0 || fstat(tree, &again) < 0)
+    *tree = clone_tree(AT_FDCWD, c->link, 0);
+    if (*tree < 0 || fstat(*tree, &again) < 0)
         return errno;
-    if (again.st_dev != tty.st_dev || again.st_ino != tty.st_ino || again.st_rdev != tty.st_rdev)
-        return ENOTTY;
-    error = find(c, op->slot[0].text, PLAIN_FILE, &target);
+    return again.st_dev == tty.st_dev && again.st_ino == tty.st_ino && again.st_rdev == tty.st_rdev ? 0 : ENOTTY;
+}
+
+/* slot: /dev/console. The terminal on standard input is bound over it. */
+static int op_console(struct child *c, struct plan_op *op) {
+    int tree = -1, target, error = 0;
+    if (c->own_terminal) {
+        tree = clone_tree(c->stdio[0], "", 0);
+        error = failed(tree);
+    } else {
+        error = clone_terminal(c, &tree);
+    }
+    if (!error)
+        error = find(c, op->slot[0].text, PLAIN_FILE, &target);
     if (error)
         return error;
     error = attach(c, tree, target);

@@ -54,6 +54,7 @@ _DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
     "Rlimit": lambda op: f"set {RLIMIT_NAMES.get(op.resource, f'resource limit {op.resource}')} to {op.soft}:{op.hard}",
     "OomScore": lambda op: f"set oom_score_adj to {op.value}",
     "Cwd": lambda op: f"change directory to {op.path}",
+    "Terminal": lambda op: "make a terminal",
     "Stdio": lambda op: "set up the terminal" if op.tty else "set up standard streams",
     "Bounding": lambda op: "drop capabilities from the bounding set",
     "User": lambda op: f"become user {op.uid}:{op.gid}",

@@ -32,8 +32,9 @@ from engine.runtime.numbers import (
 __all__ = [
     "MAGIC", "MAX_OPS", "NAMESPACES", "NEWCGROUP", "NEWIPC", "NEWNET", "NEWNS", "NEWPID", "NEWTIME", "NEWUSER", "NEWUTS", "RLIMITS",
     "Attributes", "Bind", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
-    "JoinProcess", "Keyring", "Loopback", "Mask", "Mknod", "Mount", "NoNewPrivs", "OomScore", "Op", "Pivot", "Propagation", "Readonly",
-    "Rlimit", "Root", "Seccomp", "Stdio", "Symlink", "Sysctl", "Tasks", "Umask", "Unshare", "User", "describe", "encode",
+    "JoinProcess", "Keyring", "Loopback", "Mask", "Mknod", "Mount", "NoNewPrivs", "OomScore", "Op", "Pivot", "Propagation",
+    "Readonly", "Rlimit", "Root", "Seccomp", "Stdio", "Symlink", "Sysctl", "Tasks", "Terminal", "Umask", "Unshare", "User",
+    "describe", "encode",
 ]  # fmt: skip
 
 MAGIC = 0x314E524B
@@ -372,6 +373,16 @@ class Cwd(Op, frozen=True):
 
     def wire(self) -> bytes:
         return _pack(24, (int(self.create), 0, 0, 0), _text(self.path))
+
+
+class Terminal(Op, frozen=True):
+    """Make a terminal of the container's own devpts; it takes the place of the three descriptors, its master goes to the launcher."""
+
+    rows: int = 0
+    columns: int = 0
+
+    def wire(self) -> bytes:
+        return _pack(33, (self.rows, self.columns, 0, 0))
 
 
 class Stdio(Op, frozen=True):

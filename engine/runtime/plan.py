@@ -113,7 +113,10 @@ def exec_plan(
     plan += map(ops.Tasks, placement.tasks)
     if process.oom_score_adj is not None:
         plan.append(ops.OomScore(process.oom_score_adj))
-    plan += (ops.Keyring(), ops.JoinProcess(pid, start_time, namespaces), ops.Cwd(process.cwd))
+    plan += (ops.Keyring(), ops.JoinProcess(pid, start_time, namespaces))
+    if tty:
+        plan.append(_terminal(process))
+    plan.append(ops.Cwd(process.cwd))
     plan += _identity(process, linux or Linux(), seccomp, tty)
     return tuple(plan)
 
@@ -192,6 +195,8 @@ def _filesystem(spec: Spec, linux: Linux, rootfs: Sequence[Mount], mountpoint: s
             plan += _cgroup(mount.destination, mount.options, placement)
         else:
             plan.append(_mount(mount, opts))
+    if tty and spec.process is not None:
+        plan.append(_terminal(spec.process))
     plan += _devices(linux, parsed, tty)
     plan += _hidden(linux.masked_paths, linux.readonly_paths)
     return plan
@@ -261,6 +266,11 @@ def _cgroup(destination: str, words: tuple[str, ...], placement: Placement) -> l
     if opts.flags & options.MS_RDONLY:
         plan.append(ops.Attributes(destination, options.ATTR_RDONLY))
     return plan
+
+
+def _terminal(process: Process) -> Op:
+    size = process.console_size
+    return ops.Terminal(size.height, size.width) if size else ops.Terminal()
 
 
 def _devices(linux: Linux, mounts: list[tuple[Mount, options.Options]], tty: bool) -> list[Op]:

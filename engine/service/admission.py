@@ -21,7 +21,9 @@ NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")  # Docker's names.RestrictedN
 _MIN_MEMORY = 6 * 1024 * 1024  # Docker's linuxMinMemory
 _LABEL_OPTIONS = ("label", "apparmor", "systempaths")
 _SYSCTL_PREFIXES = ("fs.mqueue.", "net.")
-_SYSCTLS = frozenset("kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax kernel.shmmni kernel.shm_rmid_forced".split())
+_SYSCTLS = frozenset(
+    "kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax kernel.shmmni kernel.shm_rmid_forced".split()
+)
 ULIMITS = frozenset("as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split())
 
 # Fields that only mean something once a later part exists; any value but the empty one is refused by flag name.
@@ -182,7 +184,9 @@ def _network(hc: HostConfig, request: CreateRequest, warnings: list[str]) -> str
             return "host"
         return "host"
     if mode == "default":
-        warnings.append("the default network (bridge) is not implemented yet: this container has no network (--network none); --network host works")
+        warnings.append(
+            "the default network (bridge) is not implemented yet: this container has no network (--network none); --network host works"
+        )
         return "none"
     raise NotImplementedYet(f"--network {mode}", hint="this version has the networks none and host")
 

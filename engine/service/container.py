@@ -96,7 +96,10 @@ class Container:
         config = self.record.config
         self._context.events.publish(
             Event.make(
-                "container", action, self.record.id, {**(config.labels or {}), "image": self.record.image, "name": self.record.name, **attributes}
+                "container",
+                action,
+                self.record.id,
+                {**(config.labels or {}), "image": self.record.image, "name": self.record.name, **attributes},
             )
         )
 

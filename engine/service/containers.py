@@ -177,7 +177,10 @@ class Containers:
             raise InvalidParameter("Neither old nor new names may be empty")
         if new == container.name:
             raise InvalidParameter("Renaming a container with the same name as its current name")
-        new = create.choose_name(new, container.id, self.by_name)
+        try:
+            new = create.choose_name(new, container.id, self.by_name)
+        except KnarrError as error:
+            raise type(error)(f"Error when allocating new name: {error.message}") from error
         old = container.name
         del self.by_name[old]
         container.record.name = new
@@ -290,4 +293,3 @@ class Containers:
             framed=not container.record.config.tty,
             finished=lambda: not container.record.state.running or container.gone.is_set(),
         )
-

@@ -56,6 +56,7 @@ def record(context: Context, container_id: str, name: str, request: CreateReques
     elif not config.hostname:
         config.hostname = container_id[:12]
     config.working_dir = posixpath.normpath(config.working_dir) if config.working_dir else ""
+    warnings += context.cgroups.warnings(specgen.resources(hc))
     words = [*(config.entrypoint or ()), *(config.cmd or ())]
     folder = context.layout.container(container_id)
     driver = hc.log_config.type if hc.log_config else "json-file"
@@ -204,9 +205,16 @@ def requested_devices(hc: HostConfig) -> tuple[tuple[Device, ...], tuple[DeviceR
 
 
 def block_io(hc: HostConfig) -> BlockIO | None:
-    """--blkio-weight, --blkio-weight-device and --device-{read,write}-{bps,iops}. Raises InvalidParameter for a path that is no block device."""
-    weights = tuple(BlockWeight(major=major, minor=minor, weight=item.weight) for item in hc.blkio_weight_device or () for major, minor in [_numbers(item.path)])
-    rates = [_rates(items) for items in (hc.blkio_device_read_bps, hc.blkio_device_write_bps, hc.blkio_device_read_iops, hc.blkio_device_write_iops)]
+    """--blkio-weight, --blkio-weight-device, --device-{read,write}-{bps,iops}. Raises InvalidParameter for what is no block device."""
+    weights = tuple(
+        BlockWeight(major=major, minor=minor, weight=item.weight)
+        for item in hc.blkio_weight_device or ()
+        for major, minor in [_numbers(item.path)]
+    )
+    rates = [
+        _rates(items)
+        for items in (hc.blkio_device_read_bps, hc.blkio_device_write_bps, hc.blkio_device_read_iops, hc.blkio_device_write_iops)
+    ]
     if not (hc.blkio_weight or weights or any(rates)):
         return None
     return BlockIO(
@@ -250,7 +258,12 @@ def find_image(context: Context, request: CreateRequest, platform: str) -> Image
 
 
 async def create(
-    context: Context, asked_name: str | None, request: CreateRequest, platform: str, by_id: dict[str, Container], by_name: dict[str, Container]
+    context: Context,
+    asked_name: str | None,
+    request: CreateRequest,
+    platform: str,
+    by_id: dict[str, Container],
+    by_name: dict[str, Container],
 ) -> tuple[Container, list[str]]:
     """Make a container. On return it is durable (unless it is an --rm one) and listed. Raises KnarrError."""
     image = find_image(context, request, platform)
@@ -304,4 +317,3 @@ def release(context: Context, container: Container, snapshot: str) -> None:
             context.snapshots.delete_files(snapshot)
 
     context.chores.later(f"removing the files of container {container_id[:12]}", work)
-

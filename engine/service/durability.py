@@ -64,7 +64,7 @@ class Durability:
 
 
 class Chores:
-    """Small synchronous jobs that can wait; done in order, in a worker thread. A failed job is logged, the next start sweeps what it left."""
+    """Small synchronous jobs that can wait; done in order, in a worker thread. A failed one is logged; the next start sweeps."""
 
     def __init__(self) -> None:
         self._jobs: collections.deque[tuple[str, Callable[[], object]]] = collections.deque()

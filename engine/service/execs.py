@@ -15,9 +15,9 @@ from engine.errors import Conflict, InvalidParameter, LaunchError, NotFound
 from engine.monitor.client import MonitorGone
 from engine.runtime import ops, plan
 from engine.runtime.ops import Op
-from engine.service import attach, bundle, create, running, specgen, users
+from engine.service import attach, bundle, create, specgen, users
 from engine.service.attach import Attachment
-from engine.service.container import Container
+from engine.service.container import Container, Pending
 from engine.service.containers import Containers
 from engine.service.context import Context
 from engine.service.supervise import Ended, LaunchFailed, Process, launch_error
@@ -36,7 +36,7 @@ class Exec:
         self.record = record
         self.container = container
         self.process: Process | None = None
-        self.pending: list[attach.Pending] = []
+        self.pending: list[Pending] = []
         self.ops: tuple[Op, ...] = ()
 
 
@@ -109,7 +109,9 @@ class Execs:
         found = self._find(ref)
         record = found.record
         if record.started:
-            raise Conflict(f"exec command {record.id} is already running" if record.running else f"exec command {record.id} has already run")
+            raise Conflict(
+                f"exec command {record.id} is already running" if record.running else f"exec command {record.id} has already run"
+            )
         self._check_runs(found.container)
         record.started = True
         if request.console_size:
@@ -146,7 +148,13 @@ class Execs:
         process = found.process = Process(connection, folder, lambda ended: self._ended(found, process, ended))
         rows, cols = record.console_size or (0, 0)
         start = control.Start(
-            plan=ops.encode(found.ops), bundle=folder, tty=record.tty, rows=rows, cols=cols, open_stdin=record.open_stdin, stdin_once=record.open_stdin
+            plan=ops.encode(found.ops),
+            bundle=folder,
+            tty=record.tty,
+            rows=rows,
+            cols=cols,
+            open_stdin=record.open_stdin,
+            stdin_once=record.open_stdin,
         )
         container.publish(f"exec_start: {' '.join((record.path, *record.args))}", execID=record.id)
         try:

@@ -26,7 +26,7 @@ def select(
     find: Callable[[str], ContainerRecord],
     ancestors: Callable[[str], set[str]],
 ) -> list[ContainerRecord]:
-    """Records (newest first) that pass. `find` resolves before/since (raises NotFound); `ancestors(ref)`: ids of images that count as made from `ref`."""
+    """Records (newest first) that pass. `find` resolves before/since (raises NotFound); `ancestors(ref)`: images that `ref` means."""
     filters.check(KEYS)
     statuses = set(filters.get("status"))
     for status in statuses - _STATUSES:

@@ -52,9 +52,7 @@ def prepare(points: list[MountPoint]) -> None:
         if point.type != "bind" or os.path.lexists(point.source):
             continue
         if not point.create:
-            raise InvalidParameter(
-                f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
-            )
+            raise InvalidParameter(f'invalid mount config for type "bind": bind source path does not exist: {point.source}')
         try:
             os.makedirs(point.source, 0o755, exist_ok=True)
         except OSError as error:

@@ -6,7 +6,7 @@ import random
 
 _LEFT = (
     "able amber ardent bold brave breezy bright brisk calm clear clever coastal crisp daring deep eager early fair fearless fleet foamy "
-    "free fresh gallant gentle glad golden grand happy hardy hasty honest humble jolly keen kind light lively loyal lucky merry mighty mild "
+    "free fresh gallant gentle glad golden grand happy hardy hasty honest humble jolly keen kind light lively loyal lucky merry mighty "
     "misty modest moonlit nimble noble patient plucky polite proud quick quiet rapid ready salty serene sharp silent silver sleek snug "
     "solid sound spry stately steady stormy stout strong sturdy sunny sure swift tidal tidy tireless trim true trusty upbeat vivid warm "
     "watchful wavy windy wise witty zesty"

@@ -120,7 +120,7 @@ def sweep(context: Context, containers: Containers) -> None:
         _sweep_one(folder)
     for name in set(os.listdir(context.layout.containers)) - known.keys():
         _sweep_one(context.layout.container(name))
-    for key in context.snapshots.keys():
+    for key in context.snapshots.keys():  # noqa: SIM118 - not a mapping
         if key not in known:
             context.snapshots.forget(key)
     context.chores.later("sweeping snapshots that no container owns", context.snapshots.sweep)

@@ -183,7 +183,12 @@ class Runner:
             return
         container.placement = None
         group = container.cgroup
-        self._context.chores.later(f"removing control group {group}", lambda: container.placement or self._context.cgroups.remove(group))
+
+        def work() -> None:
+            if container.placement is None:  # it may have been started again
+                self._context.cgroups.remove(group)
+
+        self._context.chores.later(f"removing control group {group}", work)
 
     async def signal(self, container: Container, number: int) -> None:
         """Send a signal. Raises Conflict when the container does not run."""
@@ -233,7 +238,9 @@ class Runner:
         with trio.move_on_after(_KILL_SECONDS):
             await exited.wait()
             return
-        raise KnarrError(f"container {container.name} did not die {_KILL_SECONDS:.0f} s after SIGKILL", hint="its processes may hang in the kernel")
+        raise KnarrError(
+            f"container {container.name} did not die {_KILL_SECONDS:.0f} s after SIGKILL", hint="its processes may hang in the kernel"
+        )
 
     async def restart(self, container: Container, number: int | None, timeout: int | None) -> None:
         """Stop if it runs, start; an --rm container is not removed in between."""

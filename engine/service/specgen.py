@@ -1,7 +1,7 @@
 """From a container record to an OCI spec: `spec()` for the container, `exec_process()` for an exec in it.
 
-Pure: everything that depends on the host comes in as `Host` or `Identity`. Defaults are Docker's (moby `oci/defaults.go`, `daemon/oci_linux.go`
-as documented in the Engine API and the docker run reference); checks of the request were made at create by `service.admission`.
+Pure: everything that depends on the host comes in as `Host` or `Identity`. Defaults are Docker's (as documented in the Engine API and the
+docker run reference); checks of the request were made at create by `service.admission`.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def spec(
 ) -> Spec:
     """The OCI spec of a container.
 
-    `files`: binds of /etc/hosts, /etc/resolv.conf, /etc/hostname; `mounts`: the user's, sorted by depth; `devices`: from --device; `limits`: from
-    `resources`.
+    `files`: binds of /etc/hosts, /etc/resolv.conf, /etc/hostname; `mounts`: the user's, sorted by depth; `devices`: from --device;
+    `limits`: from `resources`.
     """
     config, hc = record.config, record.host_config
     privileged = hc.privileged
@@ -197,7 +197,7 @@ def no_new_privileges(options: list[str] | None, default: bool) -> bool:
 def resources(
     hc: HostConfig, devices: Sequence[Device] = (), rules: Sequence[DeviceRule] = (), block_io: BlockIO | None = None
 ) -> Resources:
-    """Limits of the container's cgroup. Docker's derivations: memory swap is twice the memory when only that is given; --cpus is quota/period."""
+    """Limits of the container's cgroup. As Docker: swap plus memory is twice the memory unless given; --cpus is a quota for 100 ms."""
     if hc.privileged:
         allowed: tuple[DeviceRule, ...] = (DeviceRule(allow=True, access="rwm"),)
     else:

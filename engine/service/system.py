@@ -36,7 +36,9 @@ class System:
             "ContainersStopped": len(states) - running - paused,
             "Images": context.images.count(),
             "Driver": "overlay2",
-            "DriverStatus": [["Backing Filesystem", _filesystem(context.layout.snapshots)], ["Supports d_type", "true"], ["Native Overlay Diff", "true"]],
+            "DriverStatus": [
+                ["Backing Filesystem", _filesystem(context.layout.snapshots)], ["Supports d_type", "true"], ["Native Overlay Diff", "true"],
+            ],
             "Plugins": {"Volume": [], "Network": ["host", "null"], "Authorization": None, "Log": ["json-file", "none"]},
             "MemoryLimit": "memory" in limits,
             "SwapLimit": context.cgroups.swap_limit(),
@@ -77,7 +79,9 @@ class System:
             "ExperimentalBuild": False,
             "Runtimes": {"knarr": {"path": "knarr"}},
             "DefaultRuntime": "knarr",
-            "Swarm": {"NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": False, "Error": "", "RemoteManagers": None},
+            "Swarm": {
+                "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": False, "Error": "", "RemoteManagers": None,
+            },
             "LiveRestoreEnabled": True,
             "Isolation": "",
             "InitBinary": "",

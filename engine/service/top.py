@@ -1,4 +1,4 @@
-"""`docker top`: the host's `ps`, its lines filtered by the container's processes, as Docker does it. One of the files that may run a program."""
+"""`docker top`: the host's `ps`, its lines filtered by the container's processes, as Docker does it. May run a program."""
 
 from __future__ import annotations
 

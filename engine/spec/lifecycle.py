@@ -75,7 +75,9 @@ def step(state: State, event: Event) -> State:
         case FailedToStart(exit_code, error, at):
             # a container that never ran stays "created", as in Docker
             status: Status = "exited" if state.started_at else "created"
-            return State(status=status, exit_code=exit_code, error=error, started_at=state.started_at, finished_at=at if state.started_at else 0)
+            return State(
+                status=status, exit_code=exit_code, error=error, started_at=state.started_at, finished_at=at if state.started_at else 0
+            )
         case Ended(exit_code, oom_killed, at, error):
             return State(
                 status="removing" if state.status == "removing" else "exited",

@@ -28,8 +28,8 @@ _OPTIONS_MAX = 4095
 _OPTIONS = ("index=off", "redirect_dir=off", "metacopy=off")
 _POOL = 8
 _EMPTY = "empty"
-# The bottom layer of every container: the places that its mounts need. Without it the kernel makes them at each start in the container's own
-# layer, which costs 0.6 ms and leaves files there. An image that has them, or hides them, wins.
+# The bottom layer of every container: the places that its mounts need. Without it the kernel makes them at each start in the container's
+# own layer, which costs 0.6 ms and leaves files there. An image that has them, or hides them, wins.
 _PLACES = "places"
 _PLACE_FOLDERS = ("dev", "etc", "proc", "sys")
 _PLACE_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")

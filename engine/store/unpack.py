@@ -1,11 +1,8 @@
 """Layers into overlay folders: applies the members of an archive to one snapshot. Owns what a hostile layer can and cannot do.
 
-Nothing is ever opened by a path of more than one component: the parent folder of each member is found by walking from the snapshot's own
-descriptor without following symbolic links in the kernel. Links that a layer puts into its own way are resolved here, inside the
-snapshot, and refused when they climb above it. So nothing outside can be written, whatever order the members come in.
-
-Follows OCI layer.md (whiteouts, opaque folders) and overlayfs.rst (how the kernel wants them: a 0/0 character device, an attribute).
-A folder or link that exists only in a layer below counts as existing: a member is put where it would land in the merged view.
+Every member is made by one name in the descriptor of its folder, which `merged` finds; so nothing outside can be written, whatever
+order the members come in. Follows OCI layer.md (whiteouts, opaque folders) and overlayfs.rst (how the kernel wants them: a 0/0 character
+device, an attribute).
 """
 
 from __future__ import annotations
@@ -13,28 +10,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Iterator
 
 import msgspec
 
-from engine import _core
-from engine.errors import InvalidParameter, KnarrError
-from engine.store.trees import remove_tree
+from engine.errors import KnarrError
+from engine.store.merged import FOLDER, Merged, Place, Refused, components, is_whiteout
 from engine.wire import tar
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _META = b".wh..wh."
-_OPAQUE_ATTRIBUTE = "trusted.overlay.opaque"
 # Attributes with which a layer would speak to overlayfs itself (redirects into other layers), and a label that is the host's policy's.
 _REFUSED_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"security.selinux")
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_PATH_MAX = 4096  # the kernel's
-_LINKS_MAX = 40  # the kernel's
-_CACHED_FOLDERS = 64
-_RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x04, 0x08
 _COPY = 1 << 20
 
 
@@ -59,10 +48,6 @@ class Unpacked(msgspec.Struct):
     size: int = 0
     inodes: int = 0
     warnings: tuple[str, ...] = ()
-
-
-class Refused(InvalidParameter):
-    """The layer is hostile, damaged or beyond a limit. The message names the entry."""
 
 
 def unpack(reader: tar.TarReader, root: str, lowers: tuple[str, ...] = (), limits: Limits = DEFAULT_LIMITS) -> Unpacked:
@@ -96,26 +81,12 @@ class _Target:
         self.result = result
         self._reader = reader
         self._limits = limits
-        self._root = os.open(root, _FOLDER)
-        self._lowers: list[int] = []
-        # Folders by the name the archive uses -> descriptor and true place.
-        self._folders: OrderedDict[bytes, tuple[int, tuple[bytes, ...]]] = OrderedDict()
-        self._times: dict[tuple[bytes, ...], int] = {}
+        self._tree = Merged(root, lowers)
         self._warned: dict[str, None] = {}
         self._root_opaque = False
-        self._stale = False
-        try:
-            for lower in lowers:
-                self._lowers.append(os.open(lower, _FOLDER))
-        except BaseException:
-            self.close()
-            raise
 
     def close(self) -> None:
-        self._drop_folders()
-        for fd in (self._root, *self._lowers):
-            os.close(fd)
-        self._lowers = []
+        self._tree.close()
 
     # -- one member
 
@@ -124,7 +95,7 @@ class _Target:
         if self._limits.entries and self.result.inodes > self._limits.entries:
             raise Refused(f"entry {tar.show(entry.name)}: more than {self._limits.entries} entries")
         try:
-            self._apply(entry, _parts(entry.name, entry.name))
+            self._apply(entry, components(entry.name, entry.name))
         except OSError as error:
             raise _explain(error, entry.name) from error
         except OverflowError as error:
@@ -134,10 +105,10 @@ class _Target:
         if not parts:
             if entry.type != tar.DIRECTORY:
                 raise Refused(f"entry {tar.show(entry.name)}: the root can only be a folder")
-            self._folder_metadata(self._root, (), entry)
+            self._folder_metadata(self._tree.root, (), entry)
             return
         name = parts.pop()
-        parent, place = self._parent(parts, entry.name)
+        parent, place = self._tree.parent(parts, entry.name)
         if name.startswith(_WHITEOUT):
             self._whiteout(parent, place, name, entry.name)
         elif entry.type == tar.REGULAR:
@@ -153,11 +124,11 @@ class _Target:
         else:
             raise Refused(f"entry {tar.show(entry.name)}: unknown type {entry.type!r}")
 
-    def _file(self, parent: int, place: tuple[bytes, ...], name: bytes, entry: tar.Entry) -> None:
+    def _file(self, parent: int, place: Place, name: bytes, entry: tar.Entry) -> None:
         try:
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
         except FileExistsError:
-            self._clear(parent, name)
+            self._tree.clear(parent, name)
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
         try:
             if entry.stored:
@@ -195,17 +166,17 @@ class _Target:
                 done = os.pwrite(fd, chunk[:left], offset)
                 offset, left, chunk = offset + done, left - done, chunk[done:]
 
-    def _directory(self, parent: int, place: tuple[bytes, ...], name: bytes, entry: tar.Entry) -> None:
+    def _directory(self, parent: int, place: Place, name: bytes, entry: tar.Entry) -> None:
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-                whiteout = self._clear(parent, name)
+                whiteout = self._tree.clear(parent, name)
                 os.mkdir(name, 0o700, dir_fd=parent)
                 if whiteout:
-                    self._make_opaque(parent, name)
+                    self._tree.make_opaque(parent, name)
         if entry.xattrs:
-            fd = os.open(name, _FOLDER, dir_fd=parent)
+            fd = os.open(name, FOLDER, dir_fd=parent)
             try:
                 self._folder_metadata(fd, (*place, name), entry)
             finally:
@@ -213,32 +184,32 @@ class _Target:
             return
         os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         os.chmod(name, entry.mode, dir_fd=parent)
-        self._times[(*place, name)] = entry.mtime
+        self._tree.times[(*place, name)] = entry.mtime
 
-    def _folder_metadata(self, fd: int, place: tuple[bytes, ...], entry: tar.Entry) -> None:
+    def _folder_metadata(self, fd: int, place: Place, entry: tar.Entry) -> None:
         os.fchown(fd, entry.uid, entry.gid)
         os.fchmod(fd, entry.mode)
         if entry.xattrs:
             self._xattrs(fd, entry)
-        self._times[place] = entry.mtime
+        self._tree.times[place] = entry.mtime
 
-    def _symlink(self, parent: int, place: tuple[bytes, ...], name: bytes, entry: tar.Entry) -> None:
+    def _symlink(self, parent: int, place: Place, name: bytes, entry: tar.Entry) -> None:
         if not entry.linkname:
             raise Refused(f"entry {tar.show(entry.name)}: a symbolic link without a target")
         try:
             os.symlink(entry.linkname, name, dir_fd=parent)
         except FileExistsError:
-            self._clear(parent, name)
+            self._tree.clear(parent, name)
             os.symlink(entry.linkname, name, dir_fd=parent)
         self._finish_node(parent, name, entry)
 
-    def _node(self, parent: int, place: tuple[bytes, ...], name: bytes, entry: tar.Entry) -> None:
+    def _node(self, parent: int, place: Place, name: bytes, entry: tar.Entry) -> None:
         kind = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[entry.type]
         device = os.makedev(entry.devmajor, entry.devminor) if entry.type != tar.FIFO else 0
         try:
             os.mknod(name, kind | 0o600, device, dir_fd=parent)
         except FileExistsError:
-            self._clear(parent, name)
+            self._tree.clear(parent, name)
             os.mknod(name, kind | 0o600, device, dir_fd=parent)
         self._finish_node(parent, name, entry)
 
@@ -251,32 +222,32 @@ class _Target:
             self._xattrs(b"/proc/self/fd/%d/%s" % (parent, name), entry)
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
 
-    def _hard_link(self, parent: int, place: tuple[bytes, ...], name: bytes, entry: tar.Entry) -> None:
-        target = _parts(entry.linkname, entry.name)
+    def _hard_link(self, parent: int, place: Place, name: bytes, entry: tar.Entry) -> None:
+        target = components(entry.linkname, entry.name)
         if not target:
             raise Refused(f"entry {tar.show(entry.name)}: a hard link without a target")
         last = target.pop()
         # Finding the target may push the parent out of the cache.
         holder = os.dup(parent)
         try:
-            source, source_place = self._parent(target, entry.name)
+            source, source_place = self._tree.parent(target, entry.name)
             self._bring_up(source, source_place, last, entry)
             if (source_place, last) == (place, name):
                 return
             try:
                 os.link(last, name, src_dir_fd=source, dst_dir_fd=holder, follow_symlinks=False)
             except FileExistsError:
-                self._clear(holder, name)
+                self._tree.clear(holder, name)
                 os.link(last, name, src_dir_fd=source, dst_dir_fd=holder, follow_symlinks=False)
         finally:
             os.close(holder)
 
-    def _bring_up(self, parent: int, place: tuple[bytes, ...], name: bytes, entry: tar.Entry) -> None:
+    def _bring_up(self, parent: int, place: Place, name: bytes, entry: tar.Entry) -> None:
         """Make sure a hard link's target is in this layer: it may be a file of a layer below, which overlay would copy up."""
         try:
             info = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
-            found = self._below((*place, name))
+            found = self._tree.below((*place, name))
             if found is None:
                 raise Refused(f"entry {tar.show(entry.name)}: its hard link's target {tar.show(entry.linkname)} is not there")
             try:
@@ -286,7 +257,7 @@ class _Target:
             return
         if stat.S_ISDIR(info.st_mode):
             raise Refused(f"entry {tar.show(entry.name)}: a hard link to a folder")
-        if _is_whiteout(info):
+        if is_whiteout(info):
             raise Refused(f"entry {tar.show(entry.name)}: its hard link's target {tar.show(entry.linkname)} was removed")
 
     def _copy_up(self, found: int, parent: int, name: bytes, entry: tar.Entry) -> None:
@@ -326,10 +297,10 @@ class _Target:
 
     # -- whiteouts
 
-    def _whiteout(self, parent: int, place: tuple[bytes, ...], name: bytes, shown: bytes) -> None:
+    def _whiteout(self, parent: int, place: Place, name: bytes, shown: bytes) -> None:
         if name == _OPAQUE:
             if place:
-                self._set_opaque(parent)
+                self._tree.set_opaque(parent)
             else:
                 self._root_opaque = True
             return
@@ -342,168 +313,13 @@ class _Target:
 
     def _hide(self, parent: int, name: bytes) -> None:
         """A whiteout hides what is below only: what this layer itself has there stays, cut off from below."""
-        if not self._lowers:
+        if not self._tree.lowers:
             return
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-                self._make_opaque(parent, name)
-
-    def _make_opaque(self, parent: int, name: bytes) -> None:
-        fd = os.open(name, _FOLDER, dir_fd=parent)
-        try:
-            self._set_opaque(fd)
-        finally:
-            os.close(fd)
-
-    def _set_opaque(self, fd: int) -> None:
-        if self._lowers:
-            os.setxattr(fd, _OPAQUE_ATTRIBUTE, b"y")
-
-    # -- places
-
-    def _parent(self, parts: list[bytes], shown: bytes) -> tuple[int, tuple[bytes, ...]]:
-        """The folder of a member, made when missing: its descriptor (the cache's own) and its true place."""
-        if not parts:
-            return self._root, ()
-        if self._stale:
-            self._drop_folders()
-            self._stale = False
-        key = b"/".join(parts)
-        found = self._folders.get(key)
-        if found is not None:
-            self._folders.move_to_end(key)
-            return found
-        while len(self._folders) >= _CACHED_FOLDERS:
-            _, (old, _) = self._folders.popitem(last=False)
-            os.close(old)
-        above = self._folders.get(b"/".join(parts[:-1]))
-        if above is None:
-            fd, place = self._walk(os.dup(self._root), (), parts, shown)
-        else:
-            fd, place = self._walk(os.dup(above[0]), above[1], parts[-1:], shown)
-        self._folders[key] = fd, place
-        return fd, place
-
-    def _walk(self, fd: int, place: tuple[bytes, ...], parts: list[bytes], shown: bytes) -> tuple[int, tuple[bytes, ...]]:
-        """Go down from `fd` (which is consumed), resolving links inside the snapshot and making folders that are missing."""
-        pending = parts[::-1]
-        links = 0
-        try:
-            while pending:
-                part = pending.pop()
-                if part == b"..":
-                    if not place:
-                        raise Refused(f"entry {tar.show(shown)}: a link in its way leads out of the image")
-                    place = place[:-1]
-                    os.close(fd)
-                    fd = -1
-                    fd = _core.openat2(self._root, b"/".join(place) or b".", _FOLDER, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
-                    continue
-                link = self._enter(fd, place, part, shown)
-                if isinstance(link, int):
-                    os.close(fd)
-                    fd = link
-                    place = (*place, part)
-                    continue
-                links += 1
-                if links > _LINKS_MAX:
-                    raise Refused(f"entry {tar.show(shown)}: too many symbolic links in its way")
-                if link.startswith(b"/"):
-                    os.close(fd)
-                    fd = -1
-                    fd, place = os.dup(self._root), ()
-                pending += [piece for piece in link.split(b"/") if piece not in (b"", b".")][::-1]
-                if len(pending) > _PATH_MAX:
-                    raise Refused(f"entry {tar.show(shown)}: too long a path")
-        except BaseException:
-            if fd >= 0:
-                os.close(fd)
-            raise
-        return fd, place
-
-    def _enter(self, fd: int, place: tuple[bytes, ...], part: bytes, shown: bytes) -> int | bytes:
-        """The descriptor of the folder `part`, or the target when it is a symbolic link."""
-        try:
-            return os.open(part, _FOLDER, dir_fd=fd)
-        except FileNotFoundError:
-            return self._make_folder(fd, place, part, shown)
-        except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                raise
-        info = os.stat(part, dir_fd=fd, follow_symlinks=False)
-        if stat.S_ISLNK(info.st_mode):
-            return os.readlink(part, dir_fd=fd)
-        if not _is_whiteout(info):
-            raise Refused(f"entry {tar.show(shown)}: {tar.show(part)} in its path is no folder")
-        os.unlink(part, dir_fd=fd)
-        made = self._plain_folder(fd, part)
-        self._set_opaque(made)
-        return made
-
-    def _make_folder(self, fd: int, place: tuple[bytes, ...], part: bytes, shown: bytes) -> int | bytes:
-        """A folder that the archive implies: as the layer below has it, so that e.g. /tmp keeps its mode."""
-        below = self._below((*place, part))
-        if below is None:
-            return self._plain_folder(fd, part)
-        try:
-            info = os.fstat(below)
-            if stat.S_ISLNK(info.st_mode):
-                return os.readlink(b"", dir_fd=below)
-            if not stat.S_ISDIR(info.st_mode):
-                raise Refused(f"entry {tar.show(shown)}: {tar.show(part)} in its path is no folder in the layers below")
-            made = self._plain_folder(fd, part)
-            os.fchown(made, info.st_uid, info.st_gid)
-            os.fchmod(made, stat.S_IMODE(info.st_mode))
-            self._times.setdefault((*place, part), info.st_mtime_ns)
-            return made
-        finally:
-            os.close(below)
-
-    def _plain_folder(self, fd: int, part: bytes) -> int:
-        os.mkdir(part, 0o755, dir_fd=fd)
-        made = os.open(part, _FOLDER, dir_fd=fd)
-        os.fchmod(made, 0o755)
-        self.result.inodes += 1
-        return made
-
-    def _below(self, place: tuple[bytes, ...]) -> int | None:
-        """An O_PATH descriptor of what the layers below show at `place`, or None. Whiteouts and opaque folders end the search."""
-        if not self._lowers or _covered(self._root, place):
-            return None
-        path = b"/".join(place)
-        for lower in self._lowers:
-            try:
-                fd = _core.openat2(lower, path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    raise
-                if error.errno != errno.ENOENT or _covered(lower, place):
-                    return None
-                continue
-            if _is_whiteout(os.fstat(fd)):
-                os.close(fd)
-                return None
-            return fd
-        return None
-
-    def _clear(self, parent: int, name: bytes) -> bool:
-        """Remove what an earlier member left at `name`; whether it was a whiteout."""
-        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if stat.S_ISDIR(info.st_mode) or stat.S_ISLNK(info.st_mode):
-            # Cached folders below it, or reached through the link, are now wrong. They are dropped before the next look-up: the
-            # descriptors in use must stay open until then.
-            remove_tree(parent, name)
-            self._stale = True
-        else:
-            os.unlink(name, dir_fd=parent)
-        return _is_whiteout(info)
-
-    def _drop_folders(self) -> None:
-        for fd, _ in self._folders.values():
-            os.close(fd)
-        self._folders.clear()
+                self._tree.make_opaque(parent, name)
 
     # -- the end
 
@@ -511,75 +327,21 @@ class _Target:
         """Whiteouts for an opaque root, then the times of folders, which every member below them would have changed."""
         if self._root_opaque:
             self._hide_root()
-        for place, mtime in self._times.items():
-            self._set_time(place, mtime)
+        self._tree.set_times()
+        self.result.inodes += self._tree.made
         self.result.warnings = tuple(self._warned)
 
     def _hide_root(self) -> None:
         """The kernel does not look for an opaque mark at the root of a layer, so each name below is hidden by itself."""
-        for lower in self._lowers:
+        for lower in self._tree.lowers:
             for name in os.listdir(lower):
-                self._hide(self._root, os.fsencode(name))
-
-    def _set_time(self, place: tuple[bytes, ...], mtime: int) -> None:
-        try:
-            fd = _core.openat2(self._root, b"/".join(place) or b".", _FOLDER, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return  # a later member took its place
-            raise
-        try:
-            os.utime(fd, ns=(mtime, mtime))
-        finally:
-            os.close(fd)
-
-
-def _parts(name: bytes, shown: bytes) -> list[bytes]:
-    """The components of a member's name. Leading slashes count for nothing, as in Docker: a name is always meant from the image's root."""
-    if len(name) > _PATH_MAX:
-        raise Refused(f"entry {tar.show(shown)}: a name of {len(name)} bytes")
-    if b"\0" in name:
-        raise Refused(f"entry {tar.show(shown)}: a NUL in a name")
-    parts = [part for part in name.split(b"/") if part and part != b"."]
-    if b".." in parts:
-        raise Refused(f"entry {tar.show(shown)}: a path with '..'" + ("" if name == shown else f" in its link {tar.show(name)}"))
-    return parts
+                self._hide(self._tree.root, os.fsencode(name))
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:
     done = os.write(fd, data)
     while done < len(data):
         done += os.write(fd, memoryview(data)[done:])
-
-
-def _is_whiteout(info: os.stat_result) -> bool:
-    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
-
-
-def _covered(layer: int, place: tuple[bytes, ...]) -> bool:
-    """Whether in this layer a folder above `place` is opaque, or something that is no folder stands in the way."""
-    fd = os.dup(layer)
-    try:
-        for part in place[:-1]:
-            try:
-                below = os.open(part, _FOLDER, dir_fd=fd)
-            except FileNotFoundError:
-                return False
-            except OSError as error:
-                if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                    return True
-                raise
-            os.close(fd)
-            fd = below
-            try:
-                if os.getxattr(fd, _OPAQUE_ATTRIBUTE) == b"y":
-                    return True
-            except OSError as error:
-                if error.errno not in (errno.ENODATA, errno.ENOTSUP):
-                    raise
-        return False
-    finally:
-        os.close(fd)
 
 
 def _explain(error: OSError, name: bytes) -> KnarrError:

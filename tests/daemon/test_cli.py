@@ -286,14 +286,17 @@ def test_the_first_clients_start_one_daemon() -> None:
         mount -t tmpfs none /run && mkdir -p /var/lib/knarr && mount -t tmpfs none /var/lib/knarr || exit 1
         unset KNARR_HOST DOCKER_HOST
         for i in 1 2 3 4; do {program} version --format 'v{{{{.Server.Version}}}}' & done; wait
-        sed -n '$=' /proc/locks >/dev/null
         for pid in $(ls /proc | grep -E '^[0-9]+$'); do
-            if [ -e /proc/$pid/exe ] && tr '\\0' ' ' < /proc/$pid/cmdline 2>/dev/null | grep -q 'daemon --idle-exit' \\
-                && [ "$(readlink /proc/$pid/ns/mnt)" = "$(readlink /proc/self/ns/mnt)" ]; then echo daemon; kill $pid; fi
+            [ "$(readlink /proc/$pid/ns/mnt)" = "$(readlink /proc/self/ns/mnt)" ] || continue
+            case "$(tr '\\0' ' ' < /proc/$pid/cmdline 2>/dev/null)" in *'knarr daemon --idle-exit 5m ') echo daemon; kill $pid;; esac
         done
         for i in $(seq 100); do [ -e /run/knarr/knarr.sock ] || break; sleep 0.05; done
     """
+    before = set(Path("/sys/fs/cgroup").glob("*/knarr"))
     result = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", script], capture_output=True, timeout=60, text=True)
     lines = result.stdout.split()
     assert lines.count("daemon") == 1, result
     assert len([line for line in lines if line.startswith("v")]) == 4, result
+    for group in set(Path("/sys/fs/cgroup").glob("*/knarr")) - before:
+        for folder in [*group.glob("*/"), group]:
+            folder.rmdir()

@@ -26,7 +26,8 @@ HOST = specgen.Host(hostname="host", cgroupns_private=True)
 
 def record(config: Config | None = None, hc: HostConfig | None = None) -> ContainerRecord:
     return ContainerRecord(
-        id="a" * 64, name="n", created_at=1, image="i", image_id="sha256:1", path="/bin/true", args=["x"], config=config or Config(hostname="box"),
+        id="a" * 64, name="n", created_at=1, image="i", image_id="sha256:1", path="/bin/true", args=["x"],
+        config=config or Config(hostname="box"),
         host_config=hc or HostConfig(network_mode="none", cgroup_parent="knarr"), networking=NetworkingConfig(),
     )  # fmt: skip
 
@@ -161,7 +162,12 @@ def test_an_images_healthcheck_and_volumes_are_named_in_warnings() -> None:
 
 def test_log_options() -> None:
     assert admission.check(CreateRequest(), HostConfig(network_mode="none"), Config(), Settings())[0].log_config.type == "json-file"
-    for driver, options in [("json-file", {"what": "1"}), ("json-file", {"max-size": "x"}), ("json-file", {"max-file": "0"}), ("none", {"max-size": "1m"})]:
+    for driver, options in [
+        ("json-file", {"what": "1"}),
+        ("json-file", {"max-size": "x"}),
+        ("json-file", {"max-file": "0"}),
+        ("none", {"max-size": "1m"}),
+    ]:
         hc = msgspec.convert({"LogConfig": {"Type": driver, "Config": options}, "NetworkMode": "none"}, HostConfig)
         with pytest.raises(InvalidParameter):
             admission.check(CreateRequest(), hc, Config(), Settings())

@@ -127,10 +127,17 @@ class Ulimit(msgspec.Struct, rename=pascal):
 
 class HostConfig(
     msgspec.Struct,
-    rename=lambda field: {"io_maximum_iops": "IOMaximumIOps", "io_maximum_bandwidth": "IOMaximumBandwidth",
-                          "dns": "Dns", "dns_options": "DnsOptions", "dns_search": "DnsSearch",
-                          "container_id_file": "ContainerIDFile", "blkio_device_read_iops": "BlkioDeviceReadIOps",
-                          "blkio_device_write_iops": "BlkioDeviceWriteIOps", "uts_mode": "UTSMode"}.get(field, pascal(field)),
+    rename=lambda field: {
+        "io_maximum_iops": "IOMaximumIOps",
+        "io_maximum_bandwidth": "IOMaximumBandwidth",
+        "dns": "Dns",
+        "dns_options": "DnsOptions",
+        "dns_search": "DnsSearch",
+        "container_id_file": "ContainerIDFile",
+        "blkio_device_read_iops": "BlkioDeviceReadIOps",
+        "blkio_device_write_iops": "BlkioDeviceWriteIOps",
+        "uts_mode": "UTSMode",
+    }.get(field, pascal(field)),
 ):
     """The half of a container's configuration that belongs to this host, resources included."""
 
@@ -205,7 +212,9 @@ class HostConfig(
     readonly_paths: StrList = None
 
 
-class EndpointIPAMConfig(msgspec.Struct, rename={"ipv4_address": "IPv4Address", "ipv6_address": "IPv6Address", "link_local_ips": "LinkLocalIPs"}):
+class EndpointIPAMConfig(
+    msgspec.Struct, rename={"ipv4_address": "IPv4Address", "ipv6_address": "IPv6Address", "link_local_ips": "LinkLocalIPs"}
+):
     ipv4_address: str = ""
     ipv6_address: str = ""
     link_local_ips: StrList = None
@@ -213,9 +222,14 @@ class EndpointIPAMConfig(msgspec.Struct, rename={"ipv4_address": "IPv4Address", 
 
 class EndpointSettings(
     msgspec.Struct,
-    rename=lambda field: {"ip_prefix_len": "IPPrefixLen", "ipv6_gateway": "IPv6Gateway", "global_ipv6_address": "GlobalIPv6Address",
-                          "global_ipv6_prefix_len": "GlobalIPv6PrefixLen", "ipam_config": "IPAMConfig", "ip_address": "IPAddress"
-                          }.get(field, pascal(field)),
+    rename=lambda field: {
+        "ip_prefix_len": "IPPrefixLen",
+        "ipv6_gateway": "IPv6Gateway",
+        "global_ipv6_address": "GlobalIPv6Address",
+        "global_ipv6_prefix_len": "GlobalIPv6PrefixLen",
+        "ipam_config": "IPAMConfig",
+        "ip_address": "IPAddress",
+    }.get(field, pascal(field)),
 ):
     ipam_config: EndpointIPAMConfig | None = None
     links: StrList = None
