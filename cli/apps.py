@@ -50,8 +50,10 @@ def from_host(
             raise Failure(f"image from-host: {program}: no such program on this host")
         found.append(os.path.abspath(path))
     body = {
-        "Programs": found, "Tag": tag, "Entrypoint": shlex.split(entrypoint) or None, "Cmd": shlex.split(cmd) or None, "Env": env or [], "User": user,
-        "WorkingDir": workdir, "Labels": dict(one.partition("=")[::2] for one in label or ()), "Files": [os.path.abspath(one) for one in file or ()],
+        "Programs": found, "Tag": tag, "Entrypoint": shlex.split(entrypoint) or None, "Cmd": shlex.split(cmd) or None, "Env": env or [],
+        "User": user,
+        "WorkingDir": workdir, "Labels": dict(one.partition("=")[::2] for one in label or ()),
+        "Files": [os.path.abspath(one) for one in file or ()],
         "Passwd": passwd, "Nsswitch": nsswitch, "CaCertificates": ca_certificates,
     }
     output(str(loads(_client[0].post("/images/fromhost", body))["Id"]) + "\n")  # type: ignore[index]
@@ -85,7 +87,8 @@ def _list_plain_commands() -> None:
 def group(name: str, argv: list[str]) -> int:
     """`knarr GROUP …` for what the table of commands does not serve itself."""
     if argv and not argv[0].startswith("-") and name != "debug":
-        raise Failure(f"knarr: unknown command: knarr {name} {argv[0]}\n\nUsage:  knarr {name}\n\nRun 'knarr {name} --help' for more information")
+        text = f"knarr: unknown command: knarr {name} {argv[0]}\n\nUsage:  knarr {name}\n\n"
+        raise Failure(text + f"Run 'knarr {name} --help' for more information")
     _list_plain_commands()
     code = _run(name, argv)
     return code if argv else 0  # a group alone asks for its help, which is no error

@@ -26,11 +26,11 @@ def _upload(client: Client, path: str, source: int) -> "object":
     return response.check()
 
 
-def _open(path: str, what: str) -> int:
+def _open(path: str) -> int:
     try:
         return posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError as error:
-        raise Failure(f"{what}: open {path}: {(error.strerror or '').lower()}" if what else f"open {path}: {(error.strerror or '').lower()}") from None
+        raise Failure(f"open {path}: {(error.strerror or '').lower()}") from None
 
 
 def load(client: Client, name: str, argv: "list[str]") -> int:
@@ -40,7 +40,7 @@ def load(client: Client, name: str, argv: "list[str]") -> int:
 
     given, _ = parse(LOAD, argv)
     if given.get("input"):
-        source = _open(given["input"], "")
+        source = _open(given["input"])
     elif is_terminal(0):
         raise Failure("requested load from stdin, but stdin is empty")
     else:
@@ -59,13 +59,14 @@ def import_(client: Client, name: str, argv: "list[str]") -> int:
     source = arguments[0]
     repository = arguments[1] if len(arguments) > 1 else ""
     remote = source.startswith(("http://", "https://"))
-    path = query("/images/create", fromSrc=source if remote else "-", message=given.get("message"), repo=repository, platform=given.get("platform"))
+    path = query("/images/create", fromSrc=source if remote else "-", message=given.get("message"), repo=repository,
+        platform=given.get("platform"))
     for change in given.get("change", ()):
         path += "&changes=" + quote(change)
     if remote:
         response = client.open("POST", path)
     else:
-        response = _upload(client, path, 0 if source == "-" else _open(source, ""))  # type: ignore[assignment]
+        response = _upload(client, path, 0 if source == "-" else _open(source))  # type: ignore[assignment]
     if response.headers.get("content-type", "").startswith("text/plain"):
         output(loads(response.read())["status"] + "\n")  # type: ignore[index]
         return 0

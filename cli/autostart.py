@@ -21,7 +21,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
 def start_daemon(host: Host) -> "object":
     """A socket connected to the daemon on the default host, which is started if nobody else is doing that. Raises Unreachable."""
     if posix.geteuid() != 0:
-        raise Unreachable(f"Cannot connect to the Knarr daemon at {host.url}. Is the daemon running? (only root can start one: 'sudo knarr daemon')")
+        hint = "only root can start one: 'sudo knarr daemon'"
+        raise Unreachable(f"Cannot connect to the Knarr daemon at {host.url}. Is the daemon running? ({hint})")
     import fcntl
 
     try:
@@ -89,7 +90,8 @@ def command() -> "list[str]":
     if program.endswith("/knarr") and posix.access(program, posix.X_OK):
         return [program, *arguments]
     root = __file__.rpartition("/cli/")[0]
-    start = f"import sys; sys.path.insert(0, {root!r}); sys.knarr_site = {getattr(sys, 'knarr_site', '')!r}; from cli.main import main; main()"
+    site = getattr(sys, "knarr_site", "")
+    start = f"import sys; sys.path.insert(0, {root!r}); sys.knarr_site = {site!r}; from cli.main import main; main()"
     return [sys.executable, "-c", start, *arguments]
 
 
@@ -106,4 +108,5 @@ def _check(child: int, host: Host) -> None:
     with open(LOG, errors="replace") as file:
         lines = file.read()[-4000:].strip().splitlines()[-5:]
     text = "\n".join("  " + line for line in lines)
-    raise Unreachable(f"the Knarr daemon could not be started (exit status {posix.waitstatus_to_exitcode(status)}); its last words in {LOG}:\n{text}")
+    code = posix.waitstatus_to_exitcode(status)
+    raise Unreachable(f"the Knarr daemon could not be started (exit status {code}); its last words in {LOG}:\n{text}")

@@ -55,7 +55,8 @@ def quote(text: str, safe: frozenset = _SAFE) -> str:
 
 def query(path: str, /, **fields: "str | int | bool | None") -> str:
     """`path?key=value&…`; None and "" are left out, True is 1, False is 0."""
-    parts = [f"{key}={quote(str(int(value) if isinstance(value, bool) else value))}" for key, value in fields.items() if value not in (None, "")]
+    parts = [f"{key}={quote(str(int(value) if isinstance(value, bool) else value))}" for key,
+        value in fields.items() if value not in (None, "")]
     return path + "?" + "&".join(parts) if parts else path
 
 
@@ -272,7 +273,8 @@ class Client:
     def _unreachable(self, error: OSError) -> Unreachable:
         url = self.host.url
         if error.errno == errno.EACCES:
-            return Unreachable(f"permission denied while trying to connect to the Knarr daemon socket at {url}: be root or join the socket's group")
+            hint = "be root or join the socket's group"
+            return Unreachable(f"permission denied while trying to connect to the Knarr daemon socket at {url}: {hint}")
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
             return Unreachable(f"Cannot connect to the Knarr daemon at {url}. Is the daemon running? (start one with 'knarr daemon')")
         return Unreachable(f"Cannot connect to the Knarr daemon at {url}: {error.strerror or error}")
@@ -284,7 +286,8 @@ class Client:
         """Only send; `connection.response()` follows."""
         connection.request(method, self.path(path), body, headers)
 
-    def open(self, method: str, path: str, body: "object | None" = None, connection: "Connection | None" = None, headers: str = "") -> Response:
+    def open(self, method: str, path: str, body: "object | None" = None, connection: "Connection | None" = None,
+        headers: str = "") -> Response:
         """Send and read the response's head, on a connection of its own unless one is given. Raises DaemonError."""
         connection = connection or self.connect()
         self.send(connection, method, path, body, headers)

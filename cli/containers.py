@@ -6,13 +6,15 @@ from cli.flags import Command, parse
 from cli.streams import output
 
 LS = Command("ps", "[OPTIONS]", {
-    "all": "bool", "filter": "filter", "format": "string", "last": "int", "latest": "bool", "no-trunc": "bool", "quiet": "bool", "size": "bool",
+    "all": "bool", "filter": "filter", "format": "string", "last": "int", "latest": "bool", "no-trunc": "bool", "quiet": "bool",
+    "size": "bool",
 }, {"a": "all", "f": "filter", "n": "last", "l": "latest", "q": "quiet", "s": "size"}, 0, 0)
 STOP = Command("stop", "[OPTIONS] CONTAINER [CONTAINER...]", {"signal": "string", "timeout": "int"}, {"s": "signal", "t": "timeout"}, 1,
                hidden={"time": "timeout"})
 RESTART = Command("restart", STOP.usage, STOP.flags, STOP.shorts, 1, hidden=STOP.hidden)
 KILL = Command("kill", "[OPTIONS] CONTAINER [CONTAINER...]", {"signal": "string"}, {"s": "signal"}, 1)
-RM = Command("rm", "[OPTIONS] CONTAINER [CONTAINER...]", {"force": "bool", "link": "bool", "volumes": "bool"}, {"f": "force", "l": "link", "v": "volumes"}, 1)
+RM = Command("rm", "[OPTIONS] CONTAINER [CONTAINER...]", {"force": "bool", "link": "bool", "volumes": "bool"},
+             {"f": "force", "l": "link", "v": "volumes"}, 1)
 RENAME = Command("rename", "CONTAINER NEW_NAME", {}, {}, 2, 2)
 TOP = Command("top", "CONTAINER [ps OPTIONS]", {}, {}, 1, interspersed=False)
 WAIT = Command("wait", "CONTAINER [CONTAINER...]", {}, {}, 1)
@@ -126,7 +128,8 @@ def ls(client: Client, name: str, argv: "list[str]") -> int:
     last = 1 if given.get("latest") else given.get("last", -1)
     template = given.get("format", "")
     size = given.get("size") or ".Size" in template
-    path = query("/containers/json", all=given.get("all") or None, limit=last if last > 0 else None, size=size or None, filters=filters(given))
+    path = query("/containers/json", all=given.get("all") or None, limit=last if last > 0 else None, size=size or None,
+        filters=filters(given))
     rows = client.get(path)
     view = View(given.get("no-trunc", False))
     default = (*Container.default, "Size") if given.get("size") else None

@@ -9,43 +9,45 @@ from posix import getcwd
 from cli.client import Failure
 
 FLAGS = {
-    "add-host": "list:host", "annotation": "map", "attach": "list:stream", "blkio-weight": "uint16", "blkio-weight-device": "list:weight", "cap-add": "list",
-    "cap-drop": "list", "cgroup-parent": "string", "cgroupns": "string", "cidfile": "string", "cpu-count": "int64", "cpu-percent": "int64",
-    "cpu-period": "int64", "cpu-quota": "int64", "cpu-rt-period": "int64", "cpu-rt-runtime": "int64", "cpu-shares": "int64", "cpus": "decimal",
-    "cpuset-cpus": "string", "cpuset-mems": "string", "device": "list", "device-cgroup-rule": "list:rule", "device-read-bps": "list:bps",
-    "device-read-iops": "list:iops", "device-write-bps": "list:bps", "device-write-iops": "list:iops", "disable-content-trust": "bool", "dns": "list:ip",
-    "dns-option": "list", "dns-search": "list:search", "domainname": "string", "entrypoint": "string", "env": "list:env", "env-file": "list",
-    "expose": "list", "gpus": "gpu-request", "group-add": "list", "health-cmd": "string", "health-interval": "duration", "health-retries": "int",
+    "add-host": "list:host", "annotation": "map", "attach": "list:stream", "blkio-weight": "uint16", "blkio-weight-device": "list:weight",
+    "cap-add": "list", "cap-drop": "list", "cgroup-parent": "string", "cgroupns": "string", "cidfile": "string", "cpu-count": "int64",
+    "cpu-percent": "int64", "cpu-period": "int64", "cpu-quota": "int64", "cpu-rt-period": "int64", "cpu-rt-runtime": "int64",
+    "cpu-shares": "int64", "cpus": "decimal", "cpuset-cpus": "string", "cpuset-mems": "string", "device": "list",
+    "device-cgroup-rule": "list:rule", "device-read-bps": "list:bps", "device-read-iops": "list:iops", "device-write-bps": "list:bps",
+    "device-write-iops": "list:iops", "disable-content-trust": "bool", "dns": "list:ip", "dns-option": "list", "dns-search": "list:search",
+    "domainname": "string", "entrypoint": "string", "env": "list:env", "env-file": "list", "expose": "list", "gpus": "gpu-request",
+    "group-add": "list", "health-cmd": "string", "health-interval": "duration", "health-retries": "int",
     "health-start-interval": "duration", "health-start-period": "duration", "health-timeout": "duration", "hostname": "string",
-    "init": "bool", "interactive": "bool", "io-maxbandwidth": "bytes", "io-maxiops": "uint64", "ip": "string", "ip6": "string", "ipc": "string",
-    "isolation": "string", "kernel-memory": "bytes", "label": "list:label", "label-file": "list", "link": "list:link", "link-local-ip": "list:ip",
-    "log-driver": "string", "log-opt": "list", "mac-address": "string", "memory": "bytes", "memory-reservation": "bytes", "memory-swap": "bytes:swap",
-    "memory-swappiness": "int64", "mount": "mount", "name": "string", "network": "network", "network-alias": "list", "no-healthcheck": "bool",
-    "oom-kill-disable": "bool", "oom-score-adj": "int", "pid": "string", "pids-limit": "int64", "platform": "string", "privileged": "bool",
-    "publish": "list", "publish-all": "bool", "pull": "string", "quiet": "bool", "read-only": "bool", "restart": "string", "rm": "bool",
-    "runtime": "string", "security-opt": "list", "shm-size": "bytes", "stop-signal": "string", "stop-timeout": "int", "storage-opt": "list",
-    "sysctl": "map:sysctl", "tmpfs": "list", "tty": "bool", "ulimit": "ulimit", "use-api-socket": "bool", "user": "string", "userns": "string",
-    "uts": "string", "volume": "list", "volume-driver": "string", "volumes-from": "list", "workdir": "string",
+    "init": "bool", "interactive": "bool", "io-maxbandwidth": "bytes", "io-maxiops": "uint64", "ip": "string", "ip6": "string",
+    "ipc": "string", "isolation": "string", "kernel-memory": "bytes", "label": "list:label", "label-file": "list", "link": "list:link",
+    "link-local-ip": "list:ip", "log-driver": "string", "log-opt": "list", "mac-address": "string", "memory": "bytes",
+    "memory-reservation": "bytes", "memory-swap": "bytes:swap", "memory-swappiness": "int64", "mount": "mount", "name": "string",
+    "network": "network", "network-alias": "list", "no-healthcheck": "bool", "oom-kill-disable": "bool", "oom-score-adj": "int",
+    "pid": "string", "pids-limit": "int64", "platform": "string", "privileged": "bool", "publish": "list", "publish-all": "bool",
+    "pull": "string", "quiet": "bool", "read-only": "bool", "restart": "string", "rm": "bool", "runtime": "string", "security-opt": "list",
+    "shm-size": "bytes", "stop-signal": "string", "stop-timeout": "int", "storage-opt": "list", "sysctl": "map:sysctl", "tmpfs": "list",
+    "tty": "bool", "ulimit": "ulimit", "use-api-socket": "bool", "user": "string", "userns": "string", "uts": "string", "volume": "list",
+    "volume-driver": "string", "volumes-from": "list", "workdir": "string",
 }
 SHORTS = {
-    "a": "attach", "c": "cpu-shares", "e": "env", "h": "hostname", "i": "interactive", "l": "label", "m": "memory", "P": "publish-all", "p": "publish",
-    "q": "quiet", "t": "tty", "u": "user", "v": "volume", "w": "workdir",
+    "a": "attach", "c": "cpu-shares", "e": "env", "h": "hostname", "i": "interactive", "l": "label", "m": "memory", "P": "publish-all",
+    "p": "publish", "q": "quiet", "t": "tty", "u": "user", "v": "volume", "w": "workdir",
 }
 HIDDEN = {"net": "network", "net-alias": "network-alias", "dns-opt": "dns-option"}
 
 # flag → field of HostConfig, where the value goes over as it is
 _HOST = {
-    "blkio-weight": "BlkioWeight", "blkio-weight-device": "BlkioWeightDevice", "cgroup-parent": "CgroupParent",
-    "cgroupns": "CgroupnsMode", "cidfile": "ContainerIDFile", "cpu-period": "CpuPeriod",
-    "cpu-quota": "CpuQuota", "cpu-rt-period": "CpuRealtimePeriod", "cpu-rt-runtime": "CpuRealtimeRuntime", "cpu-shares": "CpuShares", "cpus": "NanoCpus",
-    "cpuset-cpus": "CpusetCpus", "cpuset-mems": "CpusetMems", "device-cgroup-rule": "DeviceCgroupRules", "device-read-bps": "BlkioDeviceReadBps",
-    "device-read-iops": "BlkioDeviceReadIOps", "device-write-bps": "BlkioDeviceWriteBps", "device-write-iops": "BlkioDeviceWriteIOps", "dns": "Dns",
-    "dns-option": "DnsOptions", "dns-search": "DnsSearch", "add-host": "ExtraHosts", "group-add": "GroupAdd", "init": "Init",
-    "ipc": "IpcMode", "isolation": "Isolation", "link": "Links", "memory": "Memory",
-    "memory-reservation": "MemoryReservation", "memory-swap": "MemorySwap", "memory-swappiness": "MemorySwappiness",
-    "mount": "Mounts", "oom-kill-disable": "OomKillDisable", "oom-score-adj": "OomScoreAdj", "pid": "PidMode", "pids-limit": "PidsLimit",
-    "privileged": "Privileged", "publish-all": "PublishAllPorts", "read-only": "ReadonlyRootfs", "rm": "AutoRemove", "runtime": "Runtime",
-    "shm-size": "ShmSize", "userns": "UsernsMode", "uts": "UTSMode", "volume-driver": "VolumeDriver", "volumes-from": "VolumesFrom",
+    "blkio-weight": "BlkioWeight", "blkio-weight-device": "BlkioWeightDevice", "cgroup-parent": "CgroupParent", "cgroupns": "CgroupnsMode",
+    "cidfile": "ContainerIDFile", "cpu-period": "CpuPeriod", "cpu-quota": "CpuQuota", "cpu-rt-period": "CpuRealtimePeriod",
+    "cpu-rt-runtime": "CpuRealtimeRuntime", "cpu-shares": "CpuShares", "cpus": "NanoCpus", "cpuset-cpus": "CpusetCpus",
+    "cpuset-mems": "CpusetMems", "device-cgroup-rule": "DeviceCgroupRules", "device-read-bps": "BlkioDeviceReadBps",
+    "device-read-iops": "BlkioDeviceReadIOps", "device-write-bps": "BlkioDeviceWriteBps", "device-write-iops": "BlkioDeviceWriteIOps",
+    "dns": "Dns", "dns-option": "DnsOptions", "dns-search": "DnsSearch", "add-host": "ExtraHosts", "group-add": "GroupAdd", "init": "Init",
+    "ipc": "IpcMode", "isolation": "Isolation", "link": "Links", "memory": "Memory", "memory-reservation": "MemoryReservation",
+    "memory-swap": "MemorySwap", "memory-swappiness": "MemorySwappiness", "mount": "Mounts", "oom-kill-disable": "OomKillDisable",
+    "oom-score-adj": "OomScoreAdj", "pid": "PidMode", "pids-limit": "PidsLimit", "privileged": "Privileged",
+    "publish-all": "PublishAllPorts", "read-only": "ReadonlyRootfs", "rm": "AutoRemove", "runtime": "Runtime", "shm-size": "ShmSize",
+    "userns": "UsernsMode", "uts": "UTSMode", "volume-driver": "VolumeDriver", "volumes-from": "VolumesFrom",
 }
 # flag → field of the portable Config
 _CONFIG = {
@@ -109,7 +111,7 @@ def file_lines(path: str, empty: "object | None") -> "list[str]":
         line = line.rstrip("\r").lstrip()
         if not line or line[0] == "#":
             continue
-        name, equals, value = line.partition("=")
+        name, equals, _ = line.partition("=")
         if not name:
             raise Failure(f"invalid env file ({path}): no variable name on line '{line}'", 125)
         if any(char.isspace() for char in name):

@@ -172,13 +172,13 @@ def _json(value: object) -> str:
 
 
 FUNCTIONS: "dict[str, object]" = {
-    "json": _json, "split": lambda text, separator: text.split(separator) if separator else list(text), "join": join,
-    "title": title, "lower": lambda text: text.lower(), "upper": lambda text: text.upper(), "pad": pad, "truncate": lambda text, size: text[:size],
-    "println": lambda *values: " ".join(go_string(value) for value in values) + "\n", "print": lambda *values: _print(values), "printf": printf,
-    "eq": equal, "ne": lambda first, second: not equal(first, second), "lt": less, "le": lambda a, b: not less(b, a), "gt": lambda a, b: less(b, a),
-    "ge": lambda a, b: not less(a, b), "not": lambda value: not truth(value), "index": index, "len": length,
-    "slice": lambda value, *ends: value[(ends[0] if ends else 0):(ends[1] if len(ends) > 1 else None)], "html": lambda value: _html(go_string(value)),
-    "urlquery": lambda value: _query(go_string(value)),
+    "json": _json, "split": lambda text, separator: text.split(separator) if separator else list(text), "join": join, "title": title,
+    "lower": lambda text: text.lower(), "upper": lambda text: text.upper(), "pad": pad, "truncate": lambda text, size: text[:size],
+    "println": lambda *values: " ".join(go_string(value) for value in values) + "\n", "print": lambda *values: _print(values),
+    "printf": printf, "eq": equal, "ne": lambda first, second: not equal(first, second), "lt": less, "le": lambda a, b: not less(b, a),
+    "gt": lambda a, b: less(b, a), "ge": lambda a, b: not less(a, b), "not": lambda value: not truth(value), "index": index, "len": length,
+    "slice": lambda value, *ends: value[(ends[0] if ends else 0):(ends[1] if len(ends) > 1 else None)],
+    "html": lambda value: _html(go_string(value)), "urlquery": lambda value: _query(go_string(value)),
 }
 _TEXT_FIRST = ("lower", "upper", "title", "split", "truncate", "pad")
 
@@ -296,14 +296,16 @@ class Template:
             return value(*[self._operand(node, dot, variables) for node in operands[1:]], *final)
         if len(operands) > 1 or final:
             name = first[3] if first[0] in ("field", "variable") else go_string(value)
-            raise self._error(first[2] if len(first) > 2 and isinstance(first[2], int) else 0, str(name), f"{name} is not a method but has arguments")
+            raise self._error(first[2] if len(first) > 2 and isinstance(first[2], int) else 0, str(name),
+                f"{name} is not a method but has arguments")
         return value
 
     def _call(self, node: tuple, operands: list, final: tuple, dot: object, variables: dict, source: str) -> object:
         _, name, pos = node
         if name in ("and", "or"):
             value: object = None
-            for operand in [lambda one=one: self._operand(one, dot, variables) for one in operands] + [lambda one=one: one for one in final]:
+            for operand in [lambda one=one: self._operand(one, dot,
+                variables) for one in operands] + [lambda one=one: one for one in final]:
                 value = operand()
                 if truth(value) == (name == "or"):
                     break

@@ -5,7 +5,8 @@ from cli.containers import filters
 from cli.flags import Command, parse
 from cli.streams import output
 
-EVENTS = Command("events", "[OPTIONS]", {"filter": "filter", "format": "string", "since": "string", "until": "string"}, {"f": "filter"}, 0, 0)
+EVENTS = Command("events", "[OPTIONS]", {"filter": "filter", "format": "string", "since": "string", "until": "string"}, {"f": "filter"}, 0,
+    0)
 
 
 def events(client: Client, name: str, argv: "list[str]") -> int:

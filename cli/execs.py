@@ -5,7 +5,8 @@ from cli.codec import loads
 from cli.flags import Command, parse
 
 EXEC = Command("exec", "[OPTIONS] CONTAINER COMMAND [ARG...]", {
-    "detach": "bool", "detach-keys": "string", "env": "list:env", "env-file": "list", "interactive": "bool", "privileged": "bool", "tty": "bool",
+    "detach": "bool", "detach-keys": "string", "env": "list:env", "env-file": "list", "interactive": "bool", "privileged": "bool",
+    "tty": "bool",
     "user": "string", "workdir": "string",
 }, {"d": "detach", "e": "env", "i": "interactive", "t": "tty", "u": "user", "w": "workdir"}, 2, interspersed=False)
 
@@ -36,7 +37,8 @@ def exec_(client: Client, name: str, argv: "list[str]") -> int:
 
 def _request(given: dict, command: "list[str]", stdin: bool) -> dict:
     request: dict = {"Cmd": command}
-    for flag, field in (("user", "User"), ("privileged", "Privileged"), ("tty", "Tty"), ("workdir", "WorkingDir"), ("detach-keys", "DetachKeys")):
+    for flag, field in (("user", "User"), ("privileged", "Privileged"), ("tty", "Tty"), ("workdir", "WorkingDir"), ("detach-keys",
+        "DetachKeys")):
         if given.get(flag):
             request[field] = given[flag]
     if "env" in given or "env-file" in given:

@@ -6,9 +6,9 @@ from cli.streams import output
 from cli.terminal import is_terminal, size
 
 _ALIASES = {
-    "ps": ("container ls", "container list", "container ps"), "images": ("image ls", "image list"), "rm": ("container rm", "container remove"),
-    "rmi": ("image rm", "image remove"), "events": ("system events",), "info": ("system info",), "history": ("image history",), "tag": ("image tag",),
-    "load": ("image load",), "import": ("image import",),
+    "ps": ("container ls", "container list", "container ps"), "images": ("image ls", "image list"),
+    "rm": ("container rm", "container remove"), "rmi": ("image rm", "image remove"), "events": ("system events",), "info": ("system info",),
+    "history": ("image history",), "tag": ("image tag",), "load": ("image load",), "import": ("image import",),
 }
 _CONTAINER_ALIASES = ("attach", "create", "exec", "kill", "logs", "rename", "restart", "run", "start", "stop", "top", "wait")
 

@@ -9,7 +9,8 @@ from cli.streams import output
 LS = Command("images", "[OPTIONS] [REPOSITORY[:TAG]]", {
     "all": "bool", "digests": "bool", "filter": "filter", "format": "string", "no-trunc": "bool", "quiet": "bool", "tree": "bool",
 }, {"a": "all", "f": "filter", "q": "quiet"}, 0, 1)
-HISTORY = Command("history", "[OPTIONS] IMAGE", {"format": "string", "human": "bool", "no-trunc": "bool", "platform": "string", "quiet": "bool"},
+HISTORY = Command("history", "[OPTIONS] IMAGE", {"format": "string", "human": "bool", "no-trunc": "bool", "platform": "string",
+    "quiet": "bool"},
                   {"H": "human", "q": "quiet"}, 1, 1)
 RM = Command("rmi", "[OPTIONS] IMAGE [IMAGE...]", {"force": "bool", "no-prune": "bool", "platform": "strings"}, {"f": "force"}, 1)
 TAG = Command("tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", {}, {}, 2, 2)
@@ -35,7 +36,8 @@ def ls(client: Client, name: str, argv: "list[str]") -> int:
     form = given.get("format", "")
     digests = given.get("digests", False) or "{{.Digest}}" in form
     view = View(given.get("no-trunc", False))
-    rows = [Image(row, view) for summary in summaries for row in lines(summary, digests, given.get("digests", False))]  # type: ignore[attr-defined]
+    rows = [Image(row, view) for summary in summaries for row in lines(summary, digests, given.get("digests",
+        False))]  # type: ignore[attr-defined]
     default = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size") if given.get("digests") else None
     show(Image, rows, form, given.get("quiet", False), default)
     return 0
@@ -72,7 +74,8 @@ def history(client: Client, name: str, argv: "list[str]") -> int:
     human = given.get("human", True)
     entries = client.get(query(image_path(image) + "/history", platform=platform(given)))
     view = View(given.get("no-trunc", False), human)
-    show(History, [History(entry, view) for entry in entries], given.get("format", ""), given.get("quiet", False),  # type: ignore[attr-defined]
+    show(History, [History(entry, view) for entry in entries], given.get("format", ""), given.get("quiet", False),
+         # type: ignore[attr-defined]
          None if human else History.plain_default)
     return 0
 
@@ -85,7 +88,8 @@ def platform(given: dict) -> str:
     from cli.codec import dumps
 
     parts = text.split("/")
-    return dumps(dict(zip(("os", "architecture", "variant"), parts, strict=False)) if len(parts) > 1 else {"os": "linux", "architecture": text})
+    return dumps(dict(zip(("os", "architecture", "variant"), parts, strict=False)) if len(parts) > 1 else {"os": "linux",
+        "architecture": text})
 
 
 def rm(client: Client, name: str, argv: "list[str]") -> int:

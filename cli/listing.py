@@ -95,5 +95,6 @@ def _templated(kind: "type[Row]", rows: "list[Row]", form: str) -> None:
             lines.insert(0, template.run(Header(kind)))  # type: ignore[attr-defined]
             template.functions = saved  # type: ignore[attr-defined]
     except TemplateError as error:
-        raise Failure(("template parsing error: " if kind.type.startswith("*image.") else "failed to execute template: ") + error.text) from None
+        words = "template parsing error: " if kind.type.startswith("*image.") else "failed to execute template: "
+        raise Failure(words + error.text) from None
     output(columns(lines) if table else "".join(line + "\n" for line in lines))

@@ -10,13 +10,15 @@ VERSION = "0.1.0"
 
 CONTAINER = {
     "attach": ("attach", "attach"), "create": ("run", "create"), "exec": ("execs", "exec_"), "inspect": ("inspect", "inspect_containers"),
-    "kill": ("containers", "kill"), "logs": ("logs", "logs"), "list": ("containers", "ls"), "ls": ("containers", "ls"), "ps": ("containers", "ls"),
-    "remove": ("containers", "rm"), "rename": ("containers", "rename"), "restart": ("containers", "restart"), "rm": ("containers", "rm"),
-    "run": ("run", "run"), "start": ("run", "start"), "stop": ("containers", "stop"), "top": ("containers", "top"), "wait": ("containers", "wait"),
+    "kill": ("containers", "kill"), "logs": ("logs", "logs"), "list": ("containers", "ls"), "ls": ("containers", "ls"),
+    "ps": ("containers", "ls"), "remove": ("containers", "rm"), "rename": ("containers", "rename"), "restart": ("containers", "restart"),
+    "rm": ("containers", "rm"), "run": ("run", "run"), "start": ("run", "start"), "stop": ("containers", "stop"),
+    "top": ("containers", "top"), "wait": ("containers", "wait"),
 }
 IMAGE = {
-    "from-host": ("apps", "image_from_host"), "history": ("images", "history"), "import": ("archives", "import_"), "inspect": ("inspect", "inspect_images"),
-    "list": ("images", "ls"), "load": ("archives", "load"), "ls": ("images", "ls"), "remove": ("images", "rm"), "rm": ("images", "rm"), "tag": ("images", "tag"),
+    "from-host": ("apps", "image_from_host"), "history": ("images", "history"), "import": ("archives", "import_"),
+    "inspect": ("inspect", "inspect_images"), "list": ("images", "ls"), "load": ("archives", "load"), "ls": ("images", "ls"),
+    "remove": ("images", "rm"), "rm": ("images", "rm"), "tag": ("images", "tag"),
 }
 SYSTEM = {"events": ("events", "events"), "info": ("system", "info")}
 GROUPS = {"container": CONTAINER, "image": IMAGE, "system": SYSTEM}

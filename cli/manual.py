@@ -1,4 +1,5 @@
 """What `--help` says: summaries, flags by group, examples. Data only; `cli/help.py` lays it out."""
+# ruff: noqa: E501
 
 SUMMARIES = {
     "attach": "Join your terminal to a running container",

@@ -13,7 +13,8 @@ from cli.streams import output, write_all
 RUN = Command("run", "[OPTIONS] IMAGE [COMMAND] [ARG...]",
               creation.FLAGS | {"detach": "bool", "detach-keys": "string", "sig-proxy": "bool", "trace": "bool"},
               creation.SHORTS | {"d": "detach"}, 1, interspersed=False, hidden=creation.HIDDEN)
-CREATE = Command("create", "[OPTIONS] IMAGE [COMMAND] [ARG...]", creation.FLAGS, creation.SHORTS, 1, interspersed=False, hidden=creation.HIDDEN)
+CREATE = Command("create", "[OPTIONS] IMAGE [COMMAND] [ARG...]", creation.FLAGS, creation.SHORTS, 1, interspersed=False,
+    hidden=creation.HIDDEN)
 START = Command("start", "[OPTIONS] CONTAINER [CONTAINER...]", {
     "attach": "bool", "checkpoint": "string", "checkpoint-dir": "string", "detach-keys": "string", "interactive": "bool",
 }, {"a": "attach", "i": "interactive"}, 1)
@@ -123,7 +124,8 @@ def pull(client: Client, image: str, given: dict) -> None:
     from cli.references import split_tag
 
     name, tag = split_tag(image)
-    response = client.open("POST", query("/images/create", fromImage=name, tag=tag, platform=given.get("platform")), headers="Content-Type: text/plain\r\n")
+    response = client.open("POST", query("/images/create", fromImage=name, tag=tag, platform=given.get("platform")),
+        headers="Content-Type: text/plain\r\n")
     show(response.values(), 2, quiet=given.get("quiet", False))
 
 
@@ -293,7 +295,8 @@ def _start_attached(client: Client, given: dict, ref: str) -> int:
 
         if not is_terminal(0):
             raise Failure("the input device is not a TTY")
-    stream = client.hijack(query(f"/containers/{identity}/attach", detachKeys=keys, stream=True, stdin=stdin or None, stdout=True, stderr=True)).connection
+    stream = client.hijack(query(f"/containers/{identity}/attach", detachKeys=keys, stream=True, stdin=stdin or None, stdout=True,
+        stderr=True)).connection
     removed = details["HostConfig"].get("AutoRemove")  # type: ignore[index]
     waiting = client.open("POST", f"/containers/{identity}/wait?condition=" + ("removed" if removed else "next-exit"))
     if not tty:

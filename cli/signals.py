@@ -10,8 +10,10 @@ from cli.client import Client, Failure, query
 from cli.terminal import size
 
 # moby/sys/signal's names differ from the kernel's only in what is left out here: the real-time signals, which go by number
-NAMES = {name: getattr(_signal, name) for name in dir(_signal) if name.startswith("SIG") and name[3] != "_" and name not in ("SIGRTMIN", "SIGRTMAX")}
-# KILL and STOP cannot be caught; CHLD and PIPE are about the client itself; URG is what Go's runtime keeps for itself; errors of the program are its own
+NAMES = {name: getattr(_signal, name) for name in dir(_signal) if name.startswith("SIG") and name[3] != "_" and name not in ("SIGRTMIN",
+    "SIGRTMAX")}
+# KILL and STOP cannot be caught; CHLD and PIPE are about the client itself; URG is what Go's runtime keeps for itself; errors of the
+# program are its own
 NOT_FORWARDED = ("SIGKILL", "SIGSTOP", "SIGCHLD", "SIGCLD", "SIGPIPE", "SIGURG", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE")
 
 

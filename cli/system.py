@@ -11,7 +11,8 @@ from cli.streams import output
 
 VERSION_COMMAND = Command("version", "[OPTIONS]", {"format": "string"}, {"f": "format"}, 0, 0)
 INFO = Command("info", "[OPTIONS]", {"format": "string"}, {"f": "format"}, 0, 0)
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64", "ppc64le": "ppc64le", "s390x": "s390x"}
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64", "ppc64le": "ppc64le",
+    "s390x": "s390x"}
 
 
 def client_details(client: Client) -> dict:
@@ -72,7 +73,8 @@ def _component(name: str, details: dict) -> "list[str]":
     if name != "Engine":
         return [f"  {key + ':':<17} {details[key]}" for key in sorted(details)]
     shown = (("API version", f"{details.get('ApiVersion', '')} (minimum version {details.get('MinAPIVersion', '')})"),
-             ("Python version" if "PythonVersion" in details else "Go version", details.get("PythonVersion") or details.get("GoVersion", "")),
+             ("Python version" if "PythonVersion" in details else "Go version", details.get("PythonVersion") or details.get("GoVersion",
+                 "")),
              ("Git commit", details.get("GitCommit", "")), ("Built", _built(details.get("BuildTime", ""))),
              ("OS/Arch", f"{details.get('Os', '')}/{details.get('Arch', '')}"), ("Experimental", details.get("Experimental", "false")))
     return [f"  {label + ':':<17} {value}" for label, value in shown if value != ""]
@@ -99,7 +101,8 @@ def info(client: Client, name: str, argv: "list[str]") -> int:
     if given.get("format"):
         output(_formatted(given["format"], server | {"ClientInfo": details}) + "\n")  # type: ignore[operator]
     else:
-        output(f"Client:\n Version:    {VERSION}\n Context:    default\n Debug Mode: false\n\nServer:\n" + (_info_text(server) if server else ""))
+        head = f"Client:\n Version:    {VERSION}\n Context:    default\n Debug Mode: false\n\nServer:\n"
+        output(head + (_info_text(server) if server else ""))
         for warning in server.get("Warnings") or ():  # type: ignore[attr-defined]
             sys.stderr.write(warning + "\n")
     if failure is not None:
@@ -119,7 +122,8 @@ def _info_text(info: dict) -> str:
     if info.get("CgroupVersion"):
         lines.append(f"Cgroup Version: {info['CgroupVersion']}")
     plugins = info.get("Plugins") or {}
-    lines += ["Plugins:", *(f" {key}: {' '.join(plugins[key])}" for key in ("Volume", "Network", "Authorization", "Log") if plugins.get(key))]
+    lines += ["Plugins:", *(f" {key}: {' '.join(plugins[key])}" for key in ("Volume", "Network", "Authorization",
+        "Log") if plugins.get(key))]
     if info.get("CDISpecDirs"):
         lines += ["CDI spec directories:", *(f" {folder}" for folder in info["CDISpecDirs"])]
     if info.get("Swarm"):
@@ -127,7 +131,8 @@ def _info_text(info: dict) -> str:
     lines += _runtime_lines(info)
     lines += [
         f"Kernel Version: {info['KernelVersion']}", f"Operating System: {info['OperatingSystem']}", f"OSType: {info['OSType']}",
-        f"Architecture: {info['Architecture']}", f"CPUs: {info['NCPU']}", f"Total Memory: {binary_size(info['MemTotal'])}", f"Name: {info['Name']}",
+        f"Architecture: {info['Architecture']}", f"CPUs: {info['NCPU']}", f"Total Memory: {binary_size(info['MemTotal'])}",
+        f"Name: {info['Name']}",
         f"ID: {info['ID']}", f"Docker Root Dir: {info['DockerRootDir']}", f"Debug Mode: {str(info.get('Debug', False)).lower()}",
     ]
     if info.get("Labels"):
@@ -147,7 +152,8 @@ def _runtime_lines(info: dict) -> "list[str]":
     if info.get("Runtimes"):
         lines += ["Runtimes: " + " ".join(info["Runtimes"]), f"Default Runtime: {info.get('DefaultRuntime', '')}"]
     for label, value in (("Init Binary", info.get("InitBinary")), ("containerd version", (info.get("ContainerdCommit") or {}).get("ID")),
-                         ("runc version", (info.get("RuncCommit") or {}).get("ID")), ("init version", (info.get("InitCommit") or {}).get("ID"))):
+                         ("runc version", (info.get("RuncCommit") or {}).get("ID")), ("init version",
+                             (info.get("InitCommit") or {}).get("ID"))):
         if value:
             lines.append(f"{label}: {value}")
     if info.get("SecurityOptions"):

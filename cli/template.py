@@ -118,11 +118,8 @@ def _action(text: str, at: int) -> "tuple[list[Token], int, bool]":
             tokens.append(Token("keyword" if word in KEYWORDS else "word", word, at))
             at = end
         else:
-            raise _error(text, at, f"unexpected {_go_quote(char)} in command" if char in "{}[]" else f"unrecognized character in action: U+{ord(char):04X} '{char}'")
-
-
-def _go_quote(char: str) -> str:
-    return f'"{char}"'
+            unrecognized = f"unrecognized character in action: U+{ord(char):04X} '{char}'"
+            raise _error(text, at, f'unexpected "{char}" in command' if char in "{}[]" else unrecognized)
 
 
 def _number(text: str, at: int, tokens: "list[Token]") -> int:

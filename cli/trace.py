@@ -14,11 +14,13 @@ def show(steps: "object") -> None:
 
 def waterfall(steps: "list[dict]", width: int, colour: bool) -> str:
     """One line a step: name, begin, duration, bar. The longest steps stand out."""
+    from itertools import pairwise
+
     if len(steps) < 2:
         return "no trace: the daemon recorded no steps\n"
     begin = steps[0]["at"]
     total = max(steps[-1]["at"] - begin, 1)
-    spans = [(step["name"], step["at"] - begin, following["at"] - step["at"]) for step, following in zip(steps, steps[1:], strict=False)]
+    spans = [(step["name"], step["at"] - begin, following["at"] - step["at"]) for step, following in pairwise(steps)]
     names = min(max(len(name) for name, _, _ in spans), NAME_MOST)
     room = max(BAR_LEAST, min(BAR_MOST, width - names - 24))
     slow = sorted((span for _, _, span in spans), reverse=True)[min(2, len(spans) - 1)]

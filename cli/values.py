@@ -8,7 +8,8 @@ from cli.client import getenv
 _UNITS = {"b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _DURATIONS = {"ns": 1, "us": 1000, "µs": 1000, "μs": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _ULIMITS = frozenset((
-    "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
+    "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending",
+    "stack",
 ))
 
 
@@ -200,7 +201,8 @@ def link(text: str) -> str:
 def sysctl(text: str) -> str:
     name = text.partition("=")[0]
     known = name.startswith(("net.", "fs.mqueue.")) or name in (
-        "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced")
+        "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni",
+        "kernel.shm_rmid_forced")
     if "=" not in text or not known:
         raise ValueError(f"sysctl '{text}' is not allowed")
     return text
@@ -250,7 +252,8 @@ def throttle_bytes(text: str) -> dict:
         rate = -1
     result = _throttle(text, rate)
     if rate < 0:
-        raise ValueError(f"invalid rate for device: {text}. The correct format is <device-path>:<number>[<unit>]. Number must be a positive integer. Unit is optional and can be kb, mb, or gb")
+        form = "<device-path>:<number>[<unit>]. Number must be a positive integer. Unit is optional and can be kb, mb, or gb"
+        raise ValueError(f"invalid rate for device: {text}. The correct format is {form}")
     return result
 
 
@@ -258,7 +261,8 @@ def throttle_operations(text: str) -> dict:
     number = text.partition(":")[2]
     result = _throttle(text, int(number) if number.isdigit() else 0)
     if not number.isdigit():
-        raise ValueError(f"invalid rate for device: {text}. The correct format is <device-path>:<number>. Number must be a positive integer")
+        form = "<device-path>:<number>. Number must be a positive integer"
+        raise ValueError(f"invalid rate for device: {text}. The correct format is {form}")
     return result
 
 
@@ -266,7 +270,8 @@ def cgroup_rule(text: str) -> str:
     parts = text.split()
     major, _, minor = parts[1].partition(":") if len(parts) == 3 else ("", "", "")
     numbers = all(part == "*" or part.isdigit() for part in (major, minor))
-    if len(parts) != 3 or len(parts[0]) != 1 or parts[0] not in "abc" or not numbers or not set(parts[2]) <= set("rwm") or len(parts[2]) > 3:
+    modes = len(parts) == 3 and set(parts[2]) <= set("rwm") and len(parts[2]) <= 3
+    if not modes or parts[0] not in ("a", "b", "c") or not numbers:
         raise ValueError(f"invalid device cgroup format '{text}'")
     return text
 
@@ -353,10 +358,11 @@ def gpus(text: str) -> dict:
 
 
 CONVERTERS = {
-    "bool": boolean, "int": integer, "int64": integer, "uint16": lambda text: integer(text, 16, False), "uint64": lambda text: integer(text, 64, False),
-    "uint": lambda text: integer(text, 64, False), "bytes": size, "swap": swap, "duration": duration, "decimal": cpus, "list": str, "map": key_value,
-    "strings": strings, "filter": filter_, "env": environment, "label": label, "stream": stream, "host": extra_host, "ip": address, "search": dns_search,
-    "link": link, "sysctl": lambda text: key_value(sysctl(text)), "ulimit": ulimit, "weight": weight_device, "bps": throttle_bytes,
+    "bool": boolean, "int": integer, "int64": integer, "uint16": lambda text: integer(text, 16, False),
+    "uint64": lambda text: integer(text, 64, False), "uint": lambda text: integer(text, 64, False), "bytes": size, "swap": swap,
+    "duration": duration, "decimal": cpus, "list": str, "map": key_value, "strings": strings, "filter": filter_, "env": environment,
+    "label": label, "stream": stream, "host": extra_host, "ip": address, "search": dns_search, "link": link,
+    "sysctl": lambda text: key_value(sysctl(text)), "ulimit": ulimit, "weight": weight_device, "bps": throttle_bytes,
     "iops": throttle_operations, "rule": cgroup_rule, "mount": mount, "network": network, "gpu-request": gpus, "pair": key_value,
 }
 

@@ -199,6 +199,8 @@ static void mon_run(struct monitor *m, struct mon_connection *from, const struct
         mon_failed(m, from, what, report->error, report);
         return;
     }
+    if (report->terminal >= 0)
+        stdio_adopt(m, report->terminal);
     uint64_t launched = mon_now(CLOCK_MONOTONIC);
     const char *failure = mon_publish(m); /* while the process already runs: binding costs a tenth of a millisecond */
     if (failure) {

@@ -41,6 +41,14 @@ static int stdio_terminal(struct monitor *m, const struct mw_start *s, int their
     return 0;
 }
 
+/* The process has a terminal of its container's devpts instead. */
+static void stdio_adopt(struct monitor *m, int master)
+{
+    close(m->output[0]);
+    m->output[0] = m->input = master;
+    stdio_unblock(master);
+}
+
 /* Pipes for output, and no input; made before START, so that a start does not wait for it. 0 or -errno. */
 static int stdio_prepare(struct monitor *m)
 {

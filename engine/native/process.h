@@ -141,7 +141,7 @@ static int op_oom_score(struct child *c, struct plan_op *op) {
     return error;
 }
 
-/* arg: rows, columns. A terminal of the container's own devpts, so that its name is right inside; the master goes to the parent. In an exec
+/* arg: rows, columns (0: as the launch's own). A terminal of the container's own devpts, so that its name is right inside; the master goes to the parent. In an exec
  * the tree is the container's to change: nothing but the ptmx of a real devpts will do, and nothing in there can be replaced. */
 static int op_terminal(struct child *c, struct plan_op *op) {
     struct winsize size = {.ws_row = (unsigned short)op->arg[0], .ws_col = (unsigned short)op->arg[1]};
@@ -161,6 +161,8 @@ static int op_terminal(struct child *c, struct plan_op *op) {
     master = (int)syscall(SYS_openat2, devpts, "ptmx", &how, sizeof how);
     if (master < 0 || ioctl(master, TIOCSPTLCK, &unlock) < 0)
         return errno;
+    if (!size.ws_row || !size.ws_col)
+        ioctl(c->stdio[0], TIOCGWINSZ, &size); /* that of the host's terminal it replaces, if there is one */
     slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (slave < 0 || (size.ws_row && size.ws_col && ioctl(slave, TIOCSWINSZ, &size) < 0))
         return errno;

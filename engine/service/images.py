@@ -5,6 +5,7 @@ Everything that blocks runs in worker threads; the stores' memory and the databa
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ import trio
 
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.errors import Damaged, InvalidParameter, NotFound
+from engine.errors import Damaged, InvalidParameter, KnarrError, NotFound
 from engine.service import imagedelete, imagefilter
 from engine.service.load import Loader
 from engine.service.unpack import Unpacker
@@ -358,7 +359,11 @@ async def _driven(make: Callable[[Callable[[], bytes]], Iterator[bytes]], stream
 
     def step() -> bytes | None:
         trio.from_thread.check_cancelled()
-        return next(iterator, None)
+        try:
+            return next(iterator, None)
+        except OSError as error:
+            hint = "free some space on the file system of --data-root" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise KnarrError(f"storing an image: {error.strerror or error}", hint=hint) from error
 
     try:
         while (line := await blocking("network", step)) is not None:

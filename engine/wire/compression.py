@@ -129,7 +129,7 @@ class _Reader:
 
 
 class _Frames:
-    """Follows the frames of a zstd stream by their headers (RFC 8878, 3.1), because the library takes a cut-off stream for a finished one."""
+    """Follows the frames of a zstd stream by their headers (RFC 8878, 3.1): the library takes a cut-off stream for a finished one."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

@@ -109,7 +109,8 @@ def test_a_taken_name(knarr: Knarr) -> None:
 
 
 def test_detached_life(knarr: Knarr) -> None:
-    identity = knarr.out("run", "-d", "--name", "service", *NONE, "busybox", "sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done")
+    identity = knarr.out("run", "-d", "--name", "service", *NONE, "busybox", "sh", "-c",
+        "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done")
     assert len(identity) == 64
     eventually(lambda: knarr.out("logs", "service") == "up")
     assert knarr.out("ps", "--format", "{{.Names}} {{.State}}") == "service running"

@@ -6,7 +6,8 @@ import random
 import tarfile
 
 from engine.wire import tar
-from tests.lib.images import entry, tar as archive
+from tests.lib.images import entry
+from tests.lib.images import tar as archive
 from tests.lib.stores import source
 
 

@@ -1,4 +1,5 @@
 """Command lines that knarr must take as the docker CLI does, and the answers of the daemon they are asked with. Data only."""
+# ruff: noqa: E501
 
 from __future__ import annotations
 

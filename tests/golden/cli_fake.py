@@ -112,7 +112,8 @@ class FakeDaemon:
         return True
 
     def _attach(self, sock: socket.socket, stream: object, request: Request) -> None:
-        sock.sendall(b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+        head = b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+        sock.sendall(head)
         if not str(request["path"]).startswith("/exec"):
             self.started.wait(10)
         if request["query"].get("stdin") == "1":  # type: ignore[attr-defined]

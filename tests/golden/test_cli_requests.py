@@ -1,7 +1,6 @@
 """What `knarr create` sends, refuses and says for each of Docker's flags, against what the docker CLI did with the same words.
 
-`cli_create.json` and `cli_output.json` are recorded from the docker CLI on PATH by `KNARR_RECORD=1 pytest tests/golden/test_cli_requests.py`;
-the tests need no docker.
+`cli_create.json` and `cli_output.json` are recorded from the docker CLI on PATH when KNARR_RECORD is set; the tests need no docker.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from tests.lib.daemon import docker_program, knarr_command
 
 HERE = Path(__file__).parent
 RECORD = bool(os.environ.get("KNARR_RECORD"))
-FILES = {"env": "# c\nA=1\nFROM_ENV\nNOPE\n B=2 3\n", "labels": "l1=v\nl2\n", "seccomp.json": '{ "defaultAction" : "SCMP_ACT_ALLOW" }', "bad": "A b=1\n"}
+FILES = {"env": "# c\nA=1\nFROM_ENV\nNOPE\n B=2 3\n", "labels": "l1=v\nl2\n", "seccomp.json": '{ "defaultAction" : "SCMP_ACT_ALLOW" }',
+    "bad": "A b=1\n"}
 
 
 def recorded(name: str) -> dict[str, Any]:
@@ -43,12 +43,14 @@ def normal(value: Any) -> Any:
     return [normal(item) for item in value] if isinstance(value, list) else value
 
 
-def run(command: list[str], arguments: list[str], directory: Path, table: dict[str, Any] | None = None) -> tuple[subprocess.CompletedProcess[bytes], FakeDaemon]:
+def run(command: list[str], arguments: list[str], directory: Path, table: dict[str,
+    Any] | None = None) -> tuple[subprocess.CompletedProcess[bytes], FakeDaemon]:
     with tempfile.TemporaryDirectory() as sockets:
         fake = FakeDaemon(Path(sockets) / "s", table)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "KNARR_"))}
         environment = {**kept, "DOCKER_HOST": f"unix://{fake.path}", "FROM_ENV": "it", "HOME": str(directory), "TZ": "UTC"}
-        result = subprocess.run([*command, *arguments], env=environment, cwd=directory, capture_output=True, stdin=subprocess.DEVNULL, timeout=30)
+        result = subprocess.run([*command, *arguments], env=environment, cwd=directory, capture_output=True, stdin=subprocess.DEVNULL,
+            timeout=30)
         fake.close()
     return result, fake
 
@@ -56,7 +58,7 @@ def run(command: list[str], arguments: list[str], directory: Path, table: dict[s
 def answer(command: list[str], line: str, directory: Path) -> dict[str, Any]:
     result, fake = run(command, ["create", *shlex.split(line), "img", "a", "-b"], directory)
     sent = [(r["query"], normal(r.get("body"))) for r in fake.requests if r["path"] == "/containers/create"]
-    text = json.dumps({"code": result.returncode, "sent": sent, "error": result.stderr.decode()}).replace(str(directory), "/CWD")
+    text = json.dumps({"code": result.returncode, "sent": sent, "error": result.stderr.decode()}).replace(str(directory.parent), "/PARENT")
     found: dict[str, Any] = json.loads(text)
     for _, body in found["sent"]:
         body.get("HostConfig", {}).get("Binds", []).sort()  # the docker CLI keeps them in a map
@@ -74,9 +76,11 @@ def words(text: str) -> str:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
     for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
-    return tmp_path
+        (folder / name).write_text(text)
+    return folder
 
 
 def test_create_sends_what_docker_sends(directory: Path) -> None:

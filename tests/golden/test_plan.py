@@ -112,7 +112,7 @@ def test_container_on_cgroup_v2_with_a_terminal() -> None:
     text = lines(steps)
     assert text[0] == CONTAINER[0] + " in /sys/fs/cgroup/knarr/x"
     assert "mount cgroup2 on /sys/fs/cgroup" in text
-    assert "bind the terminal to /dev/console" in text
+    assert text.index("make a terminal") < text.index("bind the terminal to /dev/console")
     assert "set up the terminal" in text
     assert not any("seccomp" in line or "enter control group" in line for line in text)
 
@@ -136,6 +136,7 @@ enter control group /sys/fs/cgroup/pids/knarr/x
 set oom_score_adj to -500
 make a session keyring
 join mount, pid, network, ipc, uts, cgroup namespaces of process 42
+make a terminal
 change directory to /work
 set RLIMIT_NOFILE to 10:20
 set up the terminal

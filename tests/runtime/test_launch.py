@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine import _core
@@ -19,6 +20,7 @@ from engine.linux import seccomp
 from engine.linux.cgroups_types import Placement
 from engine.runtime import ops, plan
 from engine.spec.mount import Mount
+from engine.spec.runtime import Box as Size
 from engine.spec.runtime import Capabilities, Device, Namespace, Rlimit, User
 from tests.lib.box import Box, box, launch
 
@@ -235,23 +237,53 @@ def test_sysctls_are_those_of_the_namespace(c: Box) -> None:
     assert Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text() == before
 
 
-def test_a_terminal(c: Box) -> None:
+def read_until(master: int, word: bytes) -> bytes:
+    text = b""
+    while word not in text:
+        text += os.read(master, 1000)
+    return text
+
+
+SCRIPT = "tty; stty size; test -t 0 && test -c /dev/console && echo yes > /dev/tty; ls -l /proc/self/fd/0"
+
+
+def test_a_terminal_of_its_own(c: Box) -> None:
+    steps = c.plan(c.spec("sh", "-c", SCRIPT, console_size=Size(height=20, width=90)), tty=True)
+    pid, pidfd, _, master = _core.launch_terminal(ops.encode(steps))
+    try:
+        assert not os.get_inheritable(master)
+        text = read_until(master, b"->")
+        os.waitpid(pid, 0)
+        assert text.split()[:4] == [b"/dev/pts/0", b"20", b"90", b"yes"]
+    finally:
+        os.close(pidfd)
+        os.close(master)
+
+
+def test_a_terminal_of_the_host(c: Box) -> None:
+    """Where the container has no devpts."""
+    spec = c.spec("sh", "-c", SCRIPT)
+    spec = msgspec.structs.replace(spec, mounts=tuple(mount for mount in spec.mounts if mount.type != "devpts"))
     master, slave = pty.openpty()
     try:
-        running = launch(
-            c.plan(c.spec("sh", "-c", "tty; test -t 0 && test -c /dev/console && echo yes > /dev/tty"), tty=True), (slave,) * 3
-        )
+        running = launch(c.plan(spec, tty=True), (slave,) * 3)
         os.close(slave)
         slave = -1
-        text = b""
-        while b"yes" not in text:
-            text += os.read(master, 1000)
+        text = read_until(master, b"->")
         assert running.wait().code == 0
-        assert text.split() == [b"/dev/console", b"yes"]
+        assert text.split()[0] == b"/dev/console"
+        assert b"yes" in text
     finally:
         os.close(master)
         if slave >= 0:
             os.close(slave)
+
+
+def test_a_failed_launch_leaves_no_terminal(c: Box) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(_core.LaunchFailed):
+        _core.launch_terminal(ops.encode(c.plan(c.spec("nope"), tty=True)))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_mounts_do_not_come_back_to_the_host(c: Box) -> None:
@@ -383,6 +415,16 @@ class TestExec:
         with pytest.raises(LaunchError):
             launch(self.plan(c, first, "nope"))
         assert os.readlink("/proc/self/ns/pid_for_children") == before
+
+    def test_a_terminal(self, c: Box, first: int) -> None:
+        process = c.spec("sh", "-c", "tty; echo end").process
+        assert process is not None
+        steps = plan.exec_plan(process, pid=first, placement=Placement(), seccomp=None, tty=True)
+        pid, pidfd, _, master = _core.launch_terminal(ops.encode(steps))
+        assert read_until(master, b"end").split() == [b"/dev/pts/0", b"end"]
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        os.close(master)
 
     def test_another_process_with_the_same_pid_is_refused(self, c: Box, first: int) -> None:
         with pytest.raises(LaunchError, match="the container is not running") as caught:

@@ -104,12 +104,14 @@ def test_every_command_has_its_function() -> None:
             assert callable(getattr(__import__(f"cli.{module}", fromlist=[function]), function))
 
 
-@pytest.mark.parametrize(("text", "size"), [("1", 1), ("10b", 10), ("1k", 1024), ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("3mb", 3 << 20), ("5 m", 5 << 20)])
+@pytest.mark.parametrize(("text", "size"), [("1", 1), ("10b", 10), ("1k", 1024), ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("3mb", 3 << 20),
+    ("5 m", 5 << 20)])
 def test_sizes(text: str, size: int) -> None:
     assert values.size(text) == size
 
 
-@pytest.mark.parametrize(("text", "nanoseconds"), [("0", 0), ("1h1m1s", 3661 * 10**9), ("1.5ms", 1500000), ("-2s", -2 * 10**9), ("1µs", 1000)])
+@pytest.mark.parametrize(("text", "nanoseconds"), [("0", 0), ("1h1m1s", 3661 * 10**9), ("1.5ms", 1500000), ("-2s", -2 * 10**9), ("1µs",
+    1000)])
 def test_durations(text: str, nanoseconds: int) -> None:
     assert values.duration(text) == nanoseconds
 
@@ -147,8 +149,10 @@ def test_volumes_and_ports_refuse_with_failures_only(text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0.5, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (61, "About a minute"), (119, "About a minute"), (120, "2 minutes"), (3600, "About an hour"),
-        (2 * 3600, "2 hours"), (47 * 3600, "47 hours"), (48 * 3600, "2 days"), (13 * 86400, "13 days"), (14 * 86400, "2 weeks"), (60 * 86400, "2 months"),
+        (0.5, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (61, "About a minute"), (119, "About a minute"), (120,
+            "2 minutes"), (3600, "About an hour"),
+        (2 * 3600, "2 hours"), (47 * 3600, "47 hours"), (48 * 3600, "2 days"), (13 * 86400, "13 days"), (14 * 86400, "2 weeks"),
+        (60 * 86400, "2 months"),
         (730 * 86400, "2 years"),
     ],
 )
@@ -168,7 +172,8 @@ def test_columns_follow_tabwriter() -> None:
     assert tables.columns(["日本日本日本\tx", "a\tx"]) == "日本日本日本   x\na              x\n"
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=15)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(),
+    inner), max_leaves=15)
 
 
 @given(JSON)
@@ -181,7 +186,7 @@ def test_codec_is_json(value: Any) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", '{"a":}', "[1,]", "nul", "1 2"])
 def test_codec_refuses(text: str) -> None:
-    with pytest.raises(ValueError, match="JSON|Expecting|delimiter|Extra|extra|property|Illegal"):
+    with pytest.raises(ValueError, match=r"JSON|Expecting|delimiter|Extra|extra|property|Illegal"):
         codec.loads(text)
 
 
@@ -216,7 +221,8 @@ def test_demultiplexer_refuses_what_is_no_frame() -> None:
 
 
 @pytest.mark.parametrize(("url", "path", "address"), [
-    ("unix:///x/y", "/x/y", ("", 0)), ("tcp://1.2.3.4:5", "", ("1.2.3.4", 5)), ("tcp://[::1]:5", "", ("::1", 5)), ("tcp://name", "", ("name", 2375)), ("/x", "/x", ("", 0)),
+    ("unix:///x/y", "/x/y", ("", 0)), ("tcp://1.2.3.4:5", "", ("1.2.3.4", 5)), ("tcp://[::1]:5", "", ("::1", 5)), ("tcp://name", "",
+        ("name", 2375)), ("/x", "/x", ("", 0)),
 ])  # fmt: skip
 def test_hosts(url: str, path: str, address: tuple[str, int]) -> None:
     host = Host(url)
@@ -254,24 +260,29 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: x\r\n"
 
 def test_bodies() -> None:
     assert answered(HEAD + b"Content-Length: 5\r\n\r\nhello").response().read() == b"hello"
-    assert answered(HEAD[:9], HEAD[9:] + b"Transfer-Encoding: chunked\r\n\r", b"\n3\r\nab", b"c\r\n2;x=y\r\nde\r\n0\r\n\r\n").response().read() == b"abcde"
+    assert answered(HEAD[:9], HEAD[9:] + b"Transfer-Encoding: chunked\r\n\r", b"\n3\r\nab",
+        b"c\r\n2;x=y\r\nde\r\n0\r\n\r\n").response().read() == b"abcde"
     assert answered(HEAD + b"\r\nuntil the end").response().read() == b"until the end"
     assert answered(b"HTTP/1.1 204 No Content\r\n\r\n").response().read() == b""
-    assert list(answered(HEAD + b'Content-Length: 17\r\n\r\n{"a":1}\n\n{"b":2}\n').response().values()) == [{"a": 1}, {"b": 2}]  # type: ignore[call-overload]
+    assert list(answered(HEAD + b'Content-Length: 17\r\n\r\n{"a":1}\n\n{"b":2}\n').response().values()) == [{"a": 1},
+        {"b": 2}]  # type: ignore[call-overload]
 
 
 def test_two_answers_on_one_connection() -> None:
-    connection = answered(HEAD + b"Content-Length: 1\r\n\r\na" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nb\r\n0\r\n\r\n" + HEAD + b"Content-Length: 0\r\n\r\n")
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nb\r\n0\r\n\r\n"
+    connection = answered(HEAD + b"Content-Length: 1\r\n\r\na" + chunked + HEAD + b"Content-Length: 0\r\n\r\n")
     assert [connection.response().read() for _ in range(3)] == [b"a", b"b", b""]
 
 
-@pytest.mark.parametrize("data", [b"", b"HTTP/1.1 200", b"SSH-2.0-x\r\n\r\n", HEAD + b"Content-Length: 9\r\n\r\nshort", HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"])
+@pytest.mark.parametrize("data", [b"", b"HTTP/1.1 200", b"SSH-2.0-x\r\n\r\n", HEAD + b"Content-Length: 9\r\n\r\nshort",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"])
 def test_broken_answers(data: bytes) -> None:
     with pytest.raises(Failure):
         answered(data).response().read()
 
 
-@pytest.mark.parametrize(("body", "message"), [(b'{"message":"no"}', "no"), (b"plain", "plain"), (b"[]", "[]"), (b"", "status 500 without a message")])
+@pytest.mark.parametrize(("body", "message"), [(b'{"message":"no"}', "no"), (b"plain", "plain"), (b"[]", "[]"), (b"",
+    "status 500 without a message")])
 def test_errors_of_the_daemon(body: bytes, message: str) -> None:
     answer = answered(b"HTTP/1.1 500 X\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     with pytest.raises(DaemonError) as caught:
@@ -302,11 +313,14 @@ def test_waterfall() -> None:
     assert "no trace" in trace.waterfall([], 100, False)
 
 
-HEAVY = {"typer", "trio", "rich", "msgspec", "http", "json", "re", "argparse", "logging", "subprocess", "socket", "signal", "enum", "os", "typing", "dataclasses"}
+HEAVY = {"typer", "trio", "rich", "msgspec", "http", "json", "re", "argparse", "logging", "subprocess", "socket", "signal", "enum", "os",
+    "typing", "dataclasses"}
 
 
-@pytest.mark.parametrize("command", [["ps"], ["run", "x"], ["run", "-d", "-e", "A=b", "-p", "80:80", "-v", "/a:/b", "x"], ["exec", "x", "y"], ["stop", "x"], ["rm", "x"], ["logs", "x"],
-                                     ["version"], ["start", "x"], ["kill", "x"], ["wait", "x"], ["create", "x"], ["attach", "x"], ["images"], ["inspect", "x"]])
+@pytest.mark.parametrize("command", [["ps"], ["run", "x"], ["run", "-d", "-e", "A=b", "-p", "80:80", "-v", "/a:/b", "x"], ["exec", "x",
+    "y"], ["stop", "x"], ["rm", "x"], ["logs", "x"],
+                                     ["version"], ["start", "x"], ["kill", "x"], ["wait", "x"], ["create", "x"], ["attach", "x"],
+                                     ["images"], ["inspect", "x"]])
 def test_hot_commands_import_nothing_heavy(command: list[str]) -> None:
     """Start-up time is a feature: nobody may add an import to these commands unnoticed."""
     script = (

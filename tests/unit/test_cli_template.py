@@ -13,7 +13,8 @@ from cli.evaluate import Template, go_quote
 from cli.template import TemplateError
 
 DATA: dict[str, Any] = {
-    "Name": "web", "N": 3, "Yes": True, "None": None, "Empty": [], "List": ["a", "b"], "Map": {"b": 2, "a": 1}, "Deep": {"X": {"Y": [{"Z": "z"}]}},
+    "Name": "web", "N": 3, "Yes": True, "None": None, "Empty": [], "List": ["a", "b"], "Map": {"b": 2, "a": 1},
+    "Deep": {"X": {"Y": [{"Z": "z"}]}},
     "F": 1.5,
 }
 

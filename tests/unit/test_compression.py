@@ -28,6 +28,12 @@ FORMS = {
 }
 
 
+def drain(data: bytes) -> None:
+    _, pull = decompressed(source(data))
+    while pull():
+        pass
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("step", [1, 7, 1000, 1 << 20])
 def test_every_form(form: str, step: int) -> None:
@@ -43,16 +49,14 @@ def test_every_form(form: str, step: int) -> None:
 def test_cut_off(form: str) -> None:
     whole = FORMS[form].rstrip(b"\0")
     for cut in (5, 100, len(whole) // 2):
-        with pytest.raises(CompressionError, match="cut off|damaged"):
-            _, pull = decompressed(source(whole[:-cut]))
-            list(iter(pull, b""))
+        with pytest.raises(CompressionError, match=r"cut off|damaged"):
+            drain(whole[:-cut])
 
 
 @pytest.mark.parametrize("form", ["gzip", "bzip2", "xz", "zstd"])
 def test_garbage_behind(form: str) -> None:
     with pytest.raises(CompressionError):
-        _, pull = decompressed(source(FORMS[form] + b"garbage"))
-        list(iter(pull, b""))
+        drain(FORMS[form] + b"garbage")
 
 
 def test_bombs_come_out_in_pieces() -> None:

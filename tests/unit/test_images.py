@@ -472,7 +472,8 @@ def test_images_in_use(box: Box) -> None:
     with pytest.raises(Conflict) as caught:
         box.do(box.images.delete, "app")
     assert str(caught.value) == (
-        f'conflict: unable to remove repository reference "app" (must force) - container {container[:12]} is using its referenced image {short}'
+        'conflict: unable to remove repository reference "app" (must force) - '
+        f"container {container[:12]} is using its referenced image {short}"
     )
     with pytest.raises(Conflict) as caught:
         box.do(box.images.delete, short, True)
@@ -525,12 +526,27 @@ def test_import(box: Box) -> None:
     assert box.images.get(box.import_(BASE)).repo_tags == ()
     assert box.images.get(box.import_(BASE, "arm", "", "", [], "linux/arm/v6")).variant == "v6"
     for data, args, message in (
-        (b"", (), "empty"), (b"garbage" * 1000, (), "checksum"), (BASE, ("Bad",), "lowercase"), (BASE, ("x", "", "", ["RUN x"]), "not a valid change"),
-        (BASE[:5000], (), "cut off"), (BASE, ("x", "", "", [], "a/b/c/d"), "platform"), (gzip.compress(BASE)[:-20], (), "cut off|damaged"),
+        (b"", (), "empty"), (b"garbage" * 1000, (), "checksum"), (BASE, ("Bad",), "lowercase"), 
+        (BASE, ("x", "", "", ["RUN x"]), "not a valid change"), (BASE[:5000], (), "cut off"), (BASE, ("x", "", "", [], "a/b/c/d"), "platform"), (gzip.compress(BASE)[:-20], (), "cut off|damaged"),
     ):  # fmt: skip
         with pytest.raises(InvalidParameter, match=message):
             box.import_(data, *args)
     assert box.left()["ingest"] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+@pytest.mark.parametrize("megabytes", [2, 7])
+def test_a_full_disk_is_the_hosts_trouble_and_leaves_nothing(tmp_path: Path, megabytes: int) -> None:
+    """Full while the archive is read, and full while the layer is unpacked."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", tmp_path], check=True)
+    try:
+        with opened(tmp_path) as box:
+            with pytest.raises(KnarrError, match=r"No space left on device.*free some space") as caught:
+                box.load(docker_archive([tar([entry("big", data=random.Random(1).randbytes(4_000_000))])], ["app"]))
+            assert caught.value.status == 500
+            assert box.empty
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 # -- crashes

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.wire import tar, tarwrite
-from tests.lib.images import entry, tar as archive
+from tests.lib.images import entry
+from tests.lib.images import tar as archive
 from tests.lib.stores import source
 
 

@@ -164,8 +164,8 @@ def test_a_hard_link_to_a_file_below_copies_it_up(layers: Layers) -> None:
 def test_later_members_replace_earlier_ones(layers: Layers) -> None:
     layers.add(tar([
         entry("x", DIR), entry("x/y", DIR), entry("x/y/z", data=b"1"), entry("x", data=b"file"),
-        entry("a", data=b"1"), entry("a", DIR), entry("a/b"), entry("s", SYM, linkname="a"), entry("s/through"), entry("s", SYM, linkname="x"),
-        entry("p", tarfile.FIFOTYPE), entry("p", data=b"p"), entry("h", LINK, linkname="p"), entry("p", SYM, linkname="q"),
+        entry("a", data=b"1"), entry("a", DIR), entry("a/b"), entry("s", SYM, linkname="a"), entry("s/through"),
+        entry("s", SYM, linkname="x"), entry("p", tarfile.FIFOTYPE), entry("p", data=b"p"), entry("h", LINK, linkname="p"), entry("p", SYM, linkname="q"),
         entry("h", LINK, linkname="h"), entry("a", DIR, mode=0o711),
     ]))  # fmt: skip
     found = describe(layers.folders[0])
