@@ -18,7 +18,7 @@ help:
 hello: core launcher
 	mkdir -p build/hello
 	$(CC) -O2 -o build/hello/hello examples/hello/hello.c
-	$(BIN)/knarr image from-host build/hello/hello --entrypoint /hello -t hello
+	$(BIN)/knarr image from-host build/hello/hello -t hello
 	$(BIN)/knarr run --rm --network none hello
 
 test: core launcher system-test $(VENV)/.dev

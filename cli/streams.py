@@ -6,6 +6,7 @@ The stream of a container without a terminal comes in frames of an 8-byte header
 
 import errno
 import posix
+from _socket import MSG_NOSIGNAL
 from select import POLLERR, POLLHUP, POLLIN, POLLOUT, poll
 
 from cli.client import Connection, Failure
@@ -95,7 +96,8 @@ class Pump:
         self.demultiplexer = Demultiplexer()
         self.detacher = Detacher(keys) if keys else None
         self.outgoing = memoryview(b"")
-        self.closing = False
+        self.closing = False  # stdin ended; said to the other side when all is sent
+        self.waits = False  # for room in the socket
         self.detached = False
 
     def run(self) -> bool:
@@ -156,7 +158,7 @@ class Pump:
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno != errno.EIO:  # the terminal went away, or this is a background job of another session
+            if error.errno not in (errno.EIO, errno.EISDIR):  # the terminal went away, or this is a background job of another session
                 raise
             data = b""
         if not data:
@@ -168,28 +170,32 @@ class Pump:
         self._send(waiting)
 
     def _send(self, waiting: "object") -> None:
-        """Send what the socket takes; stdin is not read while something is left."""
+        """Send what the socket takes; stdin is not looked at while something is left (poll would report its end in any case)."""
         remote = self.connection.sock.fileno()
         try:
             while self.outgoing:
-                self.outgoing = self.outgoing[self.connection.sock.send(self.outgoing):]
+                self.outgoing = self.outgoing[self.connection.sock.send(self.outgoing, MSG_NOSIGNAL):]
         except BlockingIOError:
-            if self.stdin is not None:
-                waiting.modify(self.stdin, 0)  # type: ignore[attr-defined]
+            if self.stdin is not None and not self.waits:
+                waiting.unregister(self.stdin)  # type: ignore[attr-defined]
             waiting.modify(remote, POLLIN | POLLOUT)  # type: ignore[attr-defined]
+            self.waits = True
             return
         except (BrokenPipeError, ConnectionResetError):
             # the process closed its stdin or ended: its output is still to come
             self.outgoing = memoryview(b"")
             self._stop_stdin(waiting)
-        waiting.modify(remote, POLLIN)  # type: ignore[attr-defined]
-        if self.stdin is not None:
-            waiting.modify(self.stdin, POLLIN)  # type: ignore[attr-defined]
-        elif self.closing:
+        if self.waits:
+            self.waits = False
+            waiting.modify(remote, POLLIN)  # type: ignore[attr-defined]
+            if self.stdin is not None:
+                waiting.register(self.stdin, POLLIN)  # type: ignore[attr-defined]
+        if self.closing:
             self.closing = False
             self.connection.close_write()
 
     def _stop_stdin(self, waiting: "object") -> None:
         if self.stdin is not None:
-            waiting.unregister(self.stdin)  # type: ignore[attr-defined]
+            if not self.waits:
+                waiting.unregister(self.stdin)  # type: ignore[attr-defined]
             self.stdin = None

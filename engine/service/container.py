@@ -5,6 +5,7 @@ A state change has no await in it: `transition` steps the table of `spec.lifecyc
 
 from __future__ import annotations
 
+import sqlite3
 import time
 
 import msgspec
@@ -78,9 +79,21 @@ class Container:
         return _ENCODER.encode(self.record)
 
     def save(self) -> None:
-        """Write the row; durable within a second or so."""
+        """Write the row within a second or so: for changes that the monitor or its exit record also tells."""
+        self._context.durability.soon(self.record.id, self._write)
+
+    def save_now(self) -> None:
+        """Write the row; not durable yet."""
+        self._context.durability.saved(self.record.id)
         self._context.store.put(self.record.id, self.encoded())
-        self._context.durability.lazily()
+
+    def save_if_waiting(self) -> None:
+        """Write the row if `save` has not yet: before the exit record that tells the same is removed."""
+        if self._context.durability.saved(self.record.id):
+            self._context.store.put(self.record.id, self.encoded())
+
+    def _write(self, cursor: sqlite3.Cursor) -> None:
+        self._context.store.put(self.record.id, self.encoded(), cursor)
 
     def transition(self, event: lifecycle.Event) -> None:
         """Step the state; raises Conflict when the table says no."""

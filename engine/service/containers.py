@@ -185,7 +185,7 @@ class Containers:
         del self.by_name[old]
         container.record.name = new
         self.by_name[new] = container
-        container.save()
+        container.save_now()
         await self._context.durability.reached()
         container.publish("rename", oldName=f"/{old}")
 

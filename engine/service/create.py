@@ -296,6 +296,7 @@ def undo(context: Context, container: Container, by_id: dict[str, Container], by
     by_id.pop(container.id, None)
     if by_name.get(container.name) is container:
         del by_name[container.name]
+    context.durability.saved(container.id)
     with context.db.transaction() as cursor:
         context.store.delete(container.id, cursor)
         folder = context.snapshots.forget(container.id, cursor) if context.snapshots.has(container.id) else ""

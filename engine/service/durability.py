@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import sqlite3
 from collections.abc import Callable
 
 import trio
@@ -30,6 +31,26 @@ class Durability:
         self._db = db
         self._running: trio.Event | None = None
         self._dirty = trio.Event()
+        self._unsaved: dict[str, Callable[[sqlite3.Cursor], None]] = {}
+
+    def soon(self, key: str, write: Callable[[sqlite3.Cursor], None]) -> None:
+        """Write and make durable within a second or so; later calls for one key replace earlier ones. For changes whose truth is also
+        elsewhere (the monitor, its exit record), so that a start or an end costs no transaction of its own."""
+        self._unsaved[key] = write
+        self._dirty.set()
+
+    def saved(self, key: str) -> Callable[[sqlite3.Cursor], None] | None:
+        """Take back what `soon` was given for a key: it is written elsewhere, or not worth writing any more."""
+        return self._unsaved.pop(key, None)
+
+    def flush(self) -> None:
+        """Write what waits, in one transaction. Event-loop thread only. Raises sqlite3.Error."""
+        if not self._unsaved:
+            return
+        with self._db.transaction() as cursor:
+            for write in self._unsaved.values():
+                write(cursor)
+        self._unsaved.clear()
 
     async def reached(self) -> None:
         """Return when everything committed so far is on the disk. Raises OSError when the disk says no."""
@@ -56,10 +77,11 @@ class Durability:
             await trio.sleep(_LAZY_SECONDS)
             self._dirty = trio.Event()
             try:
+                self.flush()
                 await self.reached()
                 if self._db.wal_size() > _CHECKPOINT_BYTES:
                     await blocking("database", self._db.checkpoint)
-            except OSError as error:
+            except (OSError, sqlite3.Error) as error:
                 log.error("writing the database to the disk: %s", error)
 
 

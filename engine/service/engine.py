@@ -70,8 +70,10 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         log.error("the database was damaged (%s) and set aside as %s", db.set_aside_reason, db.set_aside)
     try:
         async with trio.open_nursery() as nursery:
-            yield await _assemble(settings, layout, db, nursery)
+            engine = await _assemble(settings, layout, db, nursery)
+            yield engine
             nursery.cancel_scope.cancel()
+            engine.context.durability.flush()
     finally:
         db.sync()
         db.close()

@@ -68,10 +68,10 @@ async def recover(context: Context, containers: Containers, container: Container
     with trio.move_on_after(_ASK_SECONDS):
         if await adopt(context, containers, container):
             return
-    if os.path.isdir(container.bundle) and not state.running and client.read_exit(container.bundle) is not None and not state.finished_at:
-        # it was started and ended before the dead daemon had stored either
-        container.record.state = msgspec.structs.replace(state, status="running", started_at=state.started_at or now())
-        state = container.record.state
+    found = _exit_record(container)
+    if not state.running and found is not None and found.finished > state.finished_at:
+        # it was started, and ended, and the dead daemon had stored neither
+        state = container.record.state = msgspec.structs.replace(state, status="running", started_at=state.started_at or found.finished)
     if not state.running:
         if container.record.host_config.auto_remove and state.started_at:
             containers._remove_ended(container)
@@ -81,6 +81,14 @@ async def recover(context: Context, containers: Containers, container: Container
     context.cgroups.kill(container.cgroup)
     container.placement = context.cgroups.placement(container.cgroup)
     containers.runner.settle(container, recorded(container.bundle, _HOST_STOPPED))
+
+
+def _exit_record(container: Container) -> client.ExitRecord | None:
+    try:
+        return client.read_exit(container.bundle)
+    except KnarrError as error:
+        log.error("container %s: %s", container.id[:12], error)
+        return None
 
 
 async def adopt(context: Context, containers: Containers, container: Container) -> bool:

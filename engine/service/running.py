@@ -87,6 +87,7 @@ class Runner:
         if not os.path.isdir(container.bundle):
             bundle.make(container.bundle, record.host_config, record.config.hostname)
         elif record.state.started_at:
+            container.save_if_waiting()
             bundle.forget_run(container.bundle)
         joined = 0
         mode = record.host_config.pid_mode

@@ -11,8 +11,9 @@ from typing import Any, BinaryIO, Protocol
 
 from engine.errors import Conflict, Damaged, InvalidParameter
 from engine.spec.digest import sha256
+from engine.store.merged import Refused
 from engine.store.snapshots import Snapshots
-from engine.store.unpack import DEFAULT_LIMITS, Limits, Refused, Unpacked, unpacking
+from engine.store.unpack import DEFAULT_LIMITS, Limits, Unpacked, unpacking
 from engine.wire import compression, tar
 from engine.wire.compression import Source
 

@@ -14,7 +14,8 @@ def test_every_instruction() -> None:
         ContainerConfig(env=("A=1",)),
         [
             'CMD ["top", "-b"]', "entrypoint /bin/run $X", "ENV A=2 B=\"two words\" C=x\\ y", "ENV OLD some value",
-            "EXPOSE 80 53/udp 8000-8002", 'LABEL one=1 "two words"=2', "USER 1000:1000", 'VOLUME ["/a b"]', "VOLUME /c /d", "WORKDIR /srv", "WORKDIR app/../lib",
+            "EXPOSE 80 53/udp 8000-8002", 'LABEL one=1 "two words"=2',
+            "USER 1000:1000", 'VOLUME ["/a b"]', "VOLUME /c /d", "WORKDIR /srv", "WORKDIR app/../lib",
             "STOPSIGNAL SIGINT", "ONBUILD RUN make", "HEALTHCHECK --interval=1m30s --timeout=500ms --retries=3 CMD curl -f localhost",
         ],
     )  # fmt: skip

@@ -215,6 +215,40 @@ def test_demultiplexer_takes_pieces_of_any_size(frames: list[tuple[int, bytes]],
         assert os.pread(err.fileno(), 1 << 16, 0) == b"".join(payload for stream, payload in frames if stream == 2)
 
 
+def test_input_is_whole_when_the_other_side_is_slow() -> None:
+    """The pipe's end is seen while earlier bytes still wait for room in the socket."""
+    import os
+    import time
+
+    import _socket
+
+    from cli.streams import Pump
+
+    ours, theirs = socket.socketpair()
+    data = bytes(range(256)) * 8000
+    source, sink = os.pipe()
+    received = bytearray()
+
+    def feed() -> None:
+        with open(sink, "wb") as file:
+            file.write(data)
+
+    def take() -> None:
+        time.sleep(0.2)
+        while piece := theirs.recv(10000):
+            received.extend(piece)
+        theirs.close()
+
+    threads = [threading.Thread(target=feed), threading.Thread(target=take)]
+    for thread in threads:
+        thread.start()
+    assert Pump(Connection(_socket.socket(fileno=ours.detach())), source, True).run() is False
+    for thread in threads:
+        thread.join()
+    os.close(source)
+    assert bytes(received) == data
+
+
 def test_demultiplexer_refuses_what_is_no_frame() -> None:
     with pytest.raises(Failure, match="Unrecognized input header"):
         Demultiplexer().feed(memoryview(b"HTTP/1.1 500"))

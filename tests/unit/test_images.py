@@ -526,8 +526,9 @@ def test_import(box: Box) -> None:
     assert box.images.get(box.import_(BASE)).repo_tags == ()
     assert box.images.get(box.import_(BASE, "arm", "", "", [], "linux/arm/v6")).variant == "v6"
     for data, args, message in (
-        (b"", (), "empty"), (b"garbage" * 1000, (), "checksum"), (BASE, ("Bad",), "lowercase"), 
-        (BASE, ("x", "", "", ["RUN x"]), "not a valid change"), (BASE[:5000], (), "cut off"), (BASE, ("x", "", "", [], "a/b/c/d"), "platform"), (gzip.compress(BASE)[:-20], (), "cut off|damaged"),
+        (b"", (), "empty"), (b"garbage" * 1000, (), "checksum"), (BASE, ("Bad",), "lowercase"),
+        (BASE, ("x", "", "", ["RUN x"]), "not a valid change"), (BASE[:5000], (), "cut off"),
+        (BASE, ("x", "", "", [], "a/b/c/d"), "platform"), (gzip.compress(BASE)[:-20], (), "cut off|damaged"),
     ):  # fmt: skip
         with pytest.raises(InvalidParameter, match=message):
             box.import_(data, *args)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from engine.errors import InvalidParameter
+from engine.store.merged import Refused
 from engine.store.trees import remove_tree
-from engine.store.unpack import Limits, Refused, Unpacked, unpack
+from engine.store.unpack import Limits, Unpacked, unpack
 from engine.wire import tar as wire
 from tests.lib.images import entry, tar
 from tests.lib.stores import describe, source
@@ -165,7 +166,8 @@ def test_later_members_replace_earlier_ones(layers: Layers) -> None:
     layers.add(tar([
         entry("x", DIR), entry("x/y", DIR), entry("x/y/z", data=b"1"), entry("x", data=b"file"),
         entry("a", data=b"1"), entry("a", DIR), entry("a/b"), entry("s", SYM, linkname="a"), entry("s/through"),
-        entry("s", SYM, linkname="x"), entry("p", tarfile.FIFOTYPE), entry("p", data=b"p"), entry("h", LINK, linkname="p"), entry("p", SYM, linkname="q"),
+        entry("s", SYM, linkname="x"),
+        entry("p", tarfile.FIFOTYPE), entry("p", data=b"p"), entry("h", LINK, linkname="p"), entry("p", SYM, linkname="q"),
         entry("h", LINK, linkname="h"), entry("a", DIR, mode=0o711),
     ]))  # fmt: skip
     found = describe(layers.folders[0])
