@@ -170,6 +170,8 @@ static void mon_loop(struct monitor *m)
         if (m->phase == MW_RUNNING && m->reaped)
             mon_drain(m);
         int clients = client_sweep(m);
+        if (m->phase == MW_OVER)
+            mon_close(&m->mounts);
         if (m->phase == MW_OVER ? !clients : m->phase == MW_WAITING && mon_alone(m))
             _exit(0);
     }
@@ -232,7 +234,7 @@ static _Noreturn void knarr_monitor_main(int sock)
     memset(m, 0, offsetof(struct monitor, client));
     for (int i = 0; i < MON_CONNECTIONS; i++)
         m->connection[i].fd = -1;
-    m->bundle = m->listener = m->record = m->pidfd = m->input = m->oom_file = m->oom_event = m->log.fd = m->log.folder = -1;
+    m->bundle = m->listener = m->record = m->pidfd = m->mounts = m->input = m->oom_file = m->oom_event = m->log.fd = m->log.folder = -1;
     m->output[0] = m->output[1] = m->spare[0] = m->spare[1] = m->spare[2] = -1;
     m->uid = geteuid();
     mon_connect(m, sock);

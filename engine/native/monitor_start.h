@@ -182,6 +182,19 @@ static void mon_give_up(struct monitor *m, struct mon_connection *to, const char
     mon_failed(m, to, what, error, report);
 }
 
+/* A mount namespace is taken down by whoever lets go of it last, and unmounting an overlay writes out its whole upper file system: some
+ * milliseconds. Held here, the process need not wait for that before it is seen as ended; we let go when everyone was told. An exec
+ * (no new mount namespace in its clone) holds nothing: it must not keep its container's mounts. */
+static void mon_keep_mounts(struct monitor *m, const struct mw_start *s, int pid)
+{
+    const struct plan_op *first = (const void *)(s->plan.at + sizeof(struct plan_header));
+    char path[32];
+    if (first->code != OP_CLONE || !(first->arg[0] & CLONE_NEWNS))
+        return;
+    snprintf(path, sizeof path, "/proc/%d/ns/mnt", pid);
+    m->mounts = open(path, O_RDONLY | O_CLOEXEC);
+}
+
 static void mon_run(struct monitor *m, struct mon_connection *from, const struct mw_start *s, uint64_t received)
 {
     struct launch_report *report = m->report;
@@ -199,6 +212,7 @@ static void mon_run(struct monitor *m, struct mon_connection *from, const struct
         mon_failed(m, from, what, report->error, report);
         return;
     }
+    mon_keep_mounts(m, s, report->pid);
     if (report->terminal >= 0)
         stdio_adopt(m, report->terminal);
     uint64_t launched = mon_now(CLOCK_MONOTONIC);

@@ -50,6 +50,7 @@ struct monitor {
     uid_t uid;
     int bundle, listener, record; /* record: the future exit.json, made while there is time */
     int pid, pidfd;
+    int mounts;          /* the container's mount namespace, see mon_keep_mounts */
     uint64_t start_time;
     /* stdio: our ends. With a tty, output[0] and input are the same master. -1: closed. */
     int output[2], input;

@@ -46,6 +46,7 @@ class Container:
         self._context = context
         self.record = record
         self.process: Process | None = None
+        self.previous: Process | None = None  # ended, but its monitor may still be unmounting
         self.placement: Placement | None = None
         self.plan: Plan | None = None
         self.pending: list[Pending] = []

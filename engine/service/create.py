@@ -150,7 +150,8 @@ def encode_plan(context: Context, container: Container, spec: Spec) -> Plan:
     assert spec.process is not None and container.placement is not None
     compiled = plan.container_plan(
         spec,
-        rootfs=(context.snapshots.mount(record.id),),
+        # What an --rm container writes is thrown away: no need to write it out when it is unmounted.
+        rootfs=(context.snapshots.mount(record.id, volatile=record.host_config.auto_remove),),
         mountpoint=context.layout.root_mountpoint,
         placement=container.placement,
         seccomp=seccomp_filter(context, record, spec.process.capabilities.bounding if spec.process.capabilities else ()),
@@ -273,7 +274,7 @@ async def create(
     container = Container(context, made)
     with context.db.transaction() as cursor:
         try:
-            context.snapshots.prepare(container_id, image.chain_id or None, cursor)
+            context.snapshots.prepare(container_id, image.chain_id or None, cursor, volatile=made.host_config.auto_remove)
             context.store.put(container_id, container.encoded(), cursor)
         except BaseException:
             context.snapshots.abandon(container_id)

@@ -130,8 +130,8 @@ def sweep(context: Context, containers: Containers) -> None:
         _sweep_one(context.layout.container(name))
     for key in context.snapshots.keys():  # noqa: SIM118 - not a mapping
         if key not in known:
-            context.snapshots.forget(key)
-    context.chores.later("sweeping snapshots that no container owns", context.snapshots.sweep)
+            folder = context.snapshots.forget(key)
+            context.chores.later(f"removing {folder}, which no container owns", lambda folder=folder: context.snapshots.delete_files(folder))
 
 
 def _sweep_one(path: str) -> None:

@@ -32,6 +32,7 @@ from engine.wire import control
 log = logging.getLogger("knarr.running")
 
 _KILL_SECONDS = 10.0  # Docker's patience after SIGKILL
+_UNMOUNT_SECONDS = 2.0  # before the same layer is mounted again; a slow client of the last run may keep its monitor longer
 
 
 class Runner:
@@ -52,6 +53,10 @@ class Runner:
         """`start` for callers that hold the lock."""
         lifecycle.check_start(container.record.state, container.name)
         context, record = self._context, container.record
+        if container.previous is not None:
+            with trio.move_on_after(_UNMOUNT_SECONDS):
+                await container.previous.gone.wait()
+            container.previous = None
         connection = await context.monitors.take()
         try:
             ready = self._ready_plan(container)
@@ -88,6 +93,8 @@ class Runner:
             bundle.make(container.bundle, record.host_config, record.config.hostname)
         elif record.state.started_at:
             container.save_if_waiting()
+            if record.host_config.auto_remove:
+                context.snapshots.mount_again(record.id)
             bundle.forget_run(container.bundle)
         joined = 0
         mode = record.host_config.pid_mode
@@ -161,7 +168,7 @@ class Runner:
         """Store how a run ended, tell everyone, and remove an --rm container."""
         at = ended.at or now()
         event = lifecycle.lost(at, ended.reason) if ended.code is None else lifecycle.Ended(ended.code, ended.oom_kills > 0, at)
-        container.process = None
+        container.previous, container.process = container.process, None
         state = container.record.state
         duration = max(0, at - state.started_at) // 1_000_000_000 if state.started_at else 0
         container.transition(event)

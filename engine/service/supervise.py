@@ -143,6 +143,7 @@ class Process:
         self.pid_start = 0
         self.pidfd = -1
         self.on_oom: Callable[[], None] | None = None
+        self.gone = trio.Event()  # the monitor has ended too, and let go of the container's mounts
 
     async def launch(self, start: control.Start) -> control.Started:
         """Send START and wait for the answer. Raises LaunchFailed, MonitorGone."""
@@ -195,9 +196,9 @@ class Process:
             self._on_end(self.ended)
 
     async def _linger(self) -> None:
-        """Attached clients may still be taking the last output: their DETACHED messages come until the monitor closes."""
+        """Until the monitor ends: attached clients may still be taking the last output, and it unmounts what the container had."""
         try:
-            while self._detached:
+            while True:
                 await self._read()
         except (MonitorGone, control.MalformedMessage):
             pass
@@ -205,6 +206,7 @@ class Process:
             gone("closed")
         self._detached.clear()
         self.close()
+        self.gone.set()
 
     async def _read(self) -> None:
         if self._connection is None:

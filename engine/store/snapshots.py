@@ -91,7 +91,7 @@ class Snapshots:
         """How to mount the active snapshot `key` on /. Raises NotFound, or InvalidParameter when there are too many layers.
 
         `volatile` leaves out every sync of the upper file system: for a container that is removed when it ends. Such a mount cannot be
-        repeated before `work/incompat` is removed, which the kernel insists on.
+        repeated before `work/incompat` is removed, which the kernel insists on: `mount_again`.
         """
         row = self._active(key)
         lower = self._lower(row.parent)
@@ -105,6 +105,12 @@ class Snapshots:
         if sum(map(len, options)) + len(options) > _OPTIONS_MAX:
             raise InvalidParameter(f"mounting snapshot {key}: {len(lower)} layers do not fit into one page of mount options")
         return Mount(destination="/", type="overlay", source="overlay", options=options, base=self._folder)
+
+    def mount_again(self, key: str) -> None:
+        """Let an active snapshot that was mounted `volatile` be mounted once more (overlayfs.rst, "Volatile mount"). Raises NotFound, OSError."""
+        incompat = f"{self._folder}/{self._active(key).number}/work/work/incompat"
+        if os.path.lexists(incompat):
+            self.delete_files(incompat)
 
     def view(self, chain: str) -> Mount:
         """How to mount the committed layers `chain` read-only. Raises NotFound."""

@@ -217,10 +217,9 @@ def test_demultiplexer_takes_pieces_of_any_size(frames: list[tuple[int, bytes]],
 
 def test_input_is_whole_when_the_other_side_is_slow() -> None:
     """The pipe's end is seen while earlier bytes still wait for room in the socket."""
+    import _socket
     import os
     import time
-
-    import _socket
 
     from cli.streams import Pump
 
