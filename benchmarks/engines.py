@@ -34,9 +34,7 @@ def build(name: str) -> Path:
     source, target = HERE / f"{name}.c", BUILD / name
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
         BUILD.mkdir(exist_ok=True)
-        subprocess.run(
-            ["gcc", "-O2", "-static", "-std=gnu11", "-o", target, source], check=True
-        )
+        subprocess.run(["gcc", "-O2", "-static", "-std=gnu11", "-o", target, source], check=True)
     return target
 
 

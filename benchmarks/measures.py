@@ -160,7 +160,7 @@ class Session:
 
     def container_memory(self) -> None:
         count = self.plan.density
-        result = self.measurement("container_memory", f"memory per running container ({count} run)")
+        result = self.measurement("container_memory", f"memory per container ({count} run)")
         for engine in self.able("processes"):
             before = memory.total(engine.processes())
             running = [engine.create(["sleep", "100000"]) for _ in range(count)]

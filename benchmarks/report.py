@@ -83,5 +83,5 @@ def write(session: Session, folder: Path) -> None:
     about = machine()
     subtitle = f"kernel {about['kernel']}, {about['cpus']} processors, {about['memory_gib']} GiB"
     (folder / "results.json").write_text(json.dumps(data(session), indent=1) + "\n")
-    (folder / "results.svg").write_text(svg.plot(list(session.found.values()), session.waterfall, subtitle))
+    (folder / "results.svg").write_text(svg.plot(session.found, session.waterfall, subtitle))
     (folder / "results.txt").write_text(text(session))

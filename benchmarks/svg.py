@@ -6,10 +6,25 @@ import itertools
 import math
 from html import escape
 
-from benchmarks.stats import Measurement
+from benchmarks.stats import Measurement, Series
 
 COLOURS = {"knarr": "#0b7285", "dockerd": "#e8590c", "crun": "#5f3dc4", "runc": "#2b8a3e", "podman": "#c2255c", "floor": "#868e96"}
-WIDTH, LEFT, RIGHT, ROW = 1000, 330, 130, 18
+WIDTH, LEFT, RIGHT, ROW = 1000, 350, 130, 18
+
+# Measurements of others that belong beside one: (key, engine).
+BESIDE = {
+    "start_wait": [("floor_exit", "floor"), ("runtime_run", "crun"), ("runtime_run", "runc")],
+    "lifecycle": [("floor_exit", "floor")],
+    "launch": [("floor_exec", "floor")],
+    "knarr_run": [("docker_run", "dockerd")],
+}
+LABELS = {
+    ("floor_exit", "floor"): "system calls",
+    ("floor_exec", "floor"): "system calls",
+    ("runtime_run", "crun"): "crun run",
+    ("runtime_run", "runc"): "runc run",
+    ("docker_run", "dockerd"): "docker run",
+}
 
 
 class Canvas:
@@ -42,22 +57,35 @@ def figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def medians(canvas: Canvas, found: list[Measurement]) -> None:
-    """A group of bars for each measurement, every group on its own logarithmic scale from a third of its least value."""
-    for measurement in found:
-        series = [s for s in measurement.series.values() if s.samples]
-        if not series:
+def groups(found: dict[str, Measurement]) -> list[tuple[str, list[tuple[str, Series]]]]:
+    """(title, [(label, series)]): each measurement with what it is compared with, from other measurements too."""
+    result = []
+    for key, measurement in found.items():
+        if key.startswith("floor_"):
             continue
-        low = min(s.median for s in series) / 3 or 0.001
-        high = max(max(s.median for s in series), low * 10)
+        bars = [(one.engine, one) for one in measurement.series.values() if one.samples]
+        for other, engine in BESIDE.get(key, ()):
+            one = found[other].series.get(engine) if other in found else None
+            if one and one.samples:
+                bars.append((LABELS.get((other, engine), engine), one))
+        if bars:
+            result.append((measurement.title, bars))
+    return result
+
+
+def medians(canvas: Canvas, found: dict[str, Measurement]) -> None:
+    """A group of bars for each measurement, every group on its own logarithmic scale from a third of its least value."""
+    for title, bars in groups(found):
+        low = min(one.median for _, one in bars) / 3 or 0.001
+        high = max(max(one.median for _, one in bars), low * 10)
         canvas.y += 10
-        canvas.text(LEFT - 90, canvas.y + 13, measurement.title, anchor="end", weight="bold")
-        for one in series:
+        canvas.text(LEFT - 110, canvas.y + 13, title, 11, anchor="end", weight="bold")
+        for label, one in bars:
             share = math.log(max(one.median, low) / low) / math.log(high / low)
             width = share * (WIDTH - LEFT - RIGHT)
-            canvas.text(LEFT - 8, canvas.y + 13, one.engine, anchor="end")
+            canvas.text(LEFT - 8, canvas.y + 13, label, 11, anchor="end")
             canvas.bar(LEFT, canvas.y + 2, width, ROW - 4, COLOURS.get(one.engine, "#495057"))
-            canvas.text(LEFT + width + 6, canvas.y + 13, f"{figure(one.median)} {one.unit}", fill="#495057")
+            canvas.text(LEFT + width + 6, canvas.y + 13, f"{figure(one.median)} {one.unit}", 11, fill="#495057")
             canvas.y += ROW
 
 
@@ -81,7 +109,7 @@ def waterfall(canvas: Canvas, steps: list[tuple[str, float]]) -> None:
     canvas.y += 18
 
 
-def plot(found: list[Measurement], steps: list[tuple[str, float]], subtitle: str) -> str:
+def plot(found: dict[str, Measurement], steps: list[tuple[str, float]], subtitle: str) -> str:
     """The whole picture."""
     canvas = Canvas()
     canvas.text(20, 30, "Knarr beside the others: medians, logarithmic", 18, weight="bold")

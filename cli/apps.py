@@ -56,7 +56,7 @@ def from_host(
         "Files": [os.path.abspath(one) for one in file or ()],
         "Passwd": passwd, "Nsswitch": nsswitch, "CaCertificates": ca_certificates,
     }
-    output(str(loads(_client[0].post("/images/fromhost", body))["Id"]) + "\n")  # type: ignore[index]
+    output(str(loads(_client[0].post("/images/fromhost", body))["Id"]) + "\n")
 
 
 @debug.callback()

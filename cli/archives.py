@@ -2,7 +2,7 @@
 
 import posix
 
-from cli.client import Client, Failure, query
+from cli.client import Client, Failure, Response, query, quote
 from cli.codec import loads
 from cli.flags import Command, parse
 from cli.streams import STDIN_CHUNK, output
@@ -12,8 +12,9 @@ IMPORT = Command("import", "[OPTIONS] file|URL|- [REPOSITORY[:TAG]]", {"change":
                  {"c": "change", "m": "message"}, 1, 2)
 
 
-def _upload(client: Client, path: str, source: int) -> "object":
+def _upload(client: Client, path: str, source: int) -> Response:
     """POST a descriptor's bytes as they come. The daemon may answer before all is sent: then that answer counts."""
+    client.negotiate()
     connection = client.connect()
     connection.request("POST", client.path(path), headers="Content-Type: application/x-tar\r\n", chunked=True)
     try:
@@ -47,12 +48,11 @@ def load(client: Client, name: str, argv: "list[str]") -> int:
         source = 0
     quiet = given.get("quiet") or not is_terminal(1)
     response = _upload(client, query("/images/load", quiet=bool(quiet), platform=platform(given)), source)
-    show(response.values())  # type: ignore[attr-defined]
+    show(response.values())
     return 0
 
 
 def import_(client: Client, name: str, argv: "list[str]") -> int:
-    from cli.images import quote
     from cli.progress import show
 
     given, arguments = parse(IMPORT, argv)
@@ -66,9 +66,9 @@ def import_(client: Client, name: str, argv: "list[str]") -> int:
     if remote:
         response = client.open("POST", path)
     else:
-        response = _upload(client, path, 0 if source == "-" else _open(source))  # type: ignore[assignment]
+        response = _upload(client, path, 0 if source == "-" else _open(source))
     if response.headers.get("content-type", "").startswith("text/plain"):
-        output(loads(response.read())["status"] + "\n")  # type: ignore[index]
+        output(loads(response.read())["status"] + "\n")
         return 0
-    show(response.values())  # type: ignore[attr-defined]
+    show(response.values())
     return 0

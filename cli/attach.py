@@ -13,14 +13,14 @@ def attach(client: Client, name: str, argv: "list[str]") -> int:
 
     given, (ref,) = parse(ATTACH, argv)
     details = client.get(f"/containers/{quote(ref)}/json")
-    state, config = details["State"], details["Config"]  # type: ignore[index]
+    state, config = details["State"], details["Config"]
     if not state["Running"]:
         raise Failure("cannot attach to a stopped container, start it first")
     if state["Paused"]:
         raise Failure("cannot attach to a paused container, unpause it first")
     if state["Restarting"]:
         raise Failure("cannot attach to a restarting container, wait until it is running")
-    tty, base = config["Tty"], f"/containers/{details['Id']}"  # type: ignore[index]
+    tty, base = config["Tty"], f"/containers/{details['Id']}"
     stdin = bool(config["OpenStdin"] and not given.get("no-stdin"))
     if stdin and tty and not is_terminal(0):
         raise Failure("the input device is not a TTY")
@@ -30,7 +30,7 @@ def attach(client: Client, name: str, argv: "list[str]") -> int:
     if given.get("sig-proxy", True) and not tty:
         from cli.signals import forward
 
-        forward(client, details["Id"])  # type: ignore[index]
+        forward(client, details["Id"])
     if tty and is_terminal(1):
         _redraw(client, base)
     pump = Pump(stream, 0 if stdin else None, not tty, detach_bytes(keys) if tty and stdin else b"")

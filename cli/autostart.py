@@ -7,8 +7,13 @@ import errno
 import posix
 import sys
 import time
+from _socket import socket
 
 from cli.client import DEFAULT_SOCKET, Host, Unreachable
+
+TYPE_CHECKING = False  # typing itself costs 5 ms
+if TYPE_CHECKING:
+    from typing import Any
 
 FOLDER = DEFAULT_SOCKET.rpartition("/")[0]
 LOG = FOLDER + "/daemon.log"
@@ -18,7 +23,7 @@ PATIENCE = 30  # seconds; a first start on slow flash has to fit
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.05
 
 
-def start_daemon(host: Host) -> "object":
+def start_daemon(host: Host) -> socket:
     """A socket connected to the daemon on the default host, which is started if nobody else is doing that. Raises Unreachable."""
     if posix.geteuid() != 0:
         hint = "only root can start one: 'sudo knarr daemon'"
@@ -49,10 +54,10 @@ def start_daemon(host: Host) -> "object":
     raise Unreachable(f"Cannot connect to the Knarr daemon at {host.url}: it did not answer within {PATIENCE} s of its start; see {LOG}")
 
 
-def _spawn_once(host: Host, lock: int, fcntl: "object") -> int:
+def _spawn_once(host: Host, lock: int, fcntl: "Any") -> int:
     """The daemon's process id, 0 while another client holds the lock, -1 when one already listens."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[attr-defined]
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0
     try:

@@ -6,6 +6,10 @@
 
 from _json import encode_basestring, encode_basestring_ascii, make_encoder, make_scanner
 
+TYPE_CHECKING = False  # typing itself costs 5 ms
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class _Context:
     """What the C scanner asks its context for."""
@@ -18,7 +22,7 @@ class _Context:
     parse_constant = float
 
 
-_scan = make_scanner(_Context())
+_scan = make_scanner(_Context())  # type: ignore[arg-type]
 
 
 def _refuse(value: object) -> object:
@@ -38,7 +42,7 @@ def _go_string(text: str) -> str:
 _go_encode = make_encoder(None, _refuse, _go_string, None, ":", ",", True, False, True)
 
 
-def loads(text: "str | bytes | bytearray") -> object:
+def loads(text: "str | bytes | bytearray") -> "Any":
     """Raises ValueError for anything that is not one JSON value."""
     if not isinstance(text, str):
         text = text.decode("utf-8", "replace")

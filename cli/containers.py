@@ -1,9 +1,14 @@
 """Commands on containers that are one request each: `ps stop kill restart rm rename top wait`."""
 
-from cli.client import Client, Failure, query, quote
+from cli.client import Client, DaemonError, Failure, query, quote
 from cli.codec import dumps, loads
 from cli.flags import Command, parse
 from cli.streams import output
+
+TYPE_CHECKING = False  # typing itself costs 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 LS = Command("ps", "[OPTIONS]", {
     "all": "bool", "filter": "filter", "format": "string", "last": "int", "latest": "bool", "no-trunc": "bool", "quiet": "bool",
@@ -22,16 +27,17 @@ WAIT = Command("wait", "CONTAINER [CONTAINER...]", {}, {}, 1)
 AT_ONCE = 50  # as many as Docker's client asks for together
 
 
-def each(client: Client, method: str, names: "list[str]", path: "object") -> int:
+def each(client: Client, method: str, names: "list[str]", path: "Callable[[str], str]", summary: str = "") -> int:
     """Ask for it on every container at once (a slow `stop` delays no other), print the names that worked, then all errors.
 
-    `path` turns a quoted name into the request's target. Raises Failure when one failed; `rm -f` of something absent is no failure.
+    `path` turns a quoted name into the request's target; `summary` starts a last line with the names that failed. Raises Failure when
+    one failed; `rm -f` of something absent is no failure.
     """
-    errors, code = [], 0
+    errors, failed, code = [], [], 0
     for start in range(0, len(names), AT_ONCE):
         group = names[start:start + AT_ONCE]
         connections = [client.connect() for _ in group]
-        targets = [path(quote(name)) for name in group]  # type: ignore[operator]
+        targets = [path(quote(name)) for name in group]
         for connection, target in zip(connections, targets, strict=True):
             client.send(connection, method, target)
         for name, connection, target in zip(group, connections, targets, strict=True):
@@ -39,10 +45,13 @@ def each(client: Client, method: str, names: "list[str]", path: "object") -> int
                 client.answer(connection, method, target).read()
             except Failure as failure:
                 errors.append(failure.text)
+                failed.append(name)
                 code = code or (0 if getattr(failure, "status", 0) == 404 and "force=1" in target else 1)
             else:
                 output(name + "\n")
             connection.close()
+    if summary and failed:
+        errors.append(summary + ", ".join(failed))
     if errors:
         raise Failure("\n".join(errors), code)
     return 0
@@ -76,7 +85,10 @@ def rename(client: Client, name: str, argv: "list[str]") -> int:
     _, (old, new) = parse(RENAME, argv)
     if not old.strip() or not new.strip():
         raise Failure("Error: Neither old nor new names may be empty")
-    client.post(query(f"/containers/{quote(old)}/rename", name=new))
+    try:
+        client.post(query(f"/containers/{quote(old)}/rename", name=new))
+    except DaemonError as error:
+        raise Failure(f"{error.text}\nError: failed to rename container named {old}") from None
     return 0
 
 
@@ -95,7 +107,7 @@ def wait(client: Client, name: str, argv: "list[str]") -> int:
         except Failure as failure:
             errors.append(failure.text)
         else:
-            output(f"{answer['StatusCode']}\n")  # type: ignore[index]
+            output(f"{answer['StatusCode']}\n")
     if errors:
         raise Failure("\n".join(errors))
     return 0
@@ -106,12 +118,12 @@ def top(client: Client, name: str, argv: "list[str]") -> int:
 
     _, arguments = parse(TOP, argv)
     answer = client.get(query(f"/containers/{quote(arguments[0])}/top", ps_args=" ".join(arguments[1:])))
-    rows = [answer["Titles"]] + (answer.get("Processes") or [])  # type: ignore[index,attr-defined]
+    rows = [answer["Titles"]] + (answer.get("Processes") or [])
     output(columns(["\t".join(row) for row in rows], minimum=20))
     return 0
 
 
-def filters(given: dict) -> str:
+def filters(given: "dict[str, Any]") -> str:
     """`--filter` as the API takes it: JSON of `{key: [values]}`; "" for none."""
     result: dict[str, list[str]] = {}
     for key, value in given.get("filter", ()):
@@ -133,5 +145,5 @@ def ls(client: Client, name: str, argv: "list[str]") -> int:
     rows = client.get(path)
     view = View(given.get("no-trunc", False))
     default = (*Container.default, "Size") if given.get("size") else None
-    show(Container, [Container(row, view) for row in rows], template, given.get("quiet", False), default)  # type: ignore[attr-defined]
+    show(Container, [Container(row, view) for row in rows], template, given.get("quiet", False), default)
     return 0

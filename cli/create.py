@@ -8,6 +8,11 @@ from posix import getcwd
 
 from cli.client import Failure
 
+TYPE_CHECKING = False  # typing itself costs 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 FLAGS = {
     "add-host": "list:host", "annotation": "map", "attach": "list:stream", "blkio-weight": "uint16", "blkio-weight-device": "list:weight",
     "cap-add": "list", "cap-drop": "list", "cgroup-parent": "string", "cgroupns": "string", "cidfile": "string", "cpu-count": "int64",
@@ -56,10 +61,10 @@ _CONFIG = {
 }
 
 
-def body(given: dict, arguments: "list[str]") -> dict:
+def body(given: "dict[str, Any]", arguments: "list[str]") -> "dict[str, Any]":
     """The request for `IMAGE [COMMAND …]` with these flags. Raises Failure."""
-    config: dict = {"Image": arguments[0]}
-    host: dict = {}
+    config: dict[str, Any] = {"Image": arguments[0]}
+    host: dict[str, Any] = {}
     if len(arguments) > 1:
         config["Cmd"] = arguments[1:]
     streams = given.get("attach") or ["stdout", "stderr"]
@@ -83,7 +88,7 @@ def body(given: dict, arguments: "list[str]") -> dict:
     return config
 
 
-def _environment(given: dict, config: dict) -> None:
+def _environment(given: "dict[str, Any]", config: "dict[str, Any]") -> None:
     if "env" in given or "env-file" in given:
         # a name given twice keeps its first place and gets its last value
         lines = list({line.partition("=")[0]: line for line in given.get("env", ())}.values())
@@ -97,7 +102,7 @@ def _environment(given: dict, config: dict) -> None:
         config["Labels"] = {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
-def file_lines(path: str, empty: "object | None") -> "list[str]":
+def file_lines(path: str, empty: "Callable[[str], str] | None") -> "list[str]":
     """`NAME=VALUE` lines of an env or label file; `empty` turns a line without `=` into one (or leaves it out when it has no value)."""
     try:
         with open(path, encoding="utf-8-sig", errors="strict") as file:
@@ -117,14 +122,14 @@ def file_lines(path: str, empty: "object | None") -> "list[str]":
         if any(char.isspace() for char in name):
             raise Failure(f"invalid env file ({path}): variable '{name}' contains whitespaces", 125)
         if not equals and empty is not None:
-            line = empty(name)  # type: ignore[operator]
+            line = empty(name)
             if "=" not in line:
                 continue
         result.append(line)
     return result
 
 
-def _checks(given: dict, host: dict) -> None:
+def _checks(given: "dict[str, Any]", host: "dict[str, Any]") -> None:
     swappiness = given.get("memory-swappiness", -1)
     if swappiness != -1 and not 0 <= swappiness <= 100:
         raise Failure(f"invalid value: {swappiness}. Valid memory swappiness range is 0-100", 125)
@@ -144,14 +149,14 @@ def _checks(given: dict, host: dict) -> None:
             raise Failure("conflicting options: cannot specify both --restart and --rm", 125)
 
 
-def restart_policy(text: str) -> dict:
+def restart_policy(text: str) -> "dict[str, Any]":
     """`no`, `always`, `unless-stopped`, `on-failure[:N]`; the daemon checks the name."""
     if not text:
         return {"Name": ""}
     name, colon, number = text.partition(":")
     if colon and not name:
         raise Failure("invalid restart policy format: no policy provided before colon", 125)
-    policy: dict = {"Name": name}
+    policy: dict[str, Any] = {"Name": name}
     if number:
         if not number.lstrip("-").isdigit():
             raise Failure("invalid restart policy format: maximum retry count must be an integer", 125)
@@ -168,7 +173,7 @@ def capabilities(names: "list[str]") -> "list[str]":
     return sorted({name if name == "ALL" or name.startswith("CAP_") else "CAP_" + name for name in upper})
 
 
-def _less_common(given: dict, config: dict, host: dict) -> None:
+def _less_common(given: "dict[str, Any]", config: "dict[str, Any]", host: "dict[str, Any]") -> None:
     for flag, field in (("cap-add", "CapAdd"), ("cap-drop", "CapDrop")):
         if flag in given:
             host[field] = capabilities(given[flag])
@@ -216,7 +221,7 @@ def _less_common(given: dict, config: dict, host: dict) -> None:
         raise Failure(f"{given['mac-address']} is not a valid mac address", 125)
 
 
-def _pairs(texts: "list[str]", what: str) -> dict:
+def _pairs(texts: "list[str]", what: str) -> "dict[str, Any]":
     result = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -231,7 +236,7 @@ def _is_mac(text: str) -> bool:
     return len(parts) == 6 and all(len(part) == 2 and all(c in "0123456789abcdefABCDEF" for c in part) for part in parts)
 
 
-def _health(given: dict, config: dict) -> None:
+def _health(given: "dict[str, Any]", config: "dict[str, Any]") -> None:
     settings = {flag: given[flag] for flag in given if flag.startswith("health-") and given[flag]}
     if given.get("no-healthcheck"):
         if settings:
@@ -240,7 +245,7 @@ def _health(given: dict, config: dict) -> None:
         return
     if not settings:
         return
-    health: dict = {}
+    health: dict[str, Any] = {}
     if settings.get("health-cmd"):
         health["Test"] = ["CMD-SHELL", settings["health-cmd"]]
     for flag, field in (("health-interval", "Interval"), ("health-timeout", "Timeout"), ("health-retries", "Retries"),
@@ -255,7 +260,7 @@ def _health(given: dict, config: dict) -> None:
 _SIMPLE_NETWORK = ("ip", "ip6", "link-local-ip", "network-alias", "link", "mac-address")
 
 
-def _networking(given: dict, host: dict) -> dict:
+def _networking(given: "dict[str, Any]", host: "dict[str, Any]") -> "dict[str, Any]":
     networks = given.get("network", ())
     mode = networks[0]["Target"] if networks else "default"
     host["NetworkMode"] = mode

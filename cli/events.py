@@ -5,6 +5,11 @@ from cli.containers import filters
 from cli.flags import Command, parse
 from cli.streams import output
 
+TYPE_CHECKING = False  # typing itself costs 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 EVENTS = Command("events", "[OPTIONS]", {"filter": "filter", "format": "string", "since": "string", "until": "string"}, {"f": "filter"}, 0,
     0)
 
@@ -18,12 +23,12 @@ def events(client: Client, name: str, argv: "list[str]") -> int:
 
             moments[flag] = timestamp(given[flag], flag)
     write = _writer(given.get("format", ""))
-    for event in client.open("GET", query("/events", filters=filters(given), **moments)).values():  # type: ignore[attr-defined]
+    for event in client.open("GET", query("/events", filters=filters(given), **moments)).values():
         output(write(event) + "\n")
     return 0
 
 
-def _writer(form: str) -> "object":
+def _writer(form: str) -> "Callable[[dict[str, Any]], str]":
     if not form:
         return line
     if form == "json":
@@ -39,7 +44,7 @@ def _writer(form: str) -> "object":
         raise Failure("Error parsing format: " + error.text, 64) from None
 
 
-def line(event: dict) -> str:
+def line(event: "dict[str, Any]") -> str:
     """`2024-05-01T10:00:00.123456789Z container start ID (image=…, name=…)`"""
     from cli.tables import rfc3339
 

@@ -20,7 +20,7 @@ def logs(client: Client, name: str, argv: "list[str]") -> int:
             moments[flag] = timestamp(given[flag], flag)
     # only the container's record says whether its log has frames; it is asked before, on the same connection
     details = client.get(f"/containers/{quote(ref)}/json")
-    path = query(f"/containers/{details['Id']}/logs", stdout=True, stderr=True, follow=given.get("follow") or None,  # type: ignore[index]
+    path = query(f"/containers/{details['Id']}/logs", stdout=True, stderr=True, follow=given.get("follow") or None,
                  timestamps=given.get("timestamps") or None, details=given.get("details") or None, tail=given.get("tail", "all"), **moments)
-    copy_output(client.call("GET", path).chunks(), not details["Config"]["Tty"])  # type: ignore[index]
+    copy_output(client.call("GET", path).chunks(), not details["Config"]["Tty"])
     return 0

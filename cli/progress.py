@@ -3,11 +3,16 @@
 from cli.client import Failure
 from cli.streams import write_all
 
+TYPE_CHECKING = False  # typing itself costs 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
-def show(values: "object", descriptor: int = 1, quiet: bool = False) -> None:
+
+def show(values: "Iterable[dict[str, Any]]", descriptor: int = 1, quiet: bool = False) -> None:
     """Write a stream's messages; a progress that only counts is left out. Raises Failure for the stream's error."""
     last: dict[str, str] = {}
-    for value in values:  # type: ignore[attr-defined]
+    for value in values:
         error = value.get("errorDetail") or value.get("error")
         if error:
             raise Failure(error["message"] if isinstance(error, dict) else error)

@@ -23,16 +23,24 @@ def size(descriptor: int = 1) -> "tuple[int, int]":
     return rows, columns
 
 
+def _end(number: int, frame: object) -> None:
+    raise Failure("", 128 + number)
+
+
 class Raw:
     """`with Raw(fd):` keys go through one by one and unechoed; the former mode comes back in any case."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
-        self.saved: list | None = None
+        self.saved: list[object] | None = None
 
     def __enter__(self) -> "Raw":
+        import _signal
         import termios
 
+        for number in (_signal.SIGTERM, _signal.SIGHUP):
+            if _signal.getsignal(number) == _signal.SIG_DFL:
+                _signal.signal(number, _end)  # else the terminal would be left raw
         mode = termios.tcgetattr(self.descriptor)
         self.saved = termios.tcgetattr(self.descriptor)
         mode[0] &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP)

@@ -38,7 +38,7 @@ class ExitRecord(msgspec.Struct, frozen=True):
     """BUNDLE/exit.json as the monitor leaves it.
 
     `status`: wait(2)'s value; `code`: 0-255, 128+n for signal n; `signal`: 0 unless one ended it; `finished`: CLOCK_REALTIME ns;
-    `pid`, `start_time`: of the process that ended, field 22 of its /proc/PID/stat.
+    `pid`, `start_time`: of the process that ended, field 22 of its /proc/PID/stat; `started`: when it ran, CLOCK_REALTIME ns.
     """
 
     status: int
@@ -49,6 +49,7 @@ class ExitRecord(msgspec.Struct, frozen=True):
     log_dropped: int
     pid: int
     start_time: int
+    started: int
 
 
 class MonitorConnection:

@@ -37,6 +37,7 @@ static void mon_state(struct monitor *m, struct mon_connection *to)
     mw_put(&w, m->phase, 1);
     mw_put(&w, (uint32_t)m->pid, 4);
     mw_put(&w, m->start_time, 8);
+    mw_put(&w, m->started, 8);
     mw_put(&w, m->tty, 1);
     mw_put(&w, m->log.dropped, 8);
     mw_put(&w, count, 4);

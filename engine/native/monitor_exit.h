@@ -35,9 +35,10 @@ static void mon_write_exit(struct monitor *m)
     int number = m->status & 0x7f, code = number ? 128 + number : m->status >> 8 & 0xff;
     int length = snprintf(text, sizeof text,
                           "{\"status\":%d,\"code\":%d,\"signal\":%d,\"oom_kills\":%llu,\"finished\":%llu,\"log_dropped\":%llu,\"pid\":%d,"
-                          "\"start_time\":%llu}",
+                          "\"start_time\":%llu,\"started\":%llu}",
                           m->status, code, number, (unsigned long long)m->oom_kills, (unsigned long long)m->finished,
-                          (unsigned long long)m->log.dropped, m->pid, (unsigned long long)m->start_time);
+                          (unsigned long long)m->log.dropped, m->pid, (unsigned long long)m->start_time,
+                          (unsigned long long)m->started);
     memset(text + length, ' ', sizeof text - (size_t)length);
     text[sizeof text - 1] = '\n';
     if (m->record < 0)

@@ -122,9 +122,11 @@ static void mon_started(struct monitor *m, struct mon_connection *to, const stru
     m->pid = report->pid;
     m->pidfd = report->pidfd;
     m->start_time = mon_start_time(m->pid);
+    m->started = mon_now(CLOCK_REALTIME);
     m->phase = MW_RUNNING;
     mw_put(&w, (uint32_t)m->pid, 4);
     mw_put(&w, m->start_time, 8);
+    mw_put(&w, m->started, 8);
     mw_put(&w, received, 8);
     mw_put(&w, prepared, 8);
     mw_put(&w, launched, 8);

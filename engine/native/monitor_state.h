@@ -51,7 +51,8 @@ struct monitor {
     int bundle, listener, record; /* record: the future exit.json, made while there is time */
     int pid, pidfd;
     int mounts;          /* the container's mount namespace, see mon_keep_mounts */
-    uint64_t start_time;
+    uint64_t start_time; /* field 22 of /proc/PID/stat */
+    uint64_t started;    /* CLOCK_REALTIME */
     /* stdio: our ends. With a tty, output[0] and input are the same master. -1: closed. */
     int output[2], input;
     uint8_t *input_data; /* accepted from clients, not yet taken by the process */

@@ -105,7 +105,7 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     await nursery.start(context.monitors.run)
     for line in await images.recover():
         log.error("after the loss of the database: %s", line)
-    images.sweep()
+    await images.sweep()
     await reconcile(context, containers)
     chores.after = snapshots.refill
     snapshots.refill()

@@ -6,6 +6,7 @@ lost; then what no row owns is swept. One damaged object never keeps the daemon 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 
@@ -68,10 +69,9 @@ async def recover(context: Context, containers: Containers, container: Container
     with trio.move_on_after(_ASK_SECONDS):
         if await adopt(context, containers, container):
             return
-    found = _exit_record(container)
-    if not state.running and found is not None and found.finished > state.finished_at:
-        # it was started, and ended, and the dead daemon had stored neither
-        state = container.record.state = msgspec.structs.replace(state, status="running", started_at=state.started_at or found.finished)
+    started = 0 if state.running else _unstored_start(container)
+    if started:
+        state = container.record.state = msgspec.structs.replace(state, status="running", started_at=started)
     if not state.running:
         if container.record.host_config.auto_remove and state.started_at:
             containers._remove_ended(container)
@@ -83,12 +83,21 @@ async def recover(context: Context, containers: Containers, container: Container
     containers.runner.settle(container, recorded(container.bundle, _HOST_STOPPED))
 
 
-def _exit_record(container: Container) -> client.ExitRecord | None:
+def _unstored_start(container: Container) -> int:
+    """When a run began that the dead daemon had not stored yet, ns since the epoch; 0 when there was none.
+
+    It left an exit record that is newer than the row, or, if its monitor was killed, the socket that a monitor removes at the end.
+    """
     try:
-        return client.read_exit(container.bundle)
+        found = client.read_exit(container.bundle)
+        if found is not None:
+            return found.started if found.finished > container.record.state.finished_at else 0
     except KnarrError as error:
         log.error("container %s: %s", container.id[:12], error)
-        return None
+    try:
+        return os.lstat(f"{container.bundle}/{client.SOCKET_NAME}").st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 async def adopt(context: Context, containers: Containers, container: Container) -> bool:
@@ -108,7 +117,7 @@ async def adopt(context: Context, containers: Containers, container: Container) 
         process.close()
         return False
     if not container.record.state.running:
-        container.transition(lifecycle.Started(found.pid, found.start_time, container.record.state.started_at or now()))
+        container.transition(lifecycle.Started(found.pid, found.start_time, found.started))
         container.save()
     container.record.state.pid, container.record.state.pid_start = found.pid, found.start_time
     container.process = process
@@ -131,7 +140,8 @@ def sweep(context: Context, containers: Containers) -> None:
     for key in context.snapshots.keys():  # noqa: SIM118 - not a mapping
         if key not in known:
             folder = context.snapshots.forget(key)
-            context.chores.later(f"removing {folder}, which no container owns", lambda folder=folder: context.snapshots.delete_files(folder))
+            remove = functools.partial(context.snapshots.delete_files, folder)
+            context.chores.later(f"removing {folder}, which no container owns", remove)
 
 
 def _sweep_one(path: str) -> None:

@@ -61,8 +61,10 @@ class Runner:
         try:
             ready = self._ready_plan(container)
             message = self._message(container, ready)
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, KnarrError):
+                self._did_not_start(container, 128, str(error))  # Docker's code for a start that never reached the runtime
             raise
         process = Process(connection, container.bundle, lambda ended: self._ended(container, process, ended))
         process.on_oom = lambda: container.publish("oom")
@@ -77,9 +79,11 @@ class Runner:
             raise self._failed(container, ready, LaunchFailed(-1, 0, str(error))) from error
         container.process = process
         container.plan = None if record.host_config.pid_mode.startswith("container:") else ready
-        container.transition(lifecycle.Started(started.pid, started.start_time, now()))
+        container.transition(lifecycle.Started(started.pid, started.start_time, started.started))
         container.last_start = ready, started
         container.publish("start")
+        for op, error in started.degraded:
+            log.warning("container %s: %s: only in part: %s", container.id[:12], ops.describe(ready.ops[op]), os.strerror(error))
         context.nursery.start_soon(self._watch, container, process)
 
     async def _watch(self, container: Container, process: Process) -> None:
@@ -135,14 +139,16 @@ class Runner:
 
     def _failed(self, container: Container, ready: Plan, error: LaunchFailed) -> LaunchError:
         explained = launch_error(error, lambda op, errno: self._explain(container, ready, op, errno))
-        code = plan.exit_code(explained)
-        container.transition(lifecycle.FailedToStart(code, str(explained), now()))
+        self._did_not_start(container, plan.exit_code(explained), str(explained))
+        return explained
+
+    def _did_not_start(self, container: Container, code: int, text: str) -> None:
+        container.transition(lifecycle.FailedToStart(code, text, now()))
         self._drop_group(container)
         if container.record.host_config.auto_remove:
             self._remove(container)
         else:
             container.save()
-        return explained
 
     def _explain(self, container: Container, ready: Plan, op: int, errno: int) -> LaunchError:
         found = plan.explain(ready.ops, op, errno)

@@ -107,7 +107,7 @@ class Snapshots:
         return Mount(destination="/", type="overlay", source="overlay", options=options, base=self._folder)
 
     def mount_again(self, key: str) -> None:
-        """Let an active snapshot that was mounted `volatile` be mounted once more (overlayfs.rst, "Volatile mount"). Raises NotFound, OSError."""
+        """Let an active snapshot that was mounted `volatile` be mounted once more. Raises NotFound, OSError."""
         incompat = f"{self._folder}/{self._active(key).number}/work/work/incompat"
         if os.path.lexists(incompat):
             self.delete_files(incompat)

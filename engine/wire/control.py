@@ -111,13 +111,14 @@ class Status(msgspec.Struct, frozen=True):
 class Started(msgspec.Struct, frozen=True, kw_only=True):
     """The process runs (exec succeeded). Its pidfd comes with the message.
 
-    `pid`: in the monitor's PID namespace. `start_time`: field 22 of /proc/PID/stat, to recognise the process later. `trace`: (operation
-    index, CLOCK_MONOTONIC ns when it began). The monitor's own steps, same clock: START `received`, stdio `prepared`,
-    `launched` (exec seen). `degraded`: (operation index, errno) of operations that could only be done in part.
+    `pid`: in the monitor's PID namespace. `start_time`: field 22 of /proc/PID/stat, to recognise the process later. `started`:
+    CLOCK_REALTIME ns. `trace`: (operation index, CLOCK_MONOTONIC ns when it began). The monitor's own steps, same clock: START
+    `received`, stdio `prepared`, `launched` (exec seen). `degraded`: (operation index, errno) of what could only be done in part.
     """
 
     pid: int
     start_time: int
+    started: int = 0
     received: int = 0
     prepared: int = 0
     launched: int = 0
@@ -172,12 +173,14 @@ class Oom(msgspec.Struct, frozen=True, kw_only=True):
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `Status`; with a process, its pidfd comes with the message.
 
-    `phase`: "waiting" (no START yet), "running", "ended" (only delivering to clients). `clients`: ids attached now.
+    `started`: CLOCK_REALTIME ns. `phase`: "waiting" (no START yet), "running", "ended" (only delivering to clients). `clients`: ids
+    attached now.
     """
 
     phase: str
     pid: int = 0
     start_time: int = 0
+    started: int = 0
     tty: bool = False
     log_dropped: int = 0
     clients: tuple[int, ...] = ()
@@ -305,12 +308,12 @@ class _Reader:
 _U32 = struct.Struct("<I")
 _RESIZE = struct.Struct("<HH")
 _SIGNAL = struct.Struct("<I")
-_STARTED = struct.Struct("<iQQQQ")
+_STARTED = struct.Struct("<iQQQQQ")
 _FAILED = struct.Struct("<iI")
 _EXIT = struct.Struct("<IQQQ")
 _DETACHED = struct.Struct("<IB")
 _OOM = struct.Struct("<Q")
-_STATE = struct.Struct("<BiQBQI")
+_STATE = struct.Struct("<BiQQBQI")
 
 
 def _blob(value: bytes) -> bytes:
@@ -390,14 +393,15 @@ def _decode_attach(r: _Reader) -> Attach:
 
 
 def _encode_started(m: Started) -> bytes:
-    return _STARTED.pack(m.pid, m.start_time, m.received, m.prepared, m.launched) + _trace(m)
+    return _STARTED.pack(m.pid, m.start_time, m.started, m.received, m.prepared, m.launched) + _trace(m)
 
 
 def _decode_started(r: _Reader) -> Started:
-    pid, start_time, received, prepared, launched = r.fields(_STARTED)
+    pid, start_time, started, received, prepared, launched = r.fields(_STARTED)
     return Started(
         pid=pid,
         start_time=start_time,
+        started=started,
         received=received,
         prepared=prepared,
         launched=launched,
@@ -426,17 +430,23 @@ def _decode_detached(r: _Reader) -> Detached:
 
 
 def _encode_state(m: State) -> bytes:
-    head = _STATE.pack(_PHASES.index(m.phase), m.pid, m.start_time, m.tty, m.log_dropped, len(m.clients))
+    head = _STATE.pack(_PHASES.index(m.phase), m.pid, m.start_time, m.started, m.tty, m.log_dropped, len(m.clients))
     return head + b"".join(_U32.pack(number) for number in m.clients)
 
 
 def _decode_state(r: _Reader) -> State:
-    phase, pid, start_time, tty, dropped, count = r.fields(_STATE)
+    phase, pid, start_time, started, tty, dropped, count = r.fields(_STATE)
     if count * _U32.size > len(r.data) - r.at:
         raise MalformedMessage(f"a list of {count} clients is cut off")
     clients = tuple(r.fields(_U32)[0] for _ in range(count))
     return State(
-        phase=r.word(_PHASES, phase), pid=pid, start_time=start_time, tty=bool(tty), log_dropped=dropped, clients=clients
+        phase=r.word(_PHASES, phase),
+        pid=pid,
+        start_time=start_time,
+        started=started,
+        tty=bool(tty),
+        log_dropped=dropped,
+        clients=clients,
     )
 
 

@@ -79,6 +79,13 @@ def test_unknown_image(clean: Engine) -> None:
     assert b"No such image" in result.stderr
 
 
+def test_a_start_that_is_refused_ends_an_rm_container(clean: Engine) -> None:
+    result = clean.docker("run", "--rm", *NONE, "--pid", "container:nobody", "busybox", "true", check=False, timeout=20)
+    assert result.returncode == 125
+    assert b"No such container: nobody" in result.stderr
+    assert clean.out("ps", "-aq") == ""
+
+
 def test_standard_error_is_apart(clean: Engine) -> None:
     result = clean.docker("run", "--rm", *NONE, "busybox", "sh", "-c", "echo out; echo err >&2")
     assert (result.stdout, result.stderr) == (b"out\n", b"err\n")

@@ -486,6 +486,10 @@ rm
 rm -f nope
 stop
 start x y
+start nope
+rename nope x
+inspect -f '{{.Foo}}' x x
+inspect -f '{{.Id}}' nope
 exec x sh -c 'exit 3'
 exec x
 attach x
@@ -553,6 +557,7 @@ TABLE = {
     "GET /exec/.*/json": (200, {"ExitCode": 3}), "POST /containers/x/exec": (201, {"Id": "x"}),
     "GET /containers/.*/logs": (200, frame(1, b"hello\n") + frame(2, b"err\n")), "GET /events": (200, EVENT),
     "GET /containers/x/top": (200, {"Titles": ["PID", "CMD"], "Processes": [["1", "sleep 100 and more words"], ["22", "a"]]}),
+    "POST /containers/nope/.*": (404, {"message": "No such container: nope"}),
     "DELETE /images/.*": (200, [{"Untagged": "a:b"}, {"Deleted": "sha256:ab"}]),
     "GET /info": (200, {"Name": "host", "NCPU": 2, "OSType": "linux"}), "GET /version": (200, {"Version": "0.1.0", "ApiVersion": "1.51", "Os": "linux", "Arch": "amd64"}),
 }

@@ -55,4 +55,4 @@ def test_report_and_plot(tmp_path: Path) -> None:
 
 
 def test_a_plot_of_nothing() -> None:
-    ET.fromstring(svg.plot([], [], ""))
+    ET.fromstring(svg.plot({}, [], ""))
