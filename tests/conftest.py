@@ -13,6 +13,9 @@ from tests.lib import busybox
 from tests.lib.daemon import Daemon, Engine, Peer
 from tests.lib.leaks import Leaks
 
+# util-linux's mount uses the new mount API where it can, which takes no relative lower folders for an overlay; the old one does.
+os.environ.setdefault("LIBMOUNT_FORCE_MOUNT2", "always")
+
 PEER = os.environ.get("KNARR_PEER_DOCKER_HOST")
 
 

@@ -50,7 +50,7 @@ ONLY_IN: dict[str, set[str]] = {
     "concurrent.futures": set(),
     "multiprocessing": set(),
     "asyncio": set(),
-    "sqlite3": {"engine/store/"},
+    "sqlite3": {"engine/store/", "engine/service/durability.py", "engine/service/container.py"},
     "elftools": {"engine/linux/elf.py"},
     "typer": {"cli/"},
     "rich": {"cli/"},

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.lib import busybox
-from tests.lib.daemon import Daemon
+from tests.lib.daemon import Daemon, docker_program
 from tests.lib.leaks import Leaks, start_time
 from tests.lib.terminal import Terminal
 
@@ -112,7 +112,7 @@ def test_automatic_removal_of_one_that_ended_alone(mortal: Daemon) -> None:
 def test_a_terminal_is_found_again(mortal: Daemon) -> None:
     mortal.docker("run", "-dit", "--name", "shell", *NONE, "busybox", "sh")
     mortal.restart()
-    with Terminal(["docker", "attach", "shell"], mortal.docker_environment()) as terminal:
+    with Terminal([docker_program(), "attach", "shell"], mortal.docker_environment()) as terminal:
         time.sleep(0.5)
         terminal.type(b"echo found-$((6*7))\n")
         terminal.expect(b"found-42")
