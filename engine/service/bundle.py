@@ -20,6 +20,7 @@ ff00::\tip6-mcastprefix
 ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 """
+_FILES = ("hosts", "hostname", "resolv.conf", "exit.json")
 _BIND = ("rbind", "rprivate")
 
 
@@ -72,8 +73,16 @@ def forget_run(folder: str) -> None:
 
 
 def remove(folder: str) -> None:
-    """Remove the folder with everything in it. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
+    """Remove the folder with everything in it; one that is not there is fine. Raises OSError."""
+    try:
+        # Nearly always just these; shutil.rmtree takes three times as long to find out.
+        for name in _FILES:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError:
         shutil.rmtree(folder)
 
 

@@ -9,6 +9,7 @@ import functools
 import os
 import posixpath
 import re
+import shutil
 import stat
 
 import msgspec
@@ -314,7 +315,8 @@ def release(context: Context, container: Container, snapshot: str) -> None:
     def work() -> None:
         context.cgroups.remove(group)  # also where this daemon has not placed it: one before it may have
         bundle.remove(folder)
-        bundle.remove(own)
+        if os.path.isdir(own):  # there since the container's first output
+            shutil.rmtree(own)
         if snapshot:
             context.snapshots.delete_files(snapshot)
 

@@ -61,10 +61,10 @@ class Runner:
         try:
             ready = self._ready_plan(container)
             message = self._message(container, ready)
-        except BaseException as error:
+        except BaseException as refusal:
             connection.close()
-            if isinstance(error, KnarrError):
-                self._did_not_start(container, 128, str(error))  # Docker's code for a start that never reached the runtime
+            if isinstance(refusal, KnarrError):
+                self._did_not_start(container, 128, str(refusal))  # Docker's code for a start that never reached the runtime
             raise
         process = Process(connection, container.bundle, lambda ended: self._ended(container, process, ended))
         process.on_oom = lambda: container.publish("oom")
@@ -82,8 +82,8 @@ class Runner:
         container.transition(lifecycle.Started(started.pid, started.start_time, started.started))
         container.last_start = ready, started
         container.publish("start")
-        for op, error in started.degraded:
-            log.warning("container %s: %s: only in part: %s", container.id[:12], ops.describe(ready.ops[op]), os.strerror(error))
+        for op, errno in started.degraded:
+            log.warning("container %s: %s: only in part: %s", container.id[:12], ops.describe(ready.ops[op]), os.strerror(errno))
         context.nursery.start_soon(self._watch, container, process)
 
     async def _watch(self, container: Container, process: Process) -> None:

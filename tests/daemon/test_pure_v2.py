@@ -1,4 +1,4 @@
-"""A whole daemon under a kernel that has cgroup version 2 alone: limits are enforced, and an out-of-memory kill that no daemon saw is known."""
+"""A whole daemon under a kernel that has cgroup version 2 alone: limits hold, and an out-of-memory kill that no daemon saw is known."""
 
 from __future__ import annotations
 

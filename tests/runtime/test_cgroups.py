@@ -186,6 +186,8 @@ def test_freeze_stops_and_thaw_goes_on(cgroups: Cgroups, path: str, spawn: Spawn
 
 
 def test_kill_takes_all_of_a_fork_storm(cgroups: Cgroups, path: str, spawn: Spawn) -> None:
+    if os.environ.get("KNARR_TEST_CGROUP2") and os.uname().release.startswith("6.12"):
+        pytest.skip("Debian 13's user-mode kernel itself stops in a fork storm")
     placement = cgroups.prepare(path, Resources(pids=Pids(limit=40)))
     program = (
         "import os, signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nprint('up', flush=True)\n"

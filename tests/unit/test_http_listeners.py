@@ -206,7 +206,9 @@ def test_a_tls_connection_can_be_given_away_too(tmp_path: Path) -> None:
                 await stream.send_all(b"late")
                 while not data.endswith(b"LATE"):
                     data += await stream.receive_some(4096)
-                await stream.transport_stream.send_eof()
+                with contextlib.suppress(ssl.SSLWantReadError):  # as Go's CloseWrite: close_notify, and go on reading
+                    stream._ssl_object.unwrap()  # type: ignore[attr-defined]
+                await stream.transport_stream.send_all(stream._outgoing.read())  # type: ignore[attr-defined]
                 while not data.endswith(b"BYE"):
                     data += await stream.receive_some(4096)
             nursery.cancel_scope.cancel()
