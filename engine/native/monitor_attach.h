@@ -45,7 +45,7 @@ static void client_free(struct mon_client *c)
 static int client_discard(struct mon_client *c)
 {
     char waste[2048];
-    for (int i = 0; i < 64; i++) {
+    for (int i = 0; i < 1024; i++) { /* 2 MB, more than a socket holds unless net.core.wmem_max was raised far */
         ssize_t n = recv(c->fd, waste, sizeof waste, MSG_DONTWAIT);
         if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
             return 1;

@@ -137,6 +137,7 @@ def sweep(context: Context, containers: Containers) -> None:
         _sweep_one(folder)
     for name in set(os.listdir(context.layout.containers)) - known.keys():
         _sweep_one(context.layout.container(name))
+    context.chores.later("removing snapshots that no container owns", context.snapshots.sweep)
     for key in context.snapshots.keys():  # noqa: SIM118 - not a mapping
         if key not in known:
             folder = context.snapshots.forget(key)

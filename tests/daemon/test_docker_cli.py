@@ -400,9 +400,9 @@ def test_events(clean: Engine) -> None:
 
 
 def test_the_daemon_describes_itself(clean: Engine) -> None:
-    version = json.loads(clean.out("version", "--format", "json"))
+    version = json.loads(clean.out("version", "--format", "{{json .}}"))
     assert version["Server"]["ApiVersion"]
-    info = json.loads(clean.out("info", "--format", "json"))
+    info = json.loads(clean.out("info", "--format", "{{json .}}"))
     assert info["Driver"]
     assert info["OSType"] == "linux"
     assert "ServerErrors" not in info
