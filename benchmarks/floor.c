@@ -264,7 +264,8 @@ static void shell(const char *format, const char *a, const char *b) {
         die(command);
 }
 
-/* Every v1 hierarchy with a group of our own, or one v2 group. */
+/* A group of our own in the v2 hierarchy, wherever it is mounted, and in those of v1 that a container without limits needs: memory, whose
+ * use is to be counted, and devices, which are to be refused. */
 static void make_groups(void) {
     char mounts[1 << 16] = "", path[300], type[64];
     FILE *f = fopen("/proc/self/mounts", "r");
@@ -272,20 +273,16 @@ static void make_groups(void) {
     while (f && fgets(mounts, sizeof mounts, f)) {
         if (sscanf(mounts, "%*s %299s %63s", path, type) != 2 || strncmp(path, "/sys/fs/cgroup", 14) != 0)
             continue;
-        if (strcmp(type, "cgroup2") == 0 && strcmp(path, "/sys/fs/cgroup") == 0) {
+        if (strcmp(type, "cgroup2") == 0) {
             snprintf(v2, sizeof v2, "%.200s/%.60s", path, group_name);
             if (mkdir(v2, 0755) < 0)
                 die(v2);
-        } else if (strcmp(type, "cgroup") == 0 && groups < MAX_GROUPS) {
+        } else if (strcmp(type, "cgroup") == 0 && groups < MAX_GROUPS && (strstr(path, "/memory") || strstr(path, "/devices"))) {
             snprintf(controller[groups], sizeof controller[groups], "%.60s", strrchr(path, '/') + 1);
             snprintf(group[groups], sizeof group[groups], "%.200s/%.60s", path, group_name);
             snprintf(tasks[groups], sizeof tasks[groups], "%s/tasks", group[groups]);
             if (mkdir(group[groups], 0755) < 0)
                 die(group[groups]);
-            if (strcmp(controller[groups], "cpuset") == 0) {
-                shell("cat '%s/../cpuset.cpus' > '%s/cpuset.cpus'", group[groups], group[groups]);
-                shell("cat '%s/../cpuset.mems' > '%s/cpuset.mems'", group[groups], group[groups]);
-            }
             groups++;
         }
     }

@@ -44,7 +44,10 @@ class LaunchFailed(OSError):
     trace: list[tuple[int, int, int]]
 
 def fork_monitor(sock_fd: int) -> int:
-    """Fork; the child closes all descriptors but `sock_fd` and 0-2 and enters the C monitor loop, never returning to Python. Parent: pid."""
+    """Fork; the child closes all descriptors but `sock_fd` and 0-2 and enters the C monitor loop, never returning to Python.
+
+    Parent: pid.
+    """
 
 def process_title(name: bytes) -> None:
     """Name the process for `ps`: comm (15 bytes) and command line."""

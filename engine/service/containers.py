@@ -67,7 +67,7 @@ class Containers:
         self._context = context
         self.by_id: dict[str, Container] = {}
         self.by_name: dict[str, Container] = {}
-        self.runner = Runner(context, self.find, self._remove_ended)
+        self.runner = Runner(context, self.find, self.remove_ended)
 
     def find(self, ref: str) -> Container:
         """By id, name, or a prefix of exactly one id. Raises NotFound, InvalidParameter when the prefix is ambiguous."""
@@ -210,7 +210,8 @@ class Containers:
             self._remove_now(container)
         await self._context.durability.reached()
 
-    def _remove_ended(self, container: Container) -> None:
+    def remove_ended(self, container: Container) -> None:
+        """Remove an --rm container that ended; durable soon."""
         self._remove_now(container)
         self._context.durability.lazily()
 

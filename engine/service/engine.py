@@ -74,6 +74,8 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             yield engine
             nursery.cancel_scope.cancel()
             engine.context.durability.flush()
+            if not engine.containers.by_id:
+                engine.context.cgroups.tidy(settings.cgroup_parent)
     finally:
         db.sync()
         db.close()

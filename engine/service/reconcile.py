@@ -18,10 +18,10 @@ from engine.linux.process import start_time
 from engine.monitor import client
 from engine.monitor.client import MonitorGone
 from engine.service import bundle
-from engine.service.container import Container, now
+from engine.service.container import Container
 from engine.service.containers import Containers
 from engine.service.context import Context
-from engine.service.supervise import Ended, Process, recorded
+from engine.service.supervise import Process, recorded
 from engine.spec import lifecycle
 from engine.spec.container import ContainerRecord
 from engine.wire import control
@@ -64,8 +64,6 @@ def load(context: Context, containers: Containers) -> None:
 async def recover(context: Context, containers: Containers, container: Container) -> None:
     """One container: adopt it, or find out how it ended."""
     state = container.record.state
-    if state.status == "removing":
-        containers.runner.settle(container, Ended(code=state.exit_code, at=state.finished_at or now()))
     with trio.move_on_after(_ASK_SECONDS):
         if await adopt(context, containers, container):
             return
@@ -74,7 +72,7 @@ async def recover(context: Context, containers: Containers, container: Container
         state = container.record.state = msgspec.structs.replace(state, status="running", started_at=started)
     if not state.running:
         if container.record.host_config.auto_remove and state.started_at:
-            containers._remove_ended(container)
+            containers.remove_ended(container)
         return
     for pid in context.cgroups.pids(container.cgroup):
         log.warning("container %s: process %d has no monitor and is killed", container.id[:12], pid)

@@ -56,7 +56,6 @@ _SYSFS_RW = Mount(destination="/sys", type="sysfs", source="sysfs", options=("no
 _CGROUP_RW = Mount(destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=("nosuid", "noexec", "nodev"))
 _CGROUP = msgspec.structs.replace(_CGROUP_RW, options=(*_CGROUP_RW.options, "ro"))
 _MQUEUE = Mount(destination="/dev/mqueue", type="mqueue", source="mqueue", options=("nosuid", "noexec", "nodev"))
-_HOST_MQUEUE = Mount(destination="/dev/mqueue", type="bind", source="/dev/mqueue", options=("rbind", "nosuid", "noexec", "nodev"))
 _HOST_SHM = Mount(destination="/dev/shm", type="bind", source="/dev/shm", options=("rbind",))
 
 # Docker lets unprivileged users bind low ports and send pings inside a container's own network namespace.
@@ -294,7 +293,7 @@ def _base_mounts(privileged: bool, ipc: str, shm_size: int) -> tuple[Mount, ...]
         _DEVPTS,
         _SYSFS_RW if privileged else _SYSFS,
         _CGROUP_RW if privileged else _CGROUP,
-        _HOST_MQUEUE if ipc == "host" else _MQUEUE,
+        _MQUEUE,  # with --ipc host, mounting it shows the host's queues, whether or not the host has them mounted
         *(() if ipc == "none" else (_HOST_SHM if ipc == "host" else shm,)),
     )
 
