@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -36,7 +37,10 @@ async def processes(pids: list[int], ps_args: str) -> tuple[list[str], list[list
     program = shutil.which("ps")
     if program is None:
         raise NotImplementedYet("top on a host without ps", hint="install procps")
-    done = await trio.run_process([program, *args], capture_stdout=True, capture_stderr=True, check=False, stdin=subprocess.DEVNULL)
+    env = {name: value for name, value in os.environ.items() if name != "COLUMNS"}  # else it cuts lines at that width
+    done = await trio.run_process(
+        [program, *args], capture_stdout=True, capture_stderr=True, check=False, stdin=subprocess.DEVNULL, env=env
+    )
     if done.returncode:
         raise KnarrError(f"Error running ps: {done.stderr.decode(errors='replace').strip()}")
     return parse(done.stdout.decode(errors="replace"), set(pids))

@@ -115,7 +115,7 @@ def test_detached_life(knarr: Knarr) -> None:
     eventually(lambda: knarr.out("logs", "service") == "up")
     assert knarr.out("ps", "--format", "{{.Names}} {{.State}}") == "service running"
     assert knarr("exec", "service", "sh", "-c", "echo in; exit 4", check=False).returncode == 4
-    assert "sleep" in knarr.out("top", "service")
+    eventually(lambda: "sleep" in knarr.out("top", "service"))
     waiter = knarr.popen("wait", "service")
     assert knarr.out("stop", "service") == "service"
     assert waiter.communicate(timeout=20)[0] == b"3\n"
