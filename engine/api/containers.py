@@ -130,8 +130,11 @@ async def wait(call: Call) -> None:
     waiter = call.engine.containers.wait(call.name, condition)
     exchange = call.exchange
     await exchange.stream()
-    async with exchange.while_connected():
+    if waiter.done:
         code, error = await waiter.result()
+    else:
+        async with exchange.while_connected():
+            code, error = await waiter.result()
     result: dict[str, object] = {"StatusCode": code}
     if error:
         result["Error"] = {"Message": error}

@@ -50,12 +50,16 @@ class Waiter:
         self._exited = container.exited
         self._done = condition in ("", "not-running") and not container.record.state.running
 
+    @property
+    def done(self) -> bool:
+        """Whether `result` returns at once."""
+        return self._done or (self._container.gone if self._condition == "removed" else self._exited).is_set()
+
     async def result(self) -> tuple[int, str]:
+        """(exit code, error text) when the condition has come true."""
         container = self._container
-        if self._condition == "removed":
-            await container.gone.wait()
-        elif not self._done:
-            await self._exited.wait()
+        if not self.done:
+            await (container.gone if self._condition == "removed" else self._exited).wait()
         state = container.record.state
         return state.exit_code, state.error if state.exit_code == lifecycle.EXIT_UNKNOWN else ""
 

@@ -23,6 +23,10 @@ class Waiter:
     def __init__(self, gate: trio.Event) -> None:
         self.gate = gate
 
+    @property
+    def done(self) -> bool:
+        return self.gate.is_set()
+
     async def result(self) -> tuple[int, str]:
         await self.gate.wait()
         return 3, ""
