@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.client import Client, Failure, quote
+from cli.later import unknown
 from cli.manual import GROUP_SUMMARIES, SUMMARIES
 from cli.streams import output
 
@@ -87,8 +88,7 @@ def _list_plain_commands() -> None:
 def group(name: str, argv: list[str]) -> int:
     """`knarr GROUP …` for what the table of commands does not serve itself."""
     if argv and not argv[0].startswith("-") and name != "debug":
-        text = f"knarr: unknown command: knarr {name} {argv[0]}\n\nUsage:  knarr {name}\n\n"
-        raise Failure(text + f"Run 'knarr {name} --help' for more information")
+        raise Failure(unknown(argv[0], name))
     _list_plain_commands()
     code = _run(name, argv)
     return code if argv else 0  # a group alone asks for its help, which is no error

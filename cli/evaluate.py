@@ -210,6 +210,10 @@ def _query(text: str) -> str:
     return quote(text).replace("%20", "+")
 
 
+class Loose(dict):  # type: ignore[type-arg]
+    """A map whose absent keys have no value, as Go's templates see every map unless told otherwise; Docker does for labels of events."""
+
+
 class Template:
     """A parsed template; `run(data)` gives the text. `functions` replaces some of the built-in ones."""
 
@@ -347,9 +351,9 @@ class Template:
     def _fields(self, value: "Any", names: "list[str]", pos: int, node: str) -> "Any":
         for name in names:
             if isinstance(value, dict):
-                if name not in value:
+                if name not in value and not isinstance(value, Loose):
                     raise self._error(pos, node, f'map has no entry for key "{name}"')
-                value = value[name]
+                value = value.get(name)
             elif hasattr(value, "field"):
                 try:
                     value = value.field(name)

@@ -35,13 +35,20 @@ def _writer(form: str) -> "Callable[[dict[str, Any]], str]":
         from cli.codec import ordered_dumps
 
         return ordered_dumps
-    from cli.evaluate import Template
+    from cli.evaluate import Loose, Template
     from cli.template import TemplateError
 
     try:
-        return Template(form.replace("\\t", "\t").replace("\\n", "\n")).run
+        template = Template(form.replace("\\t", "\t").replace("\\n", "\n"))
     except TemplateError as error:
         raise Failure("Error parsing format: " + error.text, 64) from None
+
+    def write(event: "dict[str, Any]") -> str:
+        actor = event.get("Actor") or {}
+        # which attributes there are differs from event to event: one without must not end the stream
+        return template.run({**event, "Actor": {**actor, "Attributes": Loose(actor.get("Attributes") or {})}})
+
+    return write
 
 
 def line(event: "dict[str, Any]") -> str:

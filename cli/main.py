@@ -77,8 +77,9 @@ def dispatch(argv: "list[str]") -> int:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if target is None:
         from cli.client import Failure
+        from cli.later import unknown
 
-        raise Failure(f"knarr: unknown command: knarr {name}\n\nRun 'knarr --help' for more information")
+        raise Failure(unknown(name))
     from cli.client import Client
 
     if target[0] == "apps":

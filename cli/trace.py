@@ -34,7 +34,8 @@ def waterfall(steps: "list[dict[str, Any]]", width: int, colour: bool) -> str:
         bar = _bar(at, span, total, room)
         if colour:
             bar = f"\033[{'33' if span >= slow else '36'}m{bar}\033[0m"
-        lines.append(f"{name[:names]:<{names}}  {at / 1000:>9.1f}  {span / 1000:>9.1f}  {bar}")
+        name = name if len(name) <= names else name[: names - 1] + "…"
+        lines.append(f"{name:<{names}}  {at / 1000:>9.1f}  {span / 1000:>9.1f}  {bar}")
     lines.append(f"{'total':<{names}}  {total / 1000:>9.1f}")
     return "\n".join(lines) + "\n"
 

@@ -29,8 +29,12 @@ async def listing(call: Call) -> None:
     records = containers.list(all=query.flag("all"), limit=query.integer("limit") or 0, filters=query.filters(), size=with_size)
     shown = []
     for record in records:
-        size = await blocking("disk", containers.size, record.id) if with_size else None
-        shown.append(views.summary(record, call.version, points=containers.mount_points(record.id), size=size))
+        try:
+            size = await blocking("disk", containers.size, record.id) if with_size else None
+            points = containers.mount_points(record.id)
+        except (NotFound, FileNotFoundError):
+            continue  # removed meanwhile
+        shown.append(views.summary(record, call.version, points=points, size=size))
     await call.json(shown)
 
 

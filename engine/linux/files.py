@@ -67,21 +67,26 @@ class Root:
     def read(self, path: str | bytes, *, limit: int = 1 << 20) -> bytes:
         """A regular file's bytes, at most `limit` of them, as whoever wrote the root chose its size.
 
-        Raises OSError, also for a device or a pipe.
+        Never waits. Files of the kernel's own (proc), which say that they are empty, count as empty. Raises OSError, also for a device or
+        a pipe, and for a file that another process holds a lease on.
         """
         import errno
         import stat
 
-        # A FIFO would block an ordinary open, a device could do anything: look first, through a descriptor that cannot be exchanged.
+        # A FIFO would block an ordinary open, a device could do anything, /proc/kmsg is a regular file whose read waits, and a lease
+        # holds up an open for 45 s: look first, through a descriptor that cannot be exchanged.
         handle = self.open(path, os.O_PATH)
         try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
+            info = os.fstat(handle)
+            if not stat.S_ISREG(info.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(path))
-            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+            if not info.st_size:
+                return b""
+            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         finally:
             os.close(handle)
         with os.fdopen(fd, "rb") as file:
-            return file.read(limit)
+            return file.read(min(limit, info.st_size))
 
 
 def fsync_dir(path: str) -> None:

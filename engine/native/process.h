@@ -176,10 +176,35 @@ static int op_terminal(struct child *c, struct plan_op *op) {
     return 0;
 }
 
+static int is_null(int fd) {
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3);
+}
+
+/* The host's null device as standard input would let root inside change its mode or owner: take the container's own, or, where that is
+ * gone, a pipe that has ended. */
+static int own_null(struct child *c) {
+    int ends[2], fd = open_inside(c, "/dev/null", O_RDONLY | O_NONBLOCK | O_NOCTTY);
+    if (fd >= 0 && (!is_null(fd) || fcntl(fd, F_SETFL, 0) < 0)) {
+        close(fd);
+        fd = -1;
+    }
+    if (fd < 0) {
+        if (pipe2(ends, O_CLOEXEC) < 0)
+            return errno;
+        close(ends[1]);
+        fd = ends[0];
+    }
+    c->stdio[0] = fd;
+    return 0;
+}
+
 /* arg: is it a terminal, the user's id. The user gets the pipes and the terminal, or it could not open /dev/stdout again. */
 static int op_stdio(struct child *c, struct plan_op *op) {
     struct stat st;
-    int i;
+    int i, error = is_null(c->stdio[0]) ? own_null(c) : 0;
+    if (error)
+        return error;
     for (i = 0; i < 3; i++)
         if (c->stdio[i] < 3 && c->stdio[i] != i) { /* out of the way of the descriptors below */
             c->stdio[i] = fcntl(c->stdio[i], F_DUPFD_CLOEXEC, 3);
@@ -244,6 +269,9 @@ static int op_user(struct child *c, struct plan_op *op) {
     if (uid && op->arg[3] && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
         return errno;
     if (syscall(SYS_setresgid, gid, gid, gid) < 0 || syscall(SYS_setresuid, uid, uid, uid) < 0)
+        return errno;
+    /* The kernel has just set this to fs.suid_dumpable, for the memory that we share. */
+    if (uid && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         return errno;
     if (!uid || !op->arg[3])
         return 0;

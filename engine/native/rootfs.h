@@ -391,20 +391,28 @@ static int mask_directory(struct child *c, const char *path, int target) {
     return failed(c->masked);
 }
 
+/* Hide a file under the host's null device. Read-only (which a device does not mind), or root inside could change the mode of the host's node. */
+static int mask_file(struct child *c, int target) {
+    struct attributes a = {.set = ATTR_READONLY};
+    int tree, error = open_null(c);
+    if (error)
+        return error;
+    tree = clone_tree(c->null, "", 0);
+    if (tree < 0)
+        return errno;
+    error = set_attributes(tree, 0, a);
+    return error ? error : attach(c, tree, target);
+}
+
 /* slot: path to hide; one that is not there is fine. */
 static int op_mask(struct child *c, struct plan_op *op) {
     struct stat st;
-    int tree, target, error = find(c, op->slot[0].text, EXISTING, &target);
+    int target, error = find(c, op->slot[0].text, EXISTING, &target);
     if (error)
         return error == ENOENT || error == ENOTDIR ? 0 : error;
     if (fstat(target, &st) < 0)
         return errno;
-    if (S_ISDIR(st.st_mode)) {
-        error = mask_directory(c, op->slot[0].text, target);
-    } else if ((error = open_null(c)) == 0) {
-        tree = clone_tree(c->null, "", 0);
-        error = tree < 0 ? errno : attach(c, tree, target);
-    }
+    error = S_ISDIR(st.st_mode) ? mask_directory(c, op->slot[0].text, target) : mask_file(c, target);
     close(target);
     return error;
 }

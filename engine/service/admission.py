@@ -6,6 +6,7 @@ ignored in silence: what is harmless to leave out comes back as a warning.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
 
@@ -84,6 +85,12 @@ def merge(config: CreateRequest, image: Config) -> Config:
     )
 
 
+def _destinations(hc: HostConfig) -> set[str]:
+    """Where the container gets a mount anyway; no volume is made there (docker-py names every bind's path as a volume, too)."""
+    binds = (bind.split(":")[1] for bind in hc.binds or () if ":" in bind)
+    return {posixpath.normpath(path) for path in (*binds, *(item.target for item in hc.mounts or ()), *(hc.tmpfs or {}))}
+
+
 def _words(value: list[str] | str | None) -> list[str] | None:
     return [value] if isinstance(value, str) else value
 
@@ -110,11 +117,14 @@ def check(request: CreateRequest, hc: HostConfig, image: Config, settings: Setti
     _security(hc.security_opt or [])
     _ulimits(hc)
     log_config = log_settings(hc.log_config, settings)
-    if image.volumes or request.volumes:
-        wanted = ", ".join(sorted({*(image.volumes or {}), *(request.volumes or {})}))
-        if request.volumes:
-            raise NotImplementedYet(f"--volume {wanted}", hint="anonymous volumes are not there yet; bind mounts (-v /host/path:/path) are")
-        warnings.append(f"volumes are not implemented yet: {wanted} of the image is kept in the container's own layer")
+    mounted = _destinations(hc)
+    asked = sorted(path for path in request.volumes or {} if posixpath.normpath(path) not in mounted)
+    if asked:
+        raise NotImplementedYet(
+            f"--volume {', '.join(asked)}", hint="anonymous volumes are not there yet; bind mounts (-v /host/path:/path) are"
+        )
+    if left := sorted(path for path in image.volumes or {} if posixpath.normpath(path) not in mounted):
+        warnings.append(f"volumes are not implemented yet: {', '.join(left)} of the image is kept in the container's own layer")
     filled = msgspec.structs.replace(
         hc,
         network_mode=network,

@@ -143,6 +143,4 @@ class Attachment:
         finally:
             if client in self._pending:
                 self._pending.remove(client)
-            if client.fd >= 0 and not client.done.is_set():
-                os.close(client.fd)
-                client.fd = -1
+            client.release()

@@ -42,9 +42,13 @@ def make(folder: str, hc: HostConfig, hostname: str) -> None:
     hosts = hosts_file(hc)
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o710)
-    _write(f"{folder}/hosts", hosts)
-    _write(f"{folder}/hostname", hostname + "\n")
-    _write(f"{folder}/resolv.conf", _read("/etc/resolv.conf"))
+    try:
+        _write(f"{folder}/hosts", hosts)
+        _write(f"{folder}/hostname", hostname + "\n")
+        _write(f"{folder}/resolv.conf", _read("/etc/resolv.conf"))
+    except OSError:
+        remove(folder)  # a start takes a folder that is there for a whole one
+        raise
 
 
 def cgroup(folder: str) -> str:
@@ -97,6 +101,8 @@ def _read(path: str) -> str:
 def _write(path: str, text: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        os.write(fd, text.encode("utf-8", "surrogateescape"))
+        left = memoryview(text.encode("utf-8", "surrogateescape"))
+        while left:
+            left = left[os.write(fd, left) :]
     finally:
         os.close(fd)

@@ -5,6 +5,7 @@ A state change has no await in it: `transition` steps the table of `spec.lifecyc
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 
@@ -38,6 +39,13 @@ class Pending:
         self.options = options
         self.done = trio.Event()
 
+    def release(self) -> None:
+        """Close the descriptor, once, and tell who waits."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self.done.set()
+
 
 class Container:
     """Record, process and waiters. `lock` serialises start, stop, restart and remove of this container."""
@@ -55,6 +63,10 @@ class Container:
         self.exited = trio.Event()  # of the current or next run; replaced after each
         self.gone = trio.Event()  # the record is deleted
         self.removing_exit_code = 0
+        # A start claims the control groups, a chore in a thread removes those of the run before: each says so before it looks at the other.
+        self.claimed = False
+        self.dropping = False
+        self.unclean = False  # processes of the run before may be left in its control groups
         self.stopping = False  # a restart or stop is under way: --rm waits for it
 
     @property

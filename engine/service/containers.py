@@ -6,9 +6,10 @@ This is what the API talks to. Messages are Docker's, because its clients match 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from builtins import list as List  # a method is called `list`, as in the API
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import msgspec
 
@@ -24,6 +25,9 @@ from engine.spec.container import ContainerRecord, Trace
 from engine.spec.docker.containers import CreateRequest
 from engine.spec.docker.streams import AttachOptions, LogsOptions
 from engine.spec.filters import Filters
+from engine.store.db import DatabaseError
+
+log = logging.getLogger("knarr.containers")
 
 _CONDITIONS = ("", "not-running", "next-exit", "removed")
 
@@ -71,6 +75,7 @@ class Containers:
         self._context = context
         self.by_id: dict[str, Container] = {}
         self.by_name: dict[str, Container] = {}
+        self.on_removed: Callable[[str], None] = lambda id: None
         self.runner = Runner(context, self.find, self.remove_ended)
 
     def find(self, ref: str) -> Container:
@@ -188,8 +193,12 @@ class Containers:
         old = container.name
         del self.by_name[old]
         container.record.name = new
+        try:
+            container.save_now()
+        except DatabaseError as error:
+            container.record.name, self.by_name[old] = old, container
+            raise KnarrError(f"rename container {old}: {error}") from error
         self.by_name[new] = container
-        container.save_now()
         await self._context.durability.reached()
         container.publish("rename", oldName=f"/{old}")
 
@@ -198,36 +207,51 @@ class Containers:
         container = self.find(ref)
         if link:
             raise InvalidParameter("Conflict, cannot remove the default link name of the container")
-        if container.record.state.status == "removing":
-            raise Conflict(f"removal of container {ref} is already in progress")
-        if container.record.state.running and not force:
+        await self._end(container, force)  # before the lock: a restart that waits for the end holds it
+        async with container.lock:
+            if container.gone.is_set():
+                return  # --rm was faster
+            await self._end(container, force)  # it may have been started meanwhile
+            self._remove_now(container)
+        await self._context.durability.reached()
+
+    async def _end(self, container: Container, force: bool) -> None:
+        if not container.record.state.running:
+            return
+        if not force:
             raise Conflict(
                 f'cannot remove container "/{container.name}": container is {container.record.state.status}: '
                 "stop the container before removing or force remove"
             )
-        async with container.lock:
-            if container.gone.is_set():
-                return  # --rm was faster
-            if container.record.state.running:
-                container.stopping = True
-                await self.runner.kill_and_wait(container)
-            self._remove_now(container)
-        await self._context.durability.reached()
+        container.stopping = True
+        try:
+            await self.runner.kill_and_wait(container)
+        finally:
+            container.stopping = False
 
     def remove_ended(self, container: Container) -> None:
-        """Remove an --rm container that ended; durable soon."""
-        self._remove_now(container)
+        """Remove an --rm container that ended; durable soon. One that the database does not let go stays in the list until somebody, or
+        the next start, removes it."""
+        try:
+            self._remove_now(container)
+        except DatabaseError as error:
+            log.error("removing container %s, which has ended: %s", container.id[:12], error)
+            return
         self._context.durability.lazily()
 
     def _remove_now(self, container: Container) -> None:
         """No await: row, names and waiters in one step; files are a chore."""
+        before = container.record.state
         container.transition(lifecycle.Removing())
-        create.undo(self._context, container, self.by_id, self.by_name)
+        try:
+            create.undo(self._context, container, self.by_id, self.by_name)
+        except DatabaseError:
+            container.record.state = before
+            raise
         for client in container.pending:
-            os.close(client.fd)
-            client.fd = -1
-            client.done.set()
+            client.release()
         container.pending.clear()
+        self.on_removed(container.id)
         container.wake_exit()
         container.gone.set()
         container.publish("destroy")

@@ -14,7 +14,7 @@ import stat
 
 import msgspec
 
-from engine.errors import Conflict, InvalidParameter, NotFound
+from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
 from engine.linux import devices as host_devices
 from engine.linux import seccomp
 from engine.runtime import ops, plan
@@ -24,6 +24,7 @@ from engine.service.context import Context
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import Config, CreateRequest, HostConfig, NetworkingConfig, ThrottleDevice
 from engine.spec.runtime import BlockIO, BlockRate, BlockWeight, Device, DeviceRule, Spec
+from engine.store.db import DatabaseError
 from engine.store.images import ImageRecord
 
 _RULE = re.compile(r"([abc]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})")
@@ -273,35 +274,45 @@ async def create(
     name = choose_name(asked_name, container_id, by_name)
     made, warnings = record(context, container_id, name, request, image)
     container = Container(context, made)
-    with context.db.transaction() as cursor:
-        try:
+    try:
+        with context.db.transaction() as cursor:
             context.snapshots.prepare(container_id, image.chain_id or None, cursor, volatile=made.host_config.auto_remove)
             context.store.put(container_id, container.encoded(), cursor)
-        except BaseException:
-            context.snapshots.abandon(container_id)
-            raise
+    except BaseException as error:
+        context.snapshots.abandon(container_id)
+        raise _refusal(name, error) from error
     by_id[container_id] = by_name[name] = container
     try:
         bundle.make(container.bundle, made.host_config, made.config.hostname)
         container.plan = None if made.host_config.pid_mode.startswith("container:") else compile_plan(context, container)
         if not made.host_config.auto_remove:
             await context.durability.reached()
-    except BaseException:
-        undo(context, container, by_id, by_name)
-        raise
+    except BaseException as error:
+        if not container.gone.is_set():  # by another client, who was faster
+            undo(context, container, by_id, by_name)
+        raise _refusal(name, error) from error
     container.publish("create")
     return container, warnings
 
 
+def _refusal(name: str, error: BaseException) -> BaseException:
+    """What the disk or the database said, in words for the client; everything else as it is."""
+    if isinstance(error, (OSError, DatabaseError)):
+        return KnarrError(f"create container {name}: {error}", hint="the daemon's roots need free space")
+    return error
+
+
 def undo(context: Context, container: Container, by_id: dict[str, Container], by_name: dict[str, Container]) -> None:
-    """Take back everything of a container: rows at once, files and control groups as a chore."""
+    """Take back everything of a container: rows at once, files and control groups as a chore. Raises DatabaseError; then it is still
+    there."""
+    with context.db.transaction() as cursor:
+        context.store.delete(container.id, cursor)
+        context.snapshots.delete_row(container.id, cursor)
+    context.durability.saved(container.id)
+    folder = context.snapshots.abandon(container.id)
     by_id.pop(container.id, None)
     if by_name.get(container.name) is container:
         del by_name[container.name]
-    context.durability.saved(container.id)
-    with context.db.transaction() as cursor:
-        context.store.delete(container.id, cursor)
-        folder = context.snapshots.forget(container.id, cursor) if context.snapshots.has(container.id) else ""
     release(context, container, folder)
     context.durability.lazily()
 

@@ -14,12 +14,14 @@ from collections.abc import Callable
 import trio
 
 from engine.aio.blocking import blocking
+from engine.errors import KnarrError
 from engine.store.db import Database
 
 log = logging.getLogger("knarr.durability")
 
 _CHECKPOINT_BYTES = 4 * 1024 * 1024  # SQLite's own default is 1000 pages of 4 KiB
 _LAZY_SECONDS = 1.0  # a state change that nobody waits for is on the disk this much later
+_RETRY_SECONDS = 5.0  # after the disk said no
 _DELAY = 0.02  # seconds from a reply to its chores, so that they do not compete with the next request
 _MANY = 64  # chores that wait; from here on they are done at once
 
@@ -83,6 +85,8 @@ class Durability:
                     await blocking("database", self._db.checkpoint)
             except (OSError, sqlite3.Error) as error:
                 log.error("writing the database to the disk: %s", error)
+                await trio.sleep(_RETRY_SECONDS)
+                self._dirty.set()  # what could not be written still waits
 
 
 class Chores:
@@ -107,8 +111,11 @@ class Chores:
             self._wake = trio.Event()
             while self._jobs:
                 await blocking("kernel", self.work)
-            if self.after is not None:
-                self.after()
+            try:
+                if self.after is not None:
+                    self.after()
+            except OSError as error:
+                log.warning("after removals: %s", error)
 
     def work(self) -> None:
         """Do what waits now. Any thread, one at a time."""
@@ -116,5 +123,7 @@ class Chores:
             what, job = self._jobs.popleft()
             try:
                 job()
-            except OSError as error:
+            except (OSError, KnarrError) as error:
                 log.warning("%s: %s", what, error)
+            except Exception:
+                log.exception("%s", what)  # a defect in one removal must not end the daemon

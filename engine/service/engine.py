@@ -29,7 +29,7 @@ from engine.service.system import System
 from engine.spec.event import Event
 from engine.store.containers import ContainerStore
 from engine.store.content import Content
-from engine.store.db import Database
+from engine.store.db import Database, DatabaseError
 from engine.store.layout import Layout
 from engine.store.snapshots import Snapshots
 
@@ -73,7 +73,10 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             engine = await _assemble(settings, layout, db, nursery)
             yield engine
             nursery.cancel_scope.cancel()
-            engine.context.durability.flush()
+            try:
+                engine.context.durability.flush()
+            except DatabaseError as error:
+                log.error("writing the database to the disk: %s", error)
             if not engine.containers.by_id:
                 engine.context.cgroups.tidy(settings.cgroup_parent)
     finally:
@@ -110,7 +113,10 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     await images.sweep()
     await reconcile(context, containers)
     chores.after = snapshots.refill
-    snapshots.refill()
+    try:
+        snapshots.refill()
+    except OSError as error:
+        log.error("making folders ahead: %s", error)
     nursery.start_soon(durability.run)
     nursery.start_soon(chores.run)
     execs = Execs(context, containers)

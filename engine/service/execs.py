@@ -6,6 +6,7 @@ The plan joins the container's namespaces by its first process, enters its contr
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import posixpath
 
@@ -25,6 +26,8 @@ from engine.spec.container import ExecRecord
 from engine.spec.docker.containers import ExecRequest, ExecStartRequest
 from engine.spec.docker.streams import AttachOptions
 from engine.wire import control
+
+log = logging.getLogger("knarr.execs")
 
 _KEPT = 300.0  # seconds that a finished exec can be inspected; Docker drops them on a 5 minute timer
 
@@ -47,6 +50,7 @@ class Execs:
         self._context = context
         self._containers = containers
         self._by_id: dict[str, Exec] = {}
+        containers.on_removed = self.forget
 
     def get(self, ref: str) -> ExecRecord:
         """The record. Raises NotFound."""
@@ -136,14 +140,20 @@ class Execs:
     async def _launch(self, found: Exec) -> None:
         record, container = found.record, found.container
         folder = f"{container.bundle}/exec/{record.id}"
-        connection = await self._context.monitors.take()
+        try:
+            connection = await self._context.monitors.take()
+        except BaseException:
+            self._end(found, 126, folder)
+            raise
         try:
             self._check_runs(container)
             found.ops = self._plan(found)
             _make_folder(folder)
-        except BaseException:
+        except BaseException as error:
             connection.close()
             self._end(found, 126, folder)
+            if isinstance(error, OSError):
+                raise LaunchError(f"start exec {record.id[:12]} in container {container.name}: {error}", errno=error.errno or 0) from error
             raise
         process = found.process = Process(connection, folder, lambda ended: self._ended(found, process, ended))
         rows, cols = record.console_size or (0, 0)
@@ -167,7 +177,13 @@ class Execs:
         record.pid = started.pid
         if record.exit_code is None:
             record.running = True
-        self._context.nursery.start_soon(process.watch)
+        self._context.nursery.start_soon(self._watch, found, process)
+
+    async def _watch(self, found: Exec, process: Process) -> None:
+        try:
+            await process.watch()
+        except Exception:
+            log.exception("exec %s: watching over its process", found.record.id[:12])  # must not end the daemon
 
     def _plan(self, found: Exec) -> tuple[Op, ...]:
         context, record, container = self._context, found.record, found.container
@@ -192,13 +208,12 @@ class Execs:
         return users.resolve(user, passwd, group, tuple(container.record.host_config.group_add or ()))
 
     async def _hand_over(self, found: Exec, process: Process) -> None:
-        pending = list(found.pending)
-        found.pending.clear()
-        for client in pending:
-            await process.attach(client.fd, client.options, lambda reason: self._detached(found, reason))
-            os.close(client.fd)
-            client.fd = -1
-            client.done.set()
+        while found.pending:
+            client = found.pending.pop()
+            try:
+                await process.attach(client.fd, client.options, lambda reason: self._detached(found, reason))
+            finally:
+                client.release()
 
     def _failed(self, found: Exec, folder: str, error: LaunchFailed | MonitorGone) -> LaunchError:
         failure = error if isinstance(error, LaunchFailed) else LaunchFailed(-1, 0, str(error))
@@ -219,9 +234,7 @@ class Execs:
         record = found.record
         record.running, record.exit_code, record.started, found.process = False, code, True, None
         for client in found.pending:
-            os.close(client.fd)
-            client.fd = -1
-            client.done.set()
+            client.release()
         found.pending.clear()
         self._context.chores.later(f"removing the folder of exec {record.id[:12]}", lambda: bundle.remove(folder))
         self._context.nursery.start_soon(self._forget_later, record.id)

@@ -24,6 +24,7 @@ from engine.service.context import Context
 from engine.service.supervise import Process, recorded
 from engine.spec import lifecycle
 from engine.spec.container import ContainerRecord
+from engine.store.db import DatabaseError
 from engine.wire import control
 
 log = logging.getLogger("knarr.reconcile")
@@ -37,8 +38,15 @@ async def reconcile(context: Context, containers: Containers) -> None:
     load(context, containers)
     async with trio.open_nursery() as nursery:
         for container in list(containers.by_id.values()):
-            nursery.start_soon(recover, context, containers, container)
+            nursery.start_soon(_recover_one, context, containers, container)
     sweep(context, containers)
+
+
+async def _recover_one(context: Context, containers: Containers, container: Container) -> None:
+    try:
+        await recover(context, containers, container)
+    except (OSError, KnarrError, DatabaseError) as error:
+        log.error("container %s: finding out what became of it: %s", container.id[:12], error)
 
 
 def load(context: Context, containers: Containers) -> None:
@@ -121,7 +129,7 @@ async def adopt(context: Context, containers: Containers, container: Container) 
     container.process = process
     container.placement = context.cgroups.placement(container.cgroup)
     process.on_oom = lambda: container.publish("oom")
-    context.nursery.start_soon(process.watch)
+    context.nursery.start_soon(containers.runner.watch, container, process)
     return True
 
 

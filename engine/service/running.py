@@ -7,6 +7,7 @@ event, waiters in one step; removal of an --rm container and of control groups f
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal as signals
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import msgspec
 import trio
 
+from engine.aio.blocking import blocking
 from engine.config import DEFAULT_LOG_MAX_FILES, DEFAULT_LOG_MAX_SIZE, DEFAULT_STOP_TIMEOUT
 from engine.errors import Conflict, InvalidParameter, KnarrError, LaunchError, NotModified
 from engine.linux import files
@@ -31,6 +33,7 @@ from engine.wire import control
 
 log = logging.getLogger("knarr.running")
 
+_DROP_SECONDS = 0.001  # between two looks at a removal of control groups, which takes some milliseconds
 _KILL_SECONDS = 10.0  # Docker's patience after SIGKILL
 _UNMOUNT_SECONDS = 2.0  # before the same layer is mounted again; a slow client of the last run may keep its monitor longer
 
@@ -58,14 +61,24 @@ class Runner:
                 await container.previous.gone.wait()
             container.previous = None
         connection = await context.monitors.take()
+        container.claimed = True
         try:
+            while container.dropping:  # noqa: ASYNC110 - a thread tells, which has no way to set an event
+                await trio.sleep(_DROP_SECONDS)
+            if container.unclean:
+                await blocking("kernel", context.cgroups.kill, container.cgroup)
+                container.unclean = False
             ready = self._ready_plan(container)
             message = self._message(container, ready)
         except BaseException as refusal:
             connection.close()
+            if isinstance(refusal, OSError):  # no space below one of the roots, mostly
+                refusal = LaunchError(f"start container {container.name}: {refusal}", errno=refusal.errno or 0)
             if isinstance(refusal, KnarrError):
                 self._did_not_start(container, 128, str(refusal))  # Docker's code for a start that never reached the runtime
-            raise
+            raise refusal
+        finally:
+            container.claimed = False
         process = Process(connection, container.bundle, lambda ended: self._ended(container, process, ended))
         process.on_oom = lambda: container.publish("oom")
         try:
@@ -84,11 +97,15 @@ class Runner:
         container.publish("start")
         for op, errno in started.degraded:
             log.warning("container %s: %s: only in part: %s", container.id[:12], ops.describe(ready.ops[op]), os.strerror(errno))
-        context.nursery.start_soon(self._watch, container, process)
+        context.nursery.start_soon(self.watch, container, process)
 
-    async def _watch(self, container: Container, process: Process) -> None:
+    async def watch(self, container: Container, process: Process) -> None:
+        """Background task of each run."""
         container.save()  # after the reply; a daemon that dies before finds the monitor's socket
-        await process.watch()
+        try:
+            await process.watch()
+        except Exception:
+            log.exception("container %s: watching over its process", container.id[:12])  # must not end the daemon
 
     def _ready_plan(self, container: Container) -> Plan:
         """The compiled plan, and what it needs on disk: both are there from create, or made again (restart, reboot)."""
@@ -129,13 +146,12 @@ class Runner:
         )
 
     async def _hand_over_pending(self, container: Container, process: Process) -> None:
-        pending = list(container.pending)
-        container.pending.clear()
-        for client in pending:
-            await process.attach(client.fd, client.options, lambda reason: detached(container, reason))
-            os.close(client.fd)
-            client.fd = -1
-            client.done.set()
+        while container.pending:
+            client = container.pending.pop()
+            try:
+                await process.attach(client.fd, client.options, lambda reason: detached(container, reason))
+            finally:
+                client.release()
 
     def _failed(self, container: Container, ready: Plan, error: LaunchFailed) -> LaunchError:
         explained = launch_error(error, lambda op, errno: self._explain(container, ready, op, errno))
@@ -180,6 +196,8 @@ class Runner:
         container.transition(event)
         if ended.code is None:
             log.error("container %s: %s", container.id[:12], event.error)
+        if ended.code is None or container.record.host_config.pid_mode:  # else its namespace's end was everybody's
+            self._kill_rest(container)
         if ended.oom_kills:
             container.publish("oom")
         container.publish("die", exitCode=str(event.exit_code), execDuration=str(duration))
@@ -187,22 +205,32 @@ class Runner:
             container.removing_exit_code = event.exit_code
             container.wake_exit()
             self._remove(container)
-            return
+            if container.gone.is_set():
+                return
         container.save()
         container.wake_exit()
         self._drop_group(container)
 
+    def _kill_rest(self, container: Container) -> None:
+        """End what the first process left: where it had no PID namespace of its own, or nobody knows what became of it."""
+        container.unclean = True  # for a start that is faster than the chore
+        work = functools.partial(self._while_idle, container, self._context.cgroups.kill)
+        self._context.chores.later(f"ending what is left in control group {container.cgroup}", work)
+
     def _drop_group(self, container: Container) -> None:
-        if container.placement is None:
-            return
         container.placement = None
-        group = container.cgroup
+        work = functools.partial(self._while_idle, container, self._context.cgroups.remove)
+        self._context.chores.later(f"removing control group {container.cgroup}", work)
 
-        def work() -> None:
-            if container.placement is None:  # it may have been started again
-                self._context.cgroups.remove(group)
-
-        self._context.chores.later(f"removing control group {group}", work)
+    @staticmethod
+    def _while_idle(container: Container, work: Callable[[str], None]) -> None:
+        """`work(control group)` in a chore's thread, unless the container was started again; a start waits for it."""
+        container.dropping = True
+        try:
+            if container.placement is None and not container.claimed:
+                work(container.cgroup)
+        finally:
+            container.dropping = False
 
     async def signal(self, container: Container, number: int) -> None:
         """Send a signal. Raises Conflict when the container does not run."""
@@ -223,11 +251,11 @@ class Runner:
         """Stop gracefully, then with SIGKILL. Raises NotModified when it does not run."""
         if not container.record.state.running:
             raise NotModified(f"container {container.name} is already stopped")
-        async with container.lock:
-            await self.stop_locked(container, number, timeout)
+        await self._stop(container, number, timeout)
 
-    async def stop_locked(self, container: Container, number: int | None, timeout: int | None) -> None:
-        """`stop` for callers that hold the lock; does nothing when it does not run. `timeout` in seconds, negative: no limit."""
+    async def _stop(self, container: Container, number: int | None, timeout: int | None) -> None:
+        """Does nothing when it does not run. Without the lock: a patient stop must not keep a more urgent one, or a removal, waiting.
+        `timeout` in seconds, negative: no limit."""
         config = container.record.config
         if not container.record.state.running:
             return
@@ -259,12 +287,17 @@ class Runner:
     async def restart(self, container: Container, number: int | None, timeout: int | None) -> None:
         """Stop if it runs, start; an --rm container is not removed in between."""
         async with container.lock:
-            container.stopping = True
             try:
-                await self.stop_locked(container, number, timeout)
-            finally:
-                container.stopping = False
-            await self.start_locked(container)
+                container.stopping = True
+                try:
+                    await self._stop(container, number, timeout)
+                finally:
+                    container.stopping = False
+                await self.start_locked(container)
+            except BaseException:
+                if container.record.host_config.auto_remove and not container.record.state.running and not container.gone.is_set():
+                    self._remove(container)  # it has ended, and the end was told to leave it
+                raise
         container.publish("restart")
 
 

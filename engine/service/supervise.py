@@ -7,8 +7,11 @@ The monitor's own file (exit.json) is the truth; a message is only the fast way 
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
+import select
+import signal
 from collections.abc import Callable
 
 import msgspec
@@ -23,6 +26,7 @@ log = logging.getLogger("knarr.supervise")
 
 # After a start the pool is refilled this many seconds later, so that the fork does not compete with the container's first instructions.
 _REFILL_DELAY = 0.01
+_RESPAWN_DELAY = 0.1  # seconds from the end of a spawner to the next one
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,18 +71,22 @@ class Monitors:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._refiller)
                 while True:
-                    self._spawner = Spawner.start(self._exec_root, self._ready)
-                    self._asked = self._ready
-                    if not started:
-                        started = True
-                        task_status.started()
                     try:
+                        # Those who wait have lost what they asked the last one for.
+                        self._asked = max(self._ready, len(self._takers))
+                        self._spawner = Spawner.start(self._exec_root, self._asked)
+                        if not started:
+                            started = True
+                            task_status.started()
                         await self._receive(self._spawner)
-                    except (MonitorGone, OSError) as error:
+                    except (MonitorGone, OSError, control.MalformedMessage) as error:
+                        if not started:
+                            raise
                         log.error("the spawner ended, starting another one: %s", error)
-                    self._spawner.close()
-                    self._spawner = None
-                    await trio.sleep(0.1)
+                    if self._spawner is not None:
+                        self._spawner.close()
+                        self._spawner = None
+                    await trio.sleep(_RESPAWN_DELAY)
         finally:
             if self._spawner is not None:
                 self._spawner.close()
@@ -112,17 +120,33 @@ class Monitors:
 
     async def take(self) -> MonitorConnection:
         """A monitor of one's own. Raises Unavailable when none can be had within 10 seconds."""
-        while not self._waiting:
-            self._request(len(self._takers) + 1 - self._asked)
-            event = trio.Event()
-            self._takers.append(event)
+        while True:
+            while not self._waiting:
+                await self._wait_turn()
+            self._refill.set()
+            connection = self._waiting.popleft()
+            if _lives(connection):
+                return connection
+            connection.close()  # killed while it waited
+
+    async def _wait_turn(self) -> None:
+        self._request(len(self._takers) + 1 - self._asked)
+        event = trio.Event()
+        self._takers.append(event)
+        try:
             with trio.move_on_after(10) as scope:
                 await event.wait()
-            if scope.cancelled_caught:
+        finally:
+            if event in self._takers:
                 self._takers.remove(event)
-                raise Unavailable("start a process: no monitor could be forked within 10 s", hint="see the daemon's log")
-        self._refill.set()
-        return self._waiting.popleft()
+        if scope.cancelled_caught and not self._waiting:
+            raise Unavailable("start a process: no monitor could be forked within 10 s", hint="see the daemon's log")
+
+
+def _lives(connection: MonitorConnection) -> bool:
+    poller = select.poll()
+    poller.register(connection.fileno(), 0)  # POLLHUP is always told
+    return not poller.poll(0)
 
 
 class Process:
@@ -136,6 +160,8 @@ class Process:
         self._failed: control.Failed | None = None
         self._state: control.State | None = None
         self._told = False
+        self._launching = trio.CancelScope()
+        self._room = trio.Lock()  # for the one who waits until the monitor takes more messages
         self.bundle = bundle
         self.started: control.Started | None = None
         self.ended: Ended | None = None
@@ -153,7 +179,10 @@ class Process:
                 self.close()
                 raise LaunchFailed(self._failed.op, self._failed.errno, self._failed.what)
             try:
-                await self._read()
+                with self._launching:
+                    await self._read()
+            except control.MalformedMessage as error:
+                raise MonitorGone(f"the monitor's answer cannot be read: {error}") from error
             except MonitorGone:
                 if self.started is None and self._failed is None:  # else catch_up() has read the answer meanwhile
                     raise
@@ -176,8 +205,16 @@ class Process:
         except (MonitorGone, control.MalformedMessage) as error:
             if self.ended is None:
                 self.ended = recorded(self.bundle, str(error))
+                if self.ended.code is None:
+                    self._kill()
         self._tell()
         await self._linger()
+
+    def _kill(self) -> None:
+        """Nobody watches over the process any more: it must not run on behind a record that says that it ended."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def catch_up(self) -> None:
         """Handle what the monitor has said already. It tells of an end before it closes a client's stream, so a client that saw its stream
@@ -188,6 +225,8 @@ class Process:
                     self._dispatch(message, fds)
             except (MonitorGone, control.MalformedMessage):
                 return  # for watch() to find out
+        if self.started is not None or self._failed is not None:
+            self._launching.cancel()  # launch() would wait for an answer that was read here
         self._tell()
 
     def _tell(self) -> None:
@@ -246,14 +285,22 @@ class Process:
             self.pidfd = fds.pop()
 
     async def _send(self, message: control.ToMonitor, fds: tuple[int, ...] = ()) -> None:
-        while True:
-            if self._connection is None:
-                raise MonitorGone("the process has ended")
-            try:
-                self._connection.send(message, fds)
-                return
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._connection.fileno())
+        if self._trysend(message, fds):
+            return
+        async with self._room:
+            while not self._trysend(message, fds):
+                assert self._connection is not None
+                with contextlib.suppress(trio.ClosedResourceError):
+                    await trio.lowlevel.wait_writable(self._connection.fileno())
+
+    def _trysend(self, message: control.ToMonitor, fds: tuple[int, ...]) -> bool:
+        if self._connection is None:
+            raise MonitorGone("the process has ended")
+        try:
+            self._connection.send(message, fds)
+        except BlockingIOError:
+            return False
+        return True
 
     async def attach(self, fd: int, options: control.Attach, gone: Callable[[str], None]) -> None:
         """Hand a client's socket to the monitor (the caller closes its own copy); `gone(reason)` is called when it is no longer served."""
@@ -277,6 +324,7 @@ class Process:
     def close(self) -> None:
         """Give up the connection and the pidfd; the monitor is not affected."""
         if self._connection is not None:
+            trio.lowlevel.notify_closing(self._connection.fileno())  # whoever waits to send wakes and finds it gone
             self._connection.close()
             self._connection = None
         if self.pidfd >= 0:

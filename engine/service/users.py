@@ -15,7 +15,7 @@ _MAX_ID = 2**31 - 1  # what Docker accepts
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Resolved ids; `home` is the home directory, "/" when the user is not listed."""
+    """Resolved ids, `groups` with the primary one first; `home` is the home directory, "/" when the user is not listed."""
 
     uid: int = 0
     gid: int = 0
@@ -29,7 +29,7 @@ def resolve(user: str, passwd: str, group: str, extra: tuple[str, ...] = ()) -> 
     name = name or "0"
     entry = _passwd_entry(name, passwd)
     if entry is None:
-        if not name.isdigit():
+        if not _is_number(name):
             raise InvalidParameter(f"unable to find user {name}: no matching entries in passwd file")
         uid, gid, home, login = _number(name), 0, "/", ""
     else:
@@ -39,6 +39,8 @@ def resolve(user: str, passwd: str, group: str, extra: tuple[str, ...] = ()) -> 
         groups: tuple[int, ...] = ()
     else:
         groups = _memberships(login, gid, group) if login else ()
+    # The primary group too, or a set-group-id program would take it away and with it what the group is denied (CVE-2022-36109).
+    groups = (gid, *(number for number in groups if number != gid))
     for item in extra:
         added = _group_id(item, group)
         if added not in groups:
@@ -62,6 +64,11 @@ def read_layers(layers: tuple[str, ...], path: str) -> str:
     return ""
 
 
+def _is_number(text: str) -> bool:
+    """ASCII digits, few enough for int(): the files may hold anything."""
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
 def _number(text: str) -> int:
     value = int(text)
     if value > _MAX_ID:
@@ -74,7 +81,7 @@ def _passwd_entry(name: str, passwd: str) -> tuple[str, int, int, str] | None:
     by_id = None
     for line in passwd.splitlines():
         parts = line.split(":")
-        if len(parts) < 6 or not parts[2].isdigit() or not parts[3].isdigit():
+        if len(parts) < 6 or not _is_number(parts[2]) or not _is_number(parts[3]):
             continue
         if parts[0] == name:
             return parts[0], _number(parts[2]), _number(parts[3]), parts[5]
@@ -86,9 +93,9 @@ def _passwd_entry(name: str, passwd: str) -> tuple[str, int, int, str] | None:
 def _group_id(name: str, group: str) -> int:
     for line in group.splitlines():
         parts = line.split(":")
-        if len(parts) >= 3 and parts[0] == name and parts[2].isdigit():
+        if len(parts) >= 3 and parts[0] == name and _is_number(parts[2]):
             return _number(parts[2])
-    if name.isdigit():
+    if _is_number(name):
         return _number(name)
     raise InvalidParameter(f"unable to find group {name}: no matching entries in group file")
 
@@ -97,6 +104,6 @@ def _memberships(login: str, gid: int, group: str) -> tuple[int, ...]:
     found: list[int] = []
     for line in group.splitlines():
         parts = line.split(":")
-        if len(parts) >= 4 and parts[2].isdigit() and login in parts[3].split(","):
+        if len(parts) >= 4 and _is_number(parts[2]) and login in parts[3].split(","):
             found.append(_number(parts[2]))
     return tuple(dict.fromkeys(found))

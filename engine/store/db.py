@@ -13,6 +13,9 @@ import sqlite3
 import time
 from collections.abc import Iterator
 
+# What a failed read or write raises: no space, a damaged page, a lock. For those who handle it without knowing SQLite.
+DatabaseError = sqlite3.Error
+
 # A writer waits this long, in seconds, for the checkpointer's short write transaction.
 _BUSY_SECONDS = 5.0
 
@@ -66,12 +69,12 @@ class Database:
         cursor.execute("BEGIN IMMEDIATE")
         try:
             yield cursor
-        except BaseException:
-            cursor.execute("ROLLBACK")
-            raise
-        else:
             cursor.execute("COMMIT")
             self.commit_sequence += 1
+        except BaseException:
+            if self._connection.in_transaction:  # a full disk makes SQLite roll back by itself, at a statement or at COMMIT
+                cursor.execute("ROLLBACK")
+            raise
         finally:
             cursor.close()
 
@@ -117,7 +120,13 @@ class Database:
 
 
 def _open(path: str) -> sqlite3.Connection:
-    existed = os.path.exists(path) and os.path.getsize(path) > 0
+    # Environments of containers hold secrets; SQLite gives its -wal and -shm the same mode.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+        existed = os.fstat(descriptor).st_size > 0
+    finally:
+        os.close(descriptor)
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256)
     try:
         connection.execute("PRAGMA journal_mode=WAL")

@@ -164,11 +164,19 @@ class Snapshots:
         self.abandon(key)
         return f"{self._folder}/{row.number}"
 
-    def abandon(self, key: str) -> None:
-        """Forget `key` in memory alone: its transaction was rolled back. Its folder is swept at the next start."""
+    def delete_row(self, key: str, cursor: sqlite3.Cursor) -> None:
+        """Delete the row of an active snapshot, if there is one, in an open transaction; once that is committed, call `abandon`."""
+        cursor.execute("DELETE FROM snapshots WHERE name = ? AND NOT committed", (key,))
+
+    def abandon(self, key: str) -> str:
+        """Forget `key` in memory alone: its row was rolled back, or deleted. Returns its folder, "" when there is none; if it is not
+        deleted it is swept at the next start."""
         row = self._rows.pop(key, None)
-        if row is not None and row.parent:
+        if row is None:
+            return ""
+        if row.parent:
             self._children[row.parent] -= 1
+        return f"{self._folder}/{row.number}"
 
     def delete_files(self, path: str) -> None:
         """Remove a folder that `forget`, `collect` or `begin` gave. Slow, any thread. Raises OSError."""

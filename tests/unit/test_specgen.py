@@ -198,12 +198,12 @@ GROUP = "root:x:0:\nann:x:1001:\nwheel:x:10:root,ann\naudio:x:29:ann\n"
 @pytest.mark.parametrize(
     ("user", "expected"),
     [
-        ("", users.Identity(0, 0, (10,), "/root")),
-        ("ann", users.Identity(1000, 1001, (10, 29), "/home/ann")),
-        ("1000", users.Identity(1000, 1001, (10, 29), "/home/ann")),
-        ("ann:audio", users.Identity(1000, 29, (), "/home/ann")),
-        ("4242", users.Identity(4242, 0, (), "/")),
-        ("4242:77", users.Identity(4242, 77, (), "/")),
+        ("", users.Identity(0, 0, (0, 10), "/root")),
+        ("ann", users.Identity(1000, 1001, (1001, 10, 29), "/home/ann")),
+        ("1000", users.Identity(1000, 1001, (1001, 10, 29), "/home/ann")),
+        ("ann:audio", users.Identity(1000, 29, (29,), "/home/ann")),
+        ("4242", users.Identity(4242, 0, (0,), "/")),
+        ("4242:77", users.Identity(4242, 77, (77,), "/")),
     ],
 )
 def test_users(user: str, expected: users.Identity) -> None:
@@ -217,7 +217,12 @@ def test_unknown_users_and_groups_are_named() -> None:
         users.resolve("ann:nope", PASSWD, GROUP)
     with pytest.raises(InvalidParameter):
         users.resolve("99999999999", PASSWD, GROUP)
-    assert users.resolve("ann", PASSWD, GROUP, ("5", "wheel")).groups == (10, 29, 5)
+    for number in ("²", "٣", "9" * 5000):  # what str.isdigit takes and int() or the kernel does not
+        with pytest.raises(InvalidParameter):
+            users.resolve("eve", f"eve:x:{number}:0::/:/bin/sh\n", GROUP)
+        with pytest.raises(InvalidParameter):
+            users.resolve(number, PASSWD, GROUP)
+    assert users.resolve("ann", PASSWD, GROUP, ("5", "wheel")).groups == (1001, 10, 29, 5)
 
 
 @pytest.mark.parametrize(("text", "number"), [("SIGTERM", 15), ("term", 15), ("9", 9), ("RTMIN+3", 37), ("SIGRTMAX-1", 63)])

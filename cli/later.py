@@ -1,0 +1,24 @@
+"""Which of Docker's commands are not there yet, so that they answer `not implemented` and not that there is no such command. Data only.
+
+Follows the command reference of the Docker CLI 28; read on the failure path alone.
+"""
+
+_TOP = (
+    "build", "builder", "buildx", "checkpoint", "commit", "compose", "config", "context", "cp", "diff", "export", "login", "logout",
+    "manifest", "network", "node", "pause", "plugin", "port", "pull", "push", "save", "search", "secret", "service", "stack", "stats",
+    "swarm", "trust", "unpause", "update", "volume",
+)  # fmt: skip
+_GROUPS = {
+    "container": ("commit", "cp", "diff", "export", "pause", "port", "prune", "stats", "unpause", "update"),
+    "image": ("build", "prune", "pull", "push", "save"),
+    "system": ("df", "dial-stdio", "prune"),
+}
+
+
+def unknown(name: str, group: str = "") -> str:
+    """What to say of the command `name` (of `group`, if any) that Knarr does not serve: a promise when Docker has it, else a denial."""
+    where = f"knarr {group}" if group else "knarr"
+    if name in (_GROUPS.get(group, ()) if group else _TOP):
+        return f"not implemented: {where} {name}\n\nRun '{where} --help' for the commands that work"
+    usage = f"Usage:  {where}\n\n" if group else ""
+    return f"knarr: unknown command: {where} {name}\n\n{usage}Run '{where} --help' for more information"
