@@ -109,7 +109,9 @@ def exec_plan(
     if not process.args:
         raise InvalidParameter("no exec command specified")
     _refuse_process(process)
-    plan: list[Op] = [ops.Clone(0, placement.directory)]
+    # Whoever may trace in the container could trace this process before its exec: then at least not with our memory in it.
+    traceable = process.capabilities is not None and "CAP_SYS_PTRACE" in process.capabilities.bounding
+    plan: list[Op] = [ops.Clone(0, placement.directory, plain=traceable)]
     plan += map(ops.Tasks, placement.tasks)
     if process.oom_score_adj is not None:
         plan.append(ops.OomScore(process.oom_score_adj))
