@@ -13,6 +13,7 @@ import posixpath
 import trio
 
 from engine.errors import Conflict, InvalidParameter, LaunchError, NotFound
+from engine.linux.process import start_time
 from engine.monitor.client import MonitorGone
 from engine.runtime import ops, plan
 from engine.runtime.ops import Op
@@ -203,8 +204,11 @@ class Execs:
         """The exec's user by the files that the container has now, read through its own root."""
         container = found.container
         user = found.record.user or container.record.config.user
-        roots = (f"/proc/{container.record.state.pid}/root",)
+        state = container.record.state
+        roots = (f"/proc/{state.pid}/root",)
         passwd, group = users.read_layers(roots, "etc/passwd"), users.read_layers(roots, "etc/group")
+        if start_time(state.pid) != state.pid_start:  # checked last: what was read was read from this very process
+            raise Conflict(f"container {container.id} is not running")
         return users.resolve(user, passwd, group, tuple(container.record.host_config.group_add or ()))
 
     async def _hand_over(self, found: Exec, process: Process) -> None:
