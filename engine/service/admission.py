@@ -6,6 +6,7 @@ ignored in silence: what is harmless to leave out comes back as a warning.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import msgspec
 
 from engine.config import Settings
 from engine.errors import InvalidParameter, NotImplementedYet
+from engine.linux.signals import signal_number
 from engine.service.specgen import merge_env
 from engine.spec.docker.containers import Config, CreateRequest, HostConfig, LogConfig
 from engine.spec.units import decimal_bytes
@@ -148,6 +150,8 @@ def _strings(request: CreateRequest) -> None:
     for name, value in (("hostname", request.hostname), ("domainname", request.domainname)):
         if len(value) > 64 or "\0" in value or "/" in value:
             raise InvalidParameter(f"invalid {name}: {value!r} (at most 64 characters)")
+    if request.stop_signal:
+        signal_number(request.stop_signal)
     if request.working_dir and not request.working_dir.startswith("/"):
         raise InvalidParameter(f"the working directory '{request.working_dir}' is invalid, it needs to be an absolute path")
 
@@ -233,6 +237,9 @@ def _resources(hc: HostConfig) -> None:
         raise InvalidParameter("memory limits must not be negative")
     if hc.nano_cpus and (hc.cpu_quota or hc.cpu_period):
         raise InvalidParameter("Conflicting options: Nano CPUs and CPU Period or CPU Quota cannot both be set")
+    cpus = os.cpu_count() or 1
+    if hc.nano_cpus > cpus * 1_000_000_000:
+        raise InvalidParameter(f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available")
     if hc.nano_cpus < 0:
         raise InvalidParameter(f"NanoCPUs cannot be negative: {hc.nano_cpus}")
     if hc.cpu_period and not 1000 <= hc.cpu_period <= 1_000_000:

@@ -61,10 +61,11 @@ def note_cgroup(folder: str, path: str) -> None:
     _write(f"{folder}/cgroup", path)
 
 
-def binds(folder: str) -> tuple[Mount, ...]:
-    """The mounts of these files."""
+def binds(folder: str, *, readonly: bool = False) -> tuple[Mount, ...]:
+    """The mounts of these files; `readonly` for a container whose root is."""
+    options = (*_BIND, "ro") if readonly else _BIND
     return tuple(
-        Mount(destination=f"/etc/{name}", type="bind", source=f"{folder}/{name}", options=_BIND)
+        Mount(destination=f"/etc/{name}", type="bind", source=f"{folder}/{name}", options=options)
         for name in ("resolv.conf", "hostname", "hosts")
     )
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import msgspec
 
 from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
+from engine.linux.signals import signal_number
 from engine.service import attach, create, listing, logs, running, top
 from engine.service.attach import Attachment
 from engine.service.container import Container
@@ -153,16 +154,16 @@ class Containers:
 
     async def stop(self, ref: str, signal: str = "", timeout: int | None = None) -> None:
         """Raises NotFound, NotModified, InvalidParameter."""
-        await self.runner.stop(self.find(ref), running.signal_number(signal) if signal else None, timeout)
+        await self.runner.stop(self.find(ref), signal_number(signal) if signal else None, timeout)
 
     async def restart(self, ref: str, signal: str = "", timeout: int | None = None) -> None:
         """Raises NotFound, Conflict, LaunchError."""
-        await self.runner.restart(self.find(ref), running.signal_number(signal) if signal else None, timeout)
+        await self.runner.restart(self.find(ref), signal_number(signal) if signal else None, timeout)
 
     async def kill(self, ref: str, signal: str = "") -> None:
         """Raises NotFound, Conflict when it does not run, InvalidParameter. SIGKILL waits for the end, as in Docker."""
         container = self.find(ref)
-        number = running.signal_number(signal or "SIGKILL")
+        number = signal_number(signal or "SIGKILL")
         if number == 9:
             if not container.record.state.running:
                 raise Conflict(f"cannot kill container: {ref}: container {container.id} is not running")

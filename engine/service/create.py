@@ -137,7 +137,7 @@ def compile_plan(context: Context, container: Container, joined_pid: int = 0) ->
         record,
         identity(context, record),
         context.host,
-        files=bundle.binds(container.bundle),
+        files=bundle.binds(container.bundle, readonly=record.host_config.readonly_rootfs),
         mounts=[point.mount for point in points],
         devices=devices,
         limits=limits,

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
+import msgspec
+
 from engine.errors import InvalidParameter
 from engine.spec import reference as references
 from engine.store.images import ImageRecord
@@ -40,8 +42,17 @@ def apply(images: list[ImageRecord], filters: Filters, find: Callable[[str], Ima
     if moments := [moment(value) for value in filters.get("until") or ()]:
         tests.append(lambda image: seconds(image.created) <= min(moments))
     if patterns := filters.get("reference"):
-        tests.append(lambda image: any(matches(name, pattern) for name in (*image.repo_tags, *image.repo_digests) for pattern in patterns))
+        images = [shown for image in images if (shown := _named(image, patterns)) is not None]
     return [image for image in images if all(test(image) for test in tests)]
+
+
+def _named(image: ImageRecord, patterns: Sequence[str]) -> ImageRecord | None:
+    """The image with only those of its names that match, as Docker lists it; None when none does."""
+    tags, digests = (
+        tuple(name for name in names if any(matches(name, pattern) for pattern in patterns))
+        for names in (image.repo_tags, image.repo_digests)
+    )
+    return msgspec.structs.replace(image, repo_tags=tags, repo_digests=digests) if tags or digests else None
 
 
 def _dangling(values: Sequence[str]) -> Callable[[ImageRecord], bool]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.errors import InvalidParameter, NotFound
-from engine.service.running import signal_number
 from engine.spec.container import ContainerRecord
 from engine.spec.filters import Filters
-
-__all__ = ["KEYS", "select", "signal_number"]
 
 KEYS = frozenset(
     "ancestor before exited expose health id is-task isolation label name network publish since status volume".split()

@@ -20,6 +20,7 @@ from engine.aio.blocking import blocking
 from engine.config import DEFAULT_LOG_MAX_FILES, DEFAULT_LOG_MAX_SIZE, DEFAULT_STOP_TIMEOUT
 from engine.errors import Conflict, InvalidParameter, KnarrError, LaunchError, NotModified
 from engine.linux import files
+from engine.linux.signals import signal_number
 from engine.monitor.client import MonitorGone
 from engine.runtime import ops, plan
 from engine.service import bundle, create
@@ -168,8 +169,8 @@ class Runner:
 
     def _explain(self, container: Container, ready: Plan, op: int, errno: int) -> LaunchError:
         found = plan.explain(ready.ops, op, errno)
-        if isinstance(ready.ops[op], ops.Exec) and not found.hint:
-            found.hint = self._exec_hint(container)
+        if isinstance(ready.ops[op], ops.Exec):
+            found.hint = self._exec_hint(container) or found.hint
         return found
 
     def _exec_hint(self, container: Container) -> str:
@@ -307,26 +308,6 @@ def detached(container: Container, reason: str) -> None:
         container.publish("detach")
 
 
-def signal_number(text: str) -> int:
-    """`SIGTERM`, `TERM`, `term`, `15`, `RTMIN+3` -> number. Raises InvalidParameter in Docker's words."""
-    word = text.strip().upper().removeprefix("SIG")
-    if word.isdigit():
-        number = int(word)
-        if 1 <= number <= signals.NSIG - 1:
-            return number
-        raise InvalidParameter(f"invalid signal: {text}")
-    for base, value in (("RTMIN", int(signals.SIGRTMIN)), ("RTMAX", int(signals.SIGRTMAX))):
-        if word.startswith(base):
-            offset = word[len(base) :] or "+0"
-            if offset[0] in "+-" and offset[1:].isdigit() and signals.SIGRTMIN <= value + int(offset) <= signals.SIGRTMAX:
-                return value + int(offset)
-            raise InvalidParameter(f"invalid signal: {text}")
-    try:
-        return int(signals.Signals[f"SIG{word}"])
-    except KeyError:
-        raise InvalidParameter(f"invalid signal: {text}")
-
-
 def log_settings(container: Container) -> control.LogSettings | None:
     """How the monitor writes the container's log; None for the driver "none"."""
     record = container.record
@@ -387,4 +368,4 @@ def trace(container: Container) -> list[Trace]:
     return steps
 
 
-__all__ = ["Runner", "log_settings", "signal_number", "trace"]
+__all__ = ["Runner", "log_settings", "trace"]
