@@ -46,7 +46,6 @@ _FLAGS: tuple[tuple[str, str, str, str], ...] = (
     ("--exec-opt", "exec-opts", "list", "native.cgroupdriver=cgroupfs"),
     ("-s --storage-driver", "storage-driver", "text", "overlay2"),
     ("--storage-opt", "storage-opts", "list", "Storage option"),
-    ("--shutdown-timeout", "shutdown-timeout", "integer", "Seconds for open requests when the daemon ends (default 15)"),
     ("--idle-exit", "idle-exit", "duration", "End after this long without a client and without a running container, e.g. 5m"),
     ("--monitors", "monitors", "integer", "Forked monitors kept waiting for the next start (default 2)"),
 )

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import InvalidParameter, NotImplementedYet
+from engine.spec.units import memory_bytes
 
 DEFAULT_DATA_ROOT = "/var/lib/knarr"
 DEFAULT_EXEC_ROOT = "/run/knarr"
@@ -27,13 +28,14 @@ DEFAULT_STOP_TIMEOUT = 10  # seconds, Docker's
 
 # dockerd's keys (dockerd reference, "daemon configuration file") that are known and not there yet.
 _LATER = frozenset(
-    "allow-direct-routing authorization-plugins bip bip6 bridge bridge-accept-fwmark builder cdi-spec-dirs containerd containerd- "
-    "namespace containerd-plugin-namespace default-address-pools default-gateway default-gateway-v6 default-network-opts default- "
-    "runtime dns dns-opts dns-search experimental features firewall-backend fixed-cidr fixed-cidr-v6 host-gateway-ip host-gateway- "
-    "ips http-proxy https-proxy icc init init-path insecure-registries ip ip-forward ip-forward-no-drop ip-masq ip6tables iptables "
-    "ipv6 live-restore max-concurrent-downloads max-concurrent-uploads max-download-attempts metrics-addr mtu no-proxy node- "
-    "generic-resources oom-score-adjust proxies registry-mirrors runtimes selinux-enabled swarm-default-advertise-addr tls "
-    "tlscacert tlscert tlskey tlsverify userland-proxy userland-proxy-path userns-remap".split()
+    "allow-direct-routing authorization-plugins bip bip6 bridge bridge-accept-fwmark builder cdi-spec-dirs containerd "
+    "containerd-namespace containerd-plugin-namespace default-address-pools default-gateway default-gateway-v6 "
+    "default-network-opts default-runtime dns dns-opts dns-search experimental features firewall-backend fixed-cidr fixed-cidr-v6 "
+    "host-gateway-ip host-gateway-ips http-proxy https-proxy icc init init-path insecure-registries ip ip-forward "
+    "ip-forward-no-drop ip-masq ip6tables iptables ipv6 live-restore max-concurrent-downloads max-concurrent-uploads "
+    "max-download-attempts metrics-addr mtu no-proxy node-generic-resources oom-score-adjust proxies registry-mirrors runtimes "
+    "selinux-enabled shutdown-timeout swarm-default-advertise-addr tls tlscacert tlscert tlskey tlsverify userland-proxy "
+    "userland-proxy-path userns-remap".split()
 )
 
 
@@ -59,7 +61,6 @@ class Settings(msgspec.Struct, rename="kebab", kw_only=True):
     exec_opts: list[str] = []
     storage_driver: str = ""
     storage_opts: list[str] = []
-    shutdown_timeout: int = 15
     idle_exit: float = 0.0
     monitors: int = 2  # forked monitors kept waiting
 
@@ -106,6 +107,8 @@ def settings(flags: dict[str, Any], members: dict[str, Any]) -> Settings:
         result = msgspec.convert({**members, **flags}, Settings)
     except msgspec.ValidationError as error:
         raise InvalidParameter(f"daemon settings: {error}")
+    if isinstance(result.default_shm_size, str):  # daemon.json may say "64m", as dockerd's
+        result.default_shm_size = memory_bytes(result.default_shm_size)
     if result.log_driver not in ("json-file", "none"):
         raise NotImplementedYet(f"--log-driver {result.log_driver}")
     if result.storage_driver not in ("", "overlay2", "overlay", "overlayfs"):

@@ -194,8 +194,6 @@ def _network(hc: HostConfig, request: CreateRequest, warnings: list[str]) -> str
     if request.network_disabled or mode == "none":
         return "none"
     if mode == "host":
-        if hc.uts_mode != "host" and request.hostname:
-            return "host"
         return "host"
     if mode == "default":
         warnings.append(

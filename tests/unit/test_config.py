@@ -1,0 +1,40 @@
+"""The daemon's settings: what a flag or daemon.json says is used, or refused by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine import config
+from engine.errors import InvalidParameter, NotImplementedYet
+
+
+def test_sizes_as_dockerd_writes_them() -> None:
+    assert config.settings({}, {"default-shm-size": "64m"}).default_shm_size == 64 << 20
+    assert config.settings({}, {}).default_shm_size == 64 << 20
+    with pytest.raises(InvalidParameter):
+        config.settings({}, {"default-shm-size": "much"})
+
+
+def test_flags_and_file_must_not_contradict() -> None:
+    assert config.settings({"data-root": "/a"}, {"data-root": "/a"}).data_root == "/a"
+    with pytest.raises(InvalidParameter, match="both as a flag and in the configuration file"):
+        config.settings({"data-root": "/a"}, {"data-root": "/b"})
+
+
+@pytest.mark.parametrize("key", ["shutdown-timeout", "registry-mirrors", "userns-remap", "default-runtime", "containerd-namespace"])
+def test_what_is_not_there_yet_is_refused_by_name(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "daemon.json"
+    path.write_text(json.dumps({key: 1}))
+    with pytest.raises(NotImplementedYet, match=key):
+        config.load(str(path), required=True)
+
+
+@pytest.mark.parametrize("text", ['{"nonsense": 1}', "[", "[]"])
+def test_a_bad_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "daemon.json"
+    path.write_text(text)
+    with pytest.raises(InvalidParameter, match=r"daemon\.json"):
+        config.load(str(path), required=True)
