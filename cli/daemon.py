@@ -47,6 +47,16 @@ _FLAGS: tuple[tuple[str, str, str, str], ...] = (
     ("-s --storage-driver", "storage-driver", "text", "overlay2"),
     ("--storage-opt", "storage-opts", "list", "Storage option"),
     ("--idle-exit", "idle-exit", "duration", "End after this long without a client and without a running container, e.g. 5m"),
+    ("--registry-mirror", "registry-mirrors", "list", "Mirror of Docker Hub: https://HOST"),
+    ("--insecure-registry", "insecure-registries", "list", "Registry without TLS or with an unknown certificate: HOST[:PORT] or a CIDR"),
+    ("--registry-config-dir", "registry-config-dirs", "list", "Folder of HOST/hosts.toml (default /etc/{containerd,docker}/certs.d)"),
+    ("--max-concurrent-downloads", "max-concurrent-downloads", "integer", "Layers downloaded at a time in each pull (default 3)"),
+    ("--max-concurrent-uploads", "max-concurrent-uploads", "integer", "Layers uploaded at a time in each push (default 5)"),
+    ("--max-download-attempts", "max-download-attempts", "integer", "Attempts for each download (default 5)"),
+    ("--limit-rate", "limit-rate", "bytes", "Bytes per second for all downloads together: 500k, 2m (default no limit)"),
+    ("--http-proxy", "http-proxy", "text", "Proxy for HTTP (default the environment's)"),
+    ("--https-proxy", "https-proxy", "text", "Proxy for HTTPS (default the environment's)"),
+    ("--no-proxy", "no-proxy", "text", "Hosts that are reached without a proxy, comma-separated"),
     ("--monitors", "monitors", "integer", "Forked monitors kept waiting for the next start (default 2)"),
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -26,21 +27,28 @@ DEFAULT_LOG_MAX_FILES = 3
 DEFAULT_SHM_SIZE = 64 * 1024 * 1024  # Docker's --default-shm-size
 DEFAULT_STOP_TIMEOUT = 10  # seconds, Docker's
 
+DEFAULT_DOWNLOADS = 3  # layers of one pull at a time, dockerd's --max-concurrent-downloads
+DEFAULT_UPLOADS = 5  # dockerd's --max-concurrent-uploads
+DEFAULT_DOWNLOAD_ATTEMPTS = 5  # dockerd's --max-download-attempts
+
 # dockerd's keys (dockerd reference, "daemon configuration file") that are known and not there yet.
 _LATER = frozenset(
     "allow-direct-routing authorization-plugins bip bip6 bridge bridge-accept-fwmark builder cdi-spec-dirs containerd "
     "containerd-namespace containerd-plugin-namespace default-address-pools default-gateway default-gateway-v6 "
-    "default-network-opts default-runtime dns dns-opts dns-search experimental features firewall-backend fixed-cidr fixed-cidr-v6 "
-    "host-gateway-ip host-gateway-ips http-proxy https-proxy icc init init-path insecure-registries ip ip-forward "
-    "ip-forward-no-drop ip-masq ip6tables iptables ipv6 live-restore max-concurrent-downloads max-concurrent-uploads "
-    "max-download-attempts metrics-addr mtu no-proxy node-generic-resources oom-score-adjust proxies registry-mirrors runtimes "
-    "selinux-enabled shutdown-timeout swarm-default-advertise-addr tls tlscacert tlscert tlskey tlsverify userland-proxy "
-    "userland-proxy-path userns-remap".split()
+    "default-network-opts default-runtime dns dns-opts dns-search experimental features firewall-backend fixed-cidr "
+    "fixed-cidr-v6 host-gateway-ip host-gateway-ips icc init init-path ip ip-forward ip-forward-no-drop ip-masq ip6tables "
+    "iptables ipv6 live-restore metrics-addr mtu node-generic-resources oom-score-adjust runtimes selinux-enabled "
+    "shutdown-timeout swarm-default-advertise-addr tls tlscacert tlscert tlskey tlsverify userland-proxy userland-proxy-path "
+    "userns-remap".split()
 )
 
 
 class Settings(msgspec.Struct, rename="kebab", kw_only=True):
-    """Everything the daemon can be told. Sizes in bytes, times in seconds; `idle_exit` 0 means never."""
+    """Everything the daemon can be told. Sizes in bytes, times in seconds; `idle_exit` 0 means never.
+
+    `limit_rate` is bytes per second for all downloads together, 0 for no limit. `proxies` is dockerd's member of daemon.json; after
+    `settings` its values are in `http_proxy`, `https_proxy` and `no_proxy`.
+    """
 
     hosts: list[str] = []
     data_root: str = DEFAULT_DATA_ROOT
@@ -63,6 +71,17 @@ class Settings(msgspec.Struct, rename="kebab", kw_only=True):
     storage_opts: list[str] = []
     idle_exit: float = 0.0
     monitors: int = 2  # forked monitors kept waiting
+    registry_mirrors: list[str] = []
+    insecure_registries: list[str] = []
+    registry_config_dirs: list[str] = []
+    max_concurrent_downloads: int = DEFAULT_DOWNLOADS
+    max_concurrent_uploads: int = DEFAULT_UPLOADS
+    max_download_attempts: int = DEFAULT_DOWNLOAD_ATTEMPTS
+    limit_rate: int | str = 0
+    proxies: dict[str, str] = {}
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: str = ""
 
     def endpoints(self) -> list[str]:
         """Addresses to listen on; the default unix socket when none is given."""
@@ -109,6 +128,7 @@ def settings(flags: dict[str, Any], members: dict[str, Any]) -> Settings:
         raise InvalidParameter(f"daemon settings: {error}")
     if isinstance(result.default_shm_size, str):  # daemon.json may say "64m", as dockerd's
         result.default_shm_size = memory_bytes(result.default_shm_size)
+    _registries(result)
     if result.log_driver not in ("json-file", "none"):
         raise NotImplementedYet(f"--log-driver {result.log_driver}")
     if result.storage_driver not in ("", "overlay2", "overlay", "overlayfs"):
@@ -119,3 +139,36 @@ def settings(flags: dict[str, Any], members: dict[str, Any]) -> Settings:
     if result.storage_opts:
         raise NotImplementedYet(f"--storage-opt {result.storage_opts[0]}")
     return result
+
+
+def _registries(result: Settings) -> None:
+    """Check what concerns registries, and bring it into one form. Raises InvalidParameter in dockerd's words."""
+    for name, least in (("max_concurrent_downloads", 0), ("max_concurrent_uploads", 0), ("max_download_attempts", 1)):
+        if (value := getattr(result, name)) < least:
+            raise InvalidParameter(f"invalid {name.replace('_', ' ')}: {value}")
+    for mirror in result.registry_mirrors:
+        _check_mirror(mirror)
+    for registry in result.insecure_registries:
+        if "://" in registry:
+            raise InvalidParameter(f"insecure registry {registry} should not contain '://'")
+    if isinstance(result.limit_rate, str):
+        result.limit_rate = memory_bytes(result.limit_rate)
+    if result.limit_rate < 0:
+        raise InvalidParameter(f"invalid limit-rate: {result.limit_rate}")
+    for key, value in result.proxies.items():
+        if key not in ("http-proxy", "https-proxy", "no-proxy"):
+            raise InvalidParameter(f"the following directives don't match any configuration option: proxies.{key}")
+        name = key.replace("-", "_")
+        if getattr(result, name) not in ("", value):
+            raise InvalidParameter(f"the following directives are specified both as a flag and in the configuration file: {key}")
+        setattr(result, name, value)
+
+
+def _check_mirror(mirror: str) -> None:
+    parts = urlsplit(mirror)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidParameter(f'invalid mirror: "{mirror}" is not a valid URI', hint="write https://HOST or http://HOST")
+    if parts.query or parts.fragment:
+        raise InvalidParameter(f'invalid mirror: query or fragment at end of the URI "{mirror}"')
+    if parts.username or parts.password:
+        raise InvalidParameter(f'invalid mirror: username/password not allowed in URI "{parts.scheme}://xxxxx@{parts.hostname}"')

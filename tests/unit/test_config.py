@@ -24,7 +24,7 @@ def test_flags_and_file_must_not_contradict() -> None:
         config.settings({"data-root": "/a"}, {"data-root": "/b"})
 
 
-@pytest.mark.parametrize("key", ["shutdown-timeout", "registry-mirrors", "userns-remap", "default-runtime", "containerd-namespace"])
+@pytest.mark.parametrize("key", ["shutdown-timeout", "live-restore", "userns-remap", "default-runtime", "containerd-namespace"])
 def test_what_is_not_there_yet_is_refused_by_name(tmp_path: Path, key: str) -> None:
     path = tmp_path / "daemon.json"
     path.write_text(json.dumps({key: 1}))
