@@ -79,6 +79,7 @@ cdef extern from *:
     int c_mount "mount"(const char *source, const char *target, const char *fstype, unsigned long flags, const void *data) nogil
     int c_umount2 "umount2"(const char *target, int flags) nogil
     int c_syncfs "syncfs"(int fd) nogil
+    int c_sync_file_range "sync_file_range"(int fd, long long offset, long long length, unsigned int flags) nogil
     int c_setns "setns"(int fd, int nstype) nogil
     int c_unshare "unshare"(int flags) nogil
     int c_sethostname "sethostname"(const char *name, size_t len) nogil
@@ -164,6 +165,15 @@ def pivot_root(new_root, put_old):
         r = c_syscall(SYS_pivot_root, c_new, c_old)
     if r < 0:
         _failed("pivot_root", new_root)
+
+
+def sync_file_range(int fd, long long offset, long long length):
+    """Begin to write out a part of a file's dirty pages and do not wait: sync_file_range(2) with SYNC_FILE_RANGE_WRITE. Raises OSError."""
+    cdef int r
+    with nogil:
+        r = c_sync_file_range(fd, offset, length, 2)
+    if r < 0:
+        _failed("sync_file_range")
 
 
 def syncfs(int fd):

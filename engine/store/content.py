@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from engine.errors import Damaged, InvalidParameter, NotFound
 from engine.spec.digest import check_digest, is_digest
+from engine.store.ingest import SUMS, Ingest
+from engine.store.ingest import remove as remove_ingest
 from engine.store.layout import Layout
 
 _CHUNK = 1 << 20
@@ -26,24 +28,14 @@ _Names = list[str]
 
 
 class Writer:
-    """One blob being written. Use as a context manager: left without `commit`, it is removed (or kept when it was begun with a key)."""
+    """One blob being written. Use as a context manager: left without `commit`, it is removed."""
 
-    def __init__(self, content: Content, path: str, keep: bool) -> None:
+    def __init__(self, content: Content, path: str) -> None:
         self._content = content
         self._path = path
-        self._keep = keep
         self._hash = hashlib.sha256()
-        self._file: BinaryIO | None = open(path, "a+b", buffering=0)  # noqa: SIM115 closed by `close`
+        self._file: BinaryIO | None = open(path, "xb", buffering=0)  # noqa: SIM115 closed by `close`
         self.offset = 0
-        if keep:
-            self._resume()
-
-    def _resume(self) -> None:
-        assert self._file is not None
-        self._file.seek(0)
-        while chunk := self._file.read(_CHUNK):
-            self._hash.update(chunk)
-            self.offset += len(chunk)
 
     def write(self, data: bytes | memoryview) -> int:
         """Append. Raises OSError."""
@@ -65,7 +57,6 @@ class Writer:
         assert self._file is not None, "the writer is closed"
         found = self.digest
         if (expected and found != expected) or (size >= 0 and size != self.offset):
-            self._keep = False
             wanted = f"{expected or found} of {size if size >= 0 else self.offset} bytes"
             got = f"{found} of {self.offset} bytes"
             raise Damaged(f"storing a blob: expected {wanted}, got {got}", hint="the source is damaged or was cut off")
@@ -83,9 +74,8 @@ class Writer:
             return
         self._file.close()
         self._file = None
-        if not self._keep:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
 
     def __enter__(self) -> Writer:
         return self
@@ -107,13 +97,26 @@ class Content:
         algorithm, _, encoded = check_digest(digest).partition(":")
         return f"{self._blobs}/{algorithm}/{encoded}"
 
-    def writer(self, key: str = "") -> Writer:
-        """Begin a blob. With `key` (a digest, say) an interrupted one of the same key is continued: its `offset` says from where."""
-        if key:
-            if not is_digest(key):
-                raise InvalidParameter(f"resuming a download: {key!r} is no digest")
-            return Writer(self, f"{self._ingest}/{key.replace(':', '-')}", keep=True)
-        return Writer(self, self.temporary(), keep=False)
+    def writer(self) -> Writer:
+        """Begin a blob whose digest is not known."""
+        return Writer(self, self.temporary())
+
+    def ingest(self, digest: str, size: int) -> Ingest:
+        """Begin a blob of a known digest, or go on with it: `offset` of what is returned says from where. One at a time for each digest.
+
+        Blocks while what is there is checked. Raises InvalidParameter for what is no digest, OSError.
+        """
+        return Ingest(self._ingest, digest, size)
+
+    def commit(self, ingest: Ingest, *, synced: bool = False) -> None:
+        """Make a complete ingest, whose digest the caller checked, a blob: sync (unless the caller did), rename, sync the folder."""
+        if not synced:
+            ingest.sync()
+        ingest.close()
+        target = self.path(ingest.digest)
+        os.rename(ingest.path, target)
+        remove_ingest(ingest.path)
+        _sync_folder(os.path.dirname(target))
 
     def temporary(self) -> str:
         """A fresh path in the ingest folder, for a caller that writes by itself and then calls `adopt`, or unlinks it."""
@@ -221,11 +224,11 @@ class Content:
         return found
 
     def sweep(self, age: float = _STALE_SECONDS) -> _Names:
-        """Remove ingests without a key (their writer is gone: call it at start alone) and resumable ones older than `age` seconds."""
+        """Remove temporary files (their writer is gone: call it at start alone) and downloads that nobody wrote to for `age` seconds."""
         removed: _Names = []
         with os.scandir(self._ingest) as entries:
             for entry in entries:
-                resumable = is_digest(entry.name.replace("-", ":", 1))
+                resumable = is_digest(entry.name.removesuffix(SUMS).replace("-", ":", 1))
                 if not resumable or time.time() - entry.stat().st_mtime > age:
                     os.unlink(entry.path)
                     removed.append(entry.path)

@@ -32,6 +32,44 @@ _MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE checkpoint (one INTEGER PRIMARY KEY CHECK (one = 1), count INTEGER NOT NULL);
     INSERT INTO checkpoint VALUES (1, 0);
     """,
+    # What a name stands for in a registry (an index or a manifest; "" is the image's manifest), indexes as they came, when images
+    # were used last, and what work under way needs beyond a restart.
+    """
+    ALTER TABLE image_names ADD COLUMN target TEXT NOT NULL DEFAULT '';
+    CREATE TABLE image_indexes (
+        digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, raw BLOB NOT NULL, held TEXT NOT NULL DEFAULT ''
+    ) WITHOUT ROWID;
+    CREATE TABLE image_use (image TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE leases (
+        holder TEXT NOT NULL, resource TEXT NOT NULL, expires INTEGER NOT NULL, PRIMARY KEY (holder, resource)
+    ) WITHOUT ROWID;
+    """,
+    # The registry server's repositories. Tags sort by `folded`, which is the tag in lower case.
+    """
+    CREATE TABLE repositories (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+    CREATE TABLE repository_blobs (
+        repository INTEGER NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, linked INTEGER NOT NULL, PRIMARY KEY (repository, digest)
+    ) WITHOUT ROWID;
+    CREATE INDEX repository_blobs_by_digest ON repository_blobs (digest);
+    CREATE TABLE repository_manifests (
+        repository INTEGER NOT NULL, digest TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL, subject TEXT NOT NULL,
+        artifact_type TEXT NOT NULL, annotations BLOB, pushed INTEGER NOT NULL, PRIMARY KEY (repository, digest)
+    ) WITHOUT ROWID;
+    CREATE INDEX repository_manifests_by_digest ON repository_manifests (digest);
+    CREATE INDEX repository_manifests_by_subject ON repository_manifests (repository, subject, digest) WHERE subject <> '';
+    CREATE TABLE repository_refs (
+        repository INTEGER NOT NULL, manifest TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (repository, manifest, digest)
+    ) WITHOUT ROWID;
+    CREATE INDEX repository_refs_by_digest ON repository_refs (repository, digest);
+    CREATE TABLE repository_tags (
+        repository INTEGER NOT NULL, folded TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL, tagged INTEGER NOT NULL,
+        PRIMARY KEY (repository, folded, tag)
+    ) WITHOUT ROWID;
+    CREATE INDEX repository_tags_by_digest ON repository_tags (repository, digest);
+    CREATE TABLE repository_uploads (
+        id TEXT PRIMARY KEY, repository TEXT NOT NULL, algorithm TEXT NOT NULL, started INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 
 

@@ -30,7 +30,8 @@ class Layout:
         """Make every folder that is not there yet. Raises OSError."""
         for folder in (self.data_root, self.exec_root):
             os.makedirs(folder, mode=_PRIVATE, exist_ok=True)
-        for folder in (self.content, self.blobs, f"{self.blobs}/sha256", self.ingest, self.snapshots, self.containers, self.bundles):
+        blobs = (self.content, self.blobs, f"{self.blobs}/sha256", f"{self.blobs}/sha512", self.ingest)
+        for folder in (*blobs, self.snapshots, self.containers, self.bundles):
             _make(folder, _PRIVATE)
         _make(self.root_mountpoint, 0o700)
 

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 
 from engine import _core
 from engine.errors import InvalidParameter
@@ -25,6 +26,9 @@ _CACHED_FOLDERS = 64
 _INSIDE = 0x04 | 0x08  # RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH of openat2(2)
 
 Place = tuple[bytes, ...]
+Lowers = tuple[str, ...] | Callable[[], tuple[str, ...]]
+"""The folders of the layers below, topmost first; as a function where they are still being made: it returns when they are there, and is
+called only when something below must be looked at. () for a bottom layer."""
 
 
 class Refused(InvalidParameter):
@@ -32,32 +36,38 @@ class Refused(InvalidParameter):
 
 
 class Merged:
-    """One snapshot being filled, over the folders `lowers` of the layers below it, topmost first.
+    """One snapshot being filled, over the folders `lowers` of the layers below it. `stacked`: whether there are any.
 
     `made` counts folders that members only implied; `times` holds the modification times (ns) that folders shall have in the end.
     """
 
-    def __init__(self, root: str, lowers: tuple[str, ...]) -> None:
+    def __init__(self, root: str, lowers: Lowers) -> None:
         self.root = os.open(root, FOLDER)
-        self.lowers: list[int] = []
+        self.stacked = bool(lowers)
+        self._wanted = lowers
+        self._lowers: list[int] = []
         self.made = 0
         self.times: dict[Place, int] = {}
         # Folders by the name the archive uses -> descriptor and true place.
         self._folders: OrderedDict[bytes, tuple[int, Place]] = OrderedDict()
         self._stale = False
-        try:
-            for lower in lowers:
-                self.lowers.append(os.open(lower, FOLDER))
-        except BaseException:
-            self.close()
-            raise
 
     def close(self) -> None:
         """Close every descriptor."""
         self._drop_folders()
-        for fd in (self.root, *self.lowers):
+        for fd in (self.root, *self._lowers):
             os.close(fd)
-        self.lowers = []
+        self._lowers = []
+
+    @property
+    def lowers(self) -> list[int]:
+        """Descriptors of the folders below, topmost first; waits for them where they are still being made."""
+        if self._wanted:
+            wanted = self._wanted() if callable(self._wanted) else self._wanted
+            self._wanted = ()
+            for lower in wanted:
+                self._lowers.append(os.open(lower, FOLDER))
+        return self._lowers
 
     def parent(self, parts: list[bytes], shown: bytes) -> tuple[int, Place]:
         """The folder of a member, made when missing: its descriptor (the cache's own) and its true place."""
@@ -166,7 +176,7 @@ class Merged:
 
     def below(self, place: Place) -> int | None:
         """An O_PATH descriptor of what the layers below show at `place`, or None. Whiteouts and opaque folders end the search."""
-        if not self.lowers or _covered(self.root, place):
+        if not self.stacked or _covered(self.root, place):
             return None
         path = b"/".join(place)
         for lower in self.lowers:
@@ -211,7 +221,7 @@ class Merged:
 
     def set_opaque(self, fd: int) -> None:
         """The same for an open folder. The lowest layer has nothing to be cut off from."""
-        if self.lowers:
+        if self.stacked:
             os.setxattr(fd, OPAQUE_ATTRIBUTE, b"y")
 
     def set_times(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import msgspec
 
 from engine.errors import KnarrError
-from engine.store.merged import FOLDER, Merged, Place, Refused, components, is_whiteout
+from engine.store.merged import FOLDER, Lowers, Merged, Place, Refused, components, is_whiteout
 from engine.wire import tar
 
 _WHITEOUT = b".wh."
@@ -50,8 +50,8 @@ class Unpacked(msgspec.Struct):
     warnings: tuple[str, ...] = ()
 
 
-def unpack(reader: tar.TarReader, root: str, lowers: tuple[str, ...] = (), limits: Limits = DEFAULT_LIMITS) -> Unpacked:
-    """Apply every member of `reader` to the empty folder `root`. `lowers` are the folders of the layers below, topmost first.
+def unpack(reader: tar.TarReader, root: str, lowers: Lowers = (), limits: Limits = DEFAULT_LIMITS) -> Unpacked:
+    """Apply every member of `reader` to the empty folder `root`, over the folders `lowers` of the layers below.
 
     Blocks; any thread. Raises Refused naming the entry, KnarrError for the host's troubles (no space), TarError, and what the source
     raises. What was written stays for the caller to delete.
@@ -63,7 +63,7 @@ def unpack(reader: tar.TarReader, root: str, lowers: tuple[str, ...] = (), limit
 
 
 def unpacking(
-    reader: tar.TarReader, root: str, result: Unpacked, lowers: tuple[str, ...] = (), limits: Limits = DEFAULT_LIMITS
+    reader: tar.TarReader, root: str, result: Unpacked, lowers: Lowers = (), limits: Limits = DEFAULT_LIMITS
 ) -> Iterator[tar.Entry]:
     """`unpack` in steps: yields each member after it was applied and keeps `result` up to date."""
     target = _Target(reader, root, result, lowers, limits)
@@ -77,7 +77,7 @@ def unpacking(
 
 
 class _Target:
-    def __init__(self, reader: tar.TarReader, root: str, result: Unpacked, lowers: tuple[str, ...], limits: Limits) -> None:
+    def __init__(self, reader: tar.TarReader, root: str, result: Unpacked, lowers: Lowers, limits: Limits) -> None:
         self.result = result
         self._reader = reader
         self._limits = limits
@@ -313,7 +313,7 @@ class _Target:
 
     def _hide(self, parent: int, name: bytes) -> None:
         """A whiteout hides what is below only: what this layer itself has there stays, cut off from below."""
-        if not self._tree.lowers:
+        if not self._tree.stacked:
             return
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)

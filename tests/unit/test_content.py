@@ -12,6 +12,7 @@ import pytest
 from engine.errors import Damaged, InvalidParameter, NotFound
 from engine.spec.digest import sha256
 from engine.store.content import Content
+from engine.store.ingest import BLOCK, SUMS
 from tests.lib.stores import open_stores
 
 
@@ -59,33 +60,71 @@ def test_an_abandoned_writer_leaves_nothing(content: Content) -> None:
     assert ingest(content) == []
 
 
-def test_a_download_is_resumed(content: Content, tmp_path: Path) -> None:
-    digest = sha256(b"hello world")
-    with content.writer(digest) as writer:
-        writer.write(b"hello ")
+def test_a_download_is_resumed(content: Content) -> None:
+    data = os.urandom(3 * BLOCK + 100)
+    digest = sha256(data)
+    first = content.ingest(digest, len(data))
+    assert first.write(0, [data[: 2 * BLOCK], data[2 * BLOCK : 2 * BLOCK + 10]]) == 2 * BLOCK + 10
+    first.close()
     assert content.sweep() == []
-    with content.writer(digest) as writer:
-        assert writer.offset == 6
-        writer.write(b"world")
-        assert writer.commit(digest) == digest
-    with content.writer(sha256(b"y")) as writer:
-        writer.write(b"zzz")
-        with pytest.raises(Damaged):
-            writer.commit(sha256(b"y"))
+    again = content.ingest(digest, len(data))
+    assert again.resumed == again.offset == 2 * BLOCK  # finished mebibytes alone are sure
+    assert again.missing(0) == [(2 * BLOCK, len(data))]
+    again.write(2 * BLOCK, [data[2 * BLOCK :]])
+    assert again.complete
+    content.commit(again)
     assert ingest(content) == []
+    assert content.read(digest) == data
     with pytest.raises(InvalidParameter):
-        content.writer("../../etc/passwd")
+        content.ingest("../../etc/passwd", 1)
+
+
+def test_parts_may_come_in_any_order(content: Content) -> None:
+    data = os.urandom(4 * BLOCK)
+    coming = content.ingest(sha256(data), len(data))
+    assert coming.missing(BLOCK) == [(n * BLOCK, (n + 1) * BLOCK) for n in range(4)]
+    assert coming.write(2 * BLOCK, [data[2 * BLOCK : 3 * BLOCK]]) == 0
+    assert coming.write(0, [data[:BLOCK]]) == BLOCK
+    assert coming.write(BLOCK, [data[BLOCK : 2 * BLOCK]]) == 3 * BLOCK
+    coming.close()
+    again = content.ingest(sha256(data), len(data))
+    assert again.offset == 3 * BLOCK
+    with pytest.raises(InvalidParameter, match="more than"):
+        again.write(3 * BLOCK, [b"x" * (BLOCK + 1)])
+    again.remove()
+    assert ingest(content) == []
+
+
+@pytest.mark.parametrize("damage", ["zeros", "cut", "sums"])
+def test_what_a_power_cut_left_is_checked(content: Content, damage: str) -> None:
+    data = os.urandom(3 * BLOCK)
+    coming = content.ingest(sha256(data), len(data))
+    coming.write(0, [data])
+    coming.close()
+    path = Path(coming.path)
+    if damage == "zeros":
+        path.write_bytes(data[:BLOCK] + bytes(BLOCK) + data[2 * BLOCK :])
+    elif damage == "cut":
+        os.truncate(path, BLOCK + 5)
+    else:
+        os.truncate(str(path) + SUMS, 5)
+    again = content.ingest(sha256(data), len(data))
+    assert again.offset == BLOCK
+    assert again.read(0, 2 * BLOCK) == data[:BLOCK]
+    again.remove()
 
 
 def test_sweep(content: Content) -> None:
     orphan = content.temporary()
     Path(orphan).write_bytes(b"x")
     old = sha256(b"old")
-    with content.writer(old) as writer:
-        writer.write(b"x")
-    path = os.path.join(os.path.dirname(orphan), old.replace(":", "-"))
-    os.utime(path, (time.time() - 1e6,) * 2)
-    assert sorted(content.sweep()) == sorted([orphan, path])
+    coming = content.ingest(old, 10)
+    coming.close()
+    assert content.sweep() == [orphan]
+    for path in (coming.path, coming.path + SUMS):
+        os.utime(path, (time.time() - 1e6,) * 2)
+    assert sorted(content.sweep()) == [coming.path, coming.path + SUMS]
+    assert ingest(content) == []
 
 
 @pytest.mark.parametrize(
