@@ -1,6 +1,7 @@
 """A request and its reply: the object that handlers work with.
 
-A reply is one of: `reply` (whole body, one send), `stream` (chunked, each chunk flushed), `hijack` (the raw connection: attach, exec).
+A reply is one of: `reply` (whole body, one send), `stream` (chunked, each chunk flushed), `file` (a piece of a file, sent by the kernel),
+`hijack` (the raw connection: attach, exec).
 It owns the framing of both bodies; it must not know what is asked. RFC 9112; hijacking follows the Engine API, "Attach to a container".
 """
 
@@ -17,6 +18,7 @@ import msgspec
 import trio
 
 from engine.http.errors import BadRequest, ClientGone, RequestTimeout, TooLarge
+from engine.http.sendfile import send_file
 
 if TYPE_CHECKING:
     from engine.http.connection import Connection
@@ -91,11 +93,11 @@ class Hijacked:
 
 
 class Exchange:
-    """One request and its reply."""
+    """One request and its reply. `status` and `sent` tell of the reply what an access log says: 0 until it began, bytes of its body."""
 
     __slots__ = (
         "_body_done", "_broken", "_chunked", "_connection", "_expects", "_parser", "complete", "headers", "hijacked", "http11",
-        "keep_alive", "method", "started", "target",
+        "keep_alive", "method", "sent", "started", "status", "target",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, parser: h11.Connection, request: h11.Request | None) -> None:
@@ -103,6 +105,7 @@ class Exchange:
         self._parser = parser
         self._chunked = False
         self.started = self.complete = self.hijacked = False
+        self.status = self.sent = 0
         if request is None:  # a head that could not be read
             self.method, self.target = "", ""
             self.headers: dict[bytes, bytes] = {}
@@ -122,6 +125,11 @@ class Exchange:
         self._broken = False
         if self._body_done:
             connection.pending = bytes(parser.trailing_data[0])
+
+    @property
+    def peer(self) -> str:
+        """The client's address, `host:port`; "" on a unix socket or when it is gone."""
+        return self._connection.transport.peer()
 
     # the request's body
 
@@ -222,6 +230,7 @@ class Exchange:
     # the reply
 
     def _head(self, status: int, fields: bytes) -> bytes:
+        self.status = status
         connection = b"" if self.keep_alive or not self.http11 else b"Connection: close\r\n"
         return _STATUS_LINES[status] + self._connection.base_headers + fields + _date_line() + connection
 
@@ -236,11 +245,27 @@ class Exchange:
         else:
             head = self._head(status, fields) + b"Content-Length: 0\r\n\r\n"
         await self._send_whole(head if self.method == "HEAD" else head + body)
+        self.sent = 0 if self.method == "HEAD" else len(body)
         self.complete = True
 
     async def error(self, status: int, message: str) -> None:
         """Reply with the Engine API's form of an error: `{"message": ...}`."""
         await self.reply(status, b"" if status == 304 else msgspec.json.encode({"message": message}) + b"\n")
+
+    async def file(
+        self, descriptor: int, offset: int, count: int, *, status: int = 200, content_type: str, fields: bytes = b""
+    ) -> None:
+        """Reply with `count` bytes of an open file from `offset`; only the head for HEAD. Raises ClientGone."""
+        self.started = True
+        head = self._head(status, fields) + f"Content-Type: {content_type}\r\nContent-Length: {count}\r\n\r\n".encode()
+        await self._send_whole(head)
+        if self.method != "HEAD":
+            try:
+                await send_file(self._connection.transport, descriptor, offset, count)
+            except OSError as error:
+                raise ClientGone from error
+            self.sent = count
+        self.complete = True
 
     async def _send_whole(self, data: bytes) -> None:
         transport = self._connection.transport
@@ -271,6 +296,7 @@ class Exchange:
         await trio.lowlevel.checkpoint()  # a quick reader of a long log must not keep the others waiting
         if data and self.method != "HEAD":
             await self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            self.sent += len(data)
 
     async def finish(self, data: bytes) -> None:
         """Send the last piece of a streamed reply and end it, in one go."""

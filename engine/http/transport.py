@@ -23,7 +23,19 @@ class Transport(Protocol):
     async def send(self, data: bytes) -> None: ...
     async def send_eof(self) -> None: ...
     def plain_fd(self) -> int | None: ...
+    def peer(self) -> str: ...
     def close(self) -> None: ...
+
+
+def _peer(sock: socket.socket | trio.socket.SocketType) -> str:
+    """`host:port` of the other end, "" when it has none."""
+    try:
+        address = sock.getpeername()
+    except OSError:
+        return ""
+    if not isinstance(address, tuple):
+        return ""
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
 
 
 class Plain:
@@ -72,6 +84,10 @@ class Plain:
         """The descriptor, fit to be handed to another process."""
         return self.socket.fileno()
 
+    def peer(self) -> str:
+        """The client's address."""
+        return _peer(self.socket)
+
     def close(self) -> None:
         """Close at once; a task that waits for the socket gets trio.ClosedResourceError."""
         if self.socket.fileno() != -1:
@@ -109,6 +125,10 @@ class Tls:
     def plain_fd(self) -> int | None:
         """None: what travels in the socket is encrypted."""
         return None
+
+    def peer(self) -> str:
+        """The client's address."""
+        return _peer(self.socket.transport_stream.socket)
 
     def close(self) -> None:
         """Close the socket below without a TLS goodbye, which could block."""
