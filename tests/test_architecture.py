@@ -46,7 +46,7 @@ ONLY_IN: dict[str, set[str]] = {
     "h11": {"engine/http/"},
     "http.client": set(),
     "subprocess": {"engine/monitor/client.py", "engine/service/top.py", "cli/autostart.py", "cli/terminal.py"},
-    "threading": {"cli/attach.py", "cli/terminal.py"},
+    "threading": {"engine/aio/handoff.py", "cli/attach.py", "cli/terminal.py"},
     "concurrent.futures": set(),
     "multiprocessing": set(),
     "asyncio": set(),

@@ -37,7 +37,8 @@ class Flights(Generic[T]):
 
         A result is not kept: who comes after the end starts anew.
         """
-        flight = self._flights.get(key)
+        while (flight := self._flights.get(key)) is not None and flight.scope.cancel_called:
+            await flight.done.wait()
         if flight is None:
             flight = self._flights[key] = Flight()
             self._nursery.start_soon(self._fly, key, flight, work)

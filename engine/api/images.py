@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,8 +14,12 @@ from engine.api.views import images as views
 from engine.errors import InvalidParameter, NotFound, NotImplementedYet
 from engine.service import imagefilter
 from engine.spec import reference
+from engine.spec.digest import check_digest
 from engine.spec.hostimage import HostImage
 from engine.store.images import ImageRecord
+
+if TYPE_CHECKING:
+    from engine.registry.auth import Credentials
 
 
 class _Platform(msgspec.Struct):
@@ -80,8 +85,8 @@ async def create(call: Call) -> None:
     query = call.query
     image, source = query.text("fromImage"), query.text("fromSrc")
     if image:
-        name = reference.parse(image).familiar_name
-        raise NotFound(f"pull access denied for {name}: not implemented: pull", hint="bring the image in with load or import")
+        await pull(call)
+        return
     if not source:
         raise InvalidParameter("creating an image: one of fromImage and fromSrc is needed")
     if source != "-":
@@ -95,6 +100,38 @@ async def create(call: Call) -> None:
         platform=_wanted_platform(call),
     )
     await call.lines(lines)
+
+
+async def pull(call: Call) -> None:
+    """POST /images/create with `fromImage`; `tag` may be a digest. `limit-rate` (bytes per second) and `from` (another Knarr daemon's
+    address) are extensions."""
+    from engine.service.pull import Options
+
+    query = call.query
+    name, all_tags = _pulled(query.text("fromImage"), query.text("tag"))
+    options = Options(
+        platform=_wanted_platform(call), credentials=_credentials(call), all_tags=all_tags, limit_rate=query.integer("limit-rate") or 0,
+        peer=query.text("from"),
+    )  # fmt: skip
+    async with call.exchange.while_connected():
+        await call.lines(call.engine.pulls.pull(name, options))
+
+
+def _pulled(image: str, tag: str) -> tuple[reference.Reference, bool]:
+    """The name to pull, and whether all tags of its repository are meant: as dockerd, when neither tag nor digest is given."""
+    name = reference.parse(image.removesuffix(":"))
+    if tag:
+        name = name.with_digest(tag) if ":" in tag else name.with_tag(tag)
+        if name.digest:
+            check_digest(name.digest)
+    return name, not name.tag and not name.digest
+
+
+def _credentials(call: Call) -> Credentials | None:
+    """Who the client is at the registry, by X-Registry-Auth."""
+    from engine.spec.docker.registry import credentials
+
+    return credentials(call.exchange.headers.get(b"x-registry-auth", b"").decode("latin-1"))
 
 
 async def load(call: Call) -> None:

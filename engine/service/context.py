@@ -1,8 +1,12 @@
-"""What the services of one daemon share: settings, stores, mechanisms and the nursery that owns every background task. No behaviour."""
+"""What the services of one daemon share: settings, stores, mechanisms and the nursery that owns every background task.
+
+No behaviour but this: what speaks to registries is imported and made when it is first used, an idle daemon has no need of it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,7 +23,9 @@ from engine.store.layout import Layout
 from engine.store.snapshots import Snapshots
 
 if TYPE_CHECKING:
+    from engine.registry.client import Registries
     from engine.service.images import Images
+    from engine.service.pull import Pulls
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,3 +45,21 @@ class Context:
     durability: Durability
     chores: Chores
     nursery: trio.Nursery
+
+    @functools.cached_property
+    def registries(self) -> Registries:
+        """The client of registries."""
+        from engine.registry.client import Registries
+
+        return Registries(self.settings)
+
+    @functools.cached_property
+    def pulls(self) -> Pulls:
+        """Pulling, and unpacking what is here."""
+        from engine.service.layers import Layers
+        from engine.service.pull import Pulls
+
+        layers = Layers(
+            self.images.content, self.snapshots, self.nursery, downloads=self.settings.max_concurrent_downloads, limits=self.images.limits
+        )
+        return Pulls(self.images, self.registries, layers, attempts=self.settings.max_download_attempts)

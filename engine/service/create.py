@@ -11,10 +11,11 @@ import posixpath
 import re
 import shutil
 import stat
+import time
 
 import msgspec
 
-from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
+from engine.errors import Conflict, InvalidParameter, KnarrError
 from engine.linux import devices as host_devices
 from engine.linux import seccomp
 from engine.runtime import ops, plan
@@ -248,16 +249,7 @@ def find_image(context: Context, request: CreateRequest, platform: str) -> Image
     """The image of a request. Raises NotFound in Docker's words, InvalidParameter without an image."""
     if not request.image:
         raise InvalidParameter("no image was specified: the request has an empty Image")
-    image = context.images.get(request.image)
-    if platform:
-        wanted = platform.split("/")
-        have = [image.os, image.architecture, image.variant]
-        if any(asked and asked != got for asked, got in zip(wanted, have, strict=False)):
-            raise NotFound(
-                f"image with reference {request.image} was found but does not provide the specified platform ({platform}); "
-                f"it is {image.os}/{image.architecture}{'/' + image.variant if image.variant else ''}"
-            )
-    return image
+    return context.images.get(request.image, platform)
 
 
 async def create(
@@ -270,6 +262,8 @@ async def create(
 ) -> tuple[Container, list[str]]:
     """Make a container. On return it is durable (unless it is an --rm one) and listed. Raises KnarrError."""
     image = find_image(context, request, platform)
+    if image.chain_id and not context.snapshots.has(image.chain_id):
+        await context.pulls.unpack(image)
     container_id = new_id(by_id)
     name = choose_name(asked_name, container_id, by_name)
     made, warnings = record(context, container_id, name, request, image)
@@ -292,6 +286,8 @@ async def create(
             undo(context, container, by_id, by_name)
         raise _refusal(name, error) from error
     container.publish("create")
+    context.images.store.touch(image.id, time.time_ns())
+    context.durability.soon(f"image {image.id}", functools.partial(context.images.store.write_use, image.id))
     return container, warnings
 
 

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -23,6 +24,8 @@ from engine.service.events import Events
 from engine.service.execs import Execs
 from engine.service.images import Images
 from engine.service.reconcile import reconcile
+from engine.service.registries import Registries
+from engine.service.registry import Registry
 from engine.service.specgen import Host
 from engine.service.supervise import Monitors
 from engine.service.system import System
@@ -33,19 +36,29 @@ from engine.store.db import Database, DatabaseError
 from engine.store.layout import Layout
 from engine.store.snapshots import Snapshots
 
+if TYPE_CHECKING:
+    from engine.service.pull import Pulls
+
 log = logging.getLogger("knarr.engine")
 
 
 class Engine:
-    """What the API calls: `containers`, `execs`, `images`, `events`, `system`."""
+    """What the API calls: `containers`, `execs`, `images`, `events`, `system`, `registries`."""
 
-    def __init__(self, context: Context, containers: Containers, execs: Execs, system: System) -> None:
+    def __init__(self, context: Context, containers: Containers, execs: Execs, system: System, registries: Registries) -> None:
         self.context = context
         self.containers = containers
         self.execs = execs
         self.images = context.images
         self.events = context.events
         self.system = system
+        self.registry = Registry(context)
+        self.registries = registries
+
+    @property
+    def pulls(self) -> Pulls:
+        """Pulling; made when it is first used."""
+        return self.context.pulls
 
 
 def host_facts(settings: Settings, cgroups: Cgroups) -> Host:
@@ -122,4 +135,4 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     execs = Execs(context, containers)
     system = System(context, containers)
     events.publish(Event.make("daemon", "start", system.id, {"name": os.uname().nodename}))
-    return Engine(context, containers, execs, system)
+    return Engine(context, containers, execs, system, Registries(context))

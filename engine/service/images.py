@@ -17,19 +17,20 @@ import trio
 
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.errors import Damaged, InvalidParameter, KnarrError, NotFound
+from engine.errors import Conflict, Damaged, InvalidParameter, KnarrError, NotFound
 from engine.service import imagedelete, imagefilter
 from engine.service.load import Loader
 from engine.service.unpack import Unpacker
 from engine.spec import platform as platforms
 from engine.spec import reference as references
-from engine.spec.digest import is_digest
+from engine.spec.digest import is_digest, short
 from engine.spec.platform import Platform
 from engine.spec.reference import Reference
 from engine.store.content import Content
 from engine.store.db import Database
-from engine.store.images import ImageRecord, ImageStore
+from engine.store.images import ImageRecord, ImageStore, Index
 from engine.store.layout import Layout
+from engine.store.leases import Leases
 from engine.store.snapshots import Snapshots
 from engine.store.unpack import DEFAULT_LIMITS, Limits
 
@@ -46,6 +47,8 @@ _CLEANUP_SECONDS = 60.0
 _Records = list[ImageRecord]
 _Names = list[str]
 _Done = list[dict[str, str]]
+_Moved = list[tuple[str, str]]
+_References = list[Reference]
 
 
 class Publisher(Protocol):
@@ -65,19 +68,38 @@ class Images:
         self.content = content
         self.snapshots = snapshots
         self.store = ImageStore(layout, db)
+        self.leases = Leases(db)
+        # Others that keep blobs in the same store: each says which, on the event loop's thread.
+        self.keepers: list[Callable[[], set[str]]] = []
         self._db = db
         self._events = events
         self._users = users
-        self._limits = limits
-        # Chains and blobs that a running load is about to refer to.
+        self.limits = limits
+        # Chains and blobs that work under way is about to refer to.
         self._pinned: Counter[str] = Counter()
 
     # -- look-ups
 
-    def get(self, ref_or_id: str) -> ImageRecord:
-        """By name, identifier or unique beginning of an identifier. Raises NotFound in Docker's words, InvalidParameter."""
-        image, _ = self._find(ref_or_id)
-        return image
+    def get(self, ref_or_id: str, platform: str = "") -> ImageRecord:
+        """By name, identifier or unique beginning of an identifier. Raises NotFound in Docker's words, InvalidParameter.
+
+        With `platform` (`os/arch[/variant]`) the image for it, of those that the name's index has; NotFound when there is none.
+        """
+        image, reference = self._find(ref_or_id)
+        if not platform or _is_for(image, platform):
+            return image
+        for other in self.variants(reference) if reference is not None else ():
+            if _is_for(other, platform):
+                return other
+        raise NotFound(
+            f"image with reference {ref_or_id} was found but does not provide the specified platform ({platform}); it is "
+            f"{image.config.platform}"
+        )
+
+    def variants(self, reference: Reference) -> _Records:
+        """The images that are here of those that a full name stands for: several when it is an index. Empty for no such name."""
+        target = self.store.target(reference)
+        return self.store.members(target) if target else []
 
     def _find(self, asked: str) -> tuple[ImageRecord, Reference | None]:
         """The image, and the name that was meant when it was not an identifier."""
@@ -103,7 +125,9 @@ class Images:
 
     def list(self, filters: imagefilter.Filters | None = None, *, all: bool = False) -> _Records:
         """Newest first; Docker's filters: before, dangling, label, reference, since, until. Raises InvalidParameter, NotFound."""
-        found = sorted(self.store, key=lambda image: image.created, reverse=True)
+        grouped = self.store.grouped()
+        shown = (image for image in self.store if image.repo_tags or image.repo_digests or image.id not in grouped)
+        found = sorted(shown, key=lambda image: image.created, reverse=True)
         return found if filters is None else imagefilter.apply(found, filters, self.get)
 
     def layer_sizes(self, image: ImageRecord) -> tuple[int, ...]:
@@ -118,50 +142,117 @@ class Images:
 
     async def tag(self, source: str, repository: str, tag: str = "") -> None:
         """Give an image another name. Raises NotFound, InvalidParameter."""
-        image, _ = self._find(source)
+        image, reference = self._find(source)
         target = _parse(repository)
         if target.digest:
             raise InvalidParameter("refusing to create a tag with a digest reference")
         target = target.with_tag(tag) if tag else target.with_default_tag()
-        self.store.put(msgspec.structs.replace(image, tagged=time.time_ns()), [target])
-        await self._durable()
-        self._emit("tag", image.id, target.familiar)
+        stands_for = self.store.target(reference) if reference is not None else ""
+        index = self.store.index(stands_for)
+        self.store.put(msgspec.structs.replace(image, tagged=time.time_ns()), [target], index)
+        await self.durable()
+        self.emit("tag", image.id, target.familiar)
 
-    async def delete(self, asked: str, force: bool = False, noprune: bool = False) -> _Done:
-        """Remove a name, and the image with its last one: Docker's list of {"Untagged": …}, {"Deleted": …}. Raises NotFound, Conflict."""
+    async def delete(self, asked: str, force: bool = False, noprune: bool = False, platforms: Sequence[str] = ()) -> _Done:
+        """Remove a name, and the image with its last one: Docker's list of {"Untagged": …}, {"Deleted": …}. Raises NotFound, Conflict.
+
+        With `platforms` only the images for those are removed of what the name's index has. `noprune` changes nothing: an image has no
+        parents here that are images.
+        """
         image, reference = self._find(asked)
-        decision = imagedelete.decide(image.id, self.store.names(image.id), asked, reference, self._users(image.id), force=force)
-        for name in decision.untag:
-            self.store.unname(name)
-        done = [{"Untagged": name.familiar} for name in decision.untag]
-        folders: _Names = []
-        if decision.delete:
-            self.store.delete(image.id)
-            before = set(self.snapshots.chains())
-            folders = self.snapshots.collect(self._chains_in_use())
-            gone = before - set(self.snapshots.chains())
-            done += [{"Deleted": name} for name in (image.id, *(chain for chain in reversed(image.chain_ids) if chain in gone))]
+        needed = self._blobs_in_use()
+        untag: tuple[Reference, ...] = ()
+        if platforms:
+            doomed = self._of_platforms(asked, image, reference, platforms, force)
+        else:
+            decision = imagedelete.decide(image.id, self.store.names(image.id), asked, reference, self._users(image.id), force=force)
+            untag = decision.untag
+            targets = {self.store.target(name) for name in untag}
+            group = [member for target in targets for member in self.store.members(target)]
+            self.store.unname(*untag)
+            doomed = [image] if decision.delete else []
+            doomed += [member for member in group if member.id != image.id and self._is_loose(member.id)]
+        done = [{"Untagged": name.familiar} for name in untag]
+        done += [{"Deleted": gone} for gone in self._forget(doomed)]
+        folders = self.snapshots.collect(self._chains_in_use())
         with shielded(_CLEANUP_SECONDS):
-            await self._durable()
-            await self._delete_files(folders, _blobs(image) if decision.delete else ())
-        for _ in decision.untag:
-            self._emit("untag", image.id, image.id)
-        if decision.delete:
-            self._emit("delete", image.id, image.id)
+            await self.durable()
+            await self.delete_files(folders, needed - self._blobs_in_use())
+        for _ in untag:
+            self.emit("untag", image.id, image.id)
+        for one in doomed:
+            self.emit("delete", one.id, one.id)
         return done
 
-    async def _delete_files(self, folders: Sequence[str], blobs: Sequence[str]) -> None:
-        """After the rows are durably gone. A blob needed again by now stays; another is out of sight before anyone can find it."""
-        used = self._blobs_in_use()
-        trash = [self.content.discard(blob) for blob in blobs if blob not in used]
+    def _is_loose(self, id: str) -> bool:
+        """Whether nothing names an image, no named index has it, and no container was made of it."""
+        return not self.store.names(id) and id not in self.store.grouped() and not self._users(id)
 
-        def work() -> None:
+    def _of_platforms(
+        self, asked: str, image: ImageRecord, reference: Reference | None, platforms: Sequence[str], force: bool
+    ) -> _Records:  # fmt: skip
+        """The images for `platforms`, of which names that stood for them stand for another one from now on. Raises NotFound, Conflict."""
+        members = self.variants(reference) if reference is not None else [image]
+        doomed: _Records = []
+        for wanted in platforms:
+            found = [member for member in members if _is_for(member, wanted)]
+            if not found:
+                raise NotFound(f"no image for platform {wanted} in {asked}")
+            doomed += found
+        for one in doomed:
+            users = [user for user in self._users(one.id) if user.state.running or not force]
+            if users:
+                raise Conflict(f"conflict: unable to delete {short(one.id)} - container {short(users[0].id)} is using its image")
+        left = [member for member in members if member not in doomed]
+        for one in doomed if left else ():
+            for name in self.store.names(one.id):
+                self.store.tag(left[0].id, name, self.store.target(name) if self.store.index(self.store.target(name)) else "")
+        return doomed
+
+    def _forget(self, images: Sequence[ImageRecord]) -> _Names:
+        """Drop the rows of images and of the layers that they alone had; what was deleted, as Docker lists it."""
+        if not images:
+            return []
+        self.store.delete(*(image.id for image in images))
+        used = self._chains_in_use()
+        listed: dict[str, None] = {}
+        for image in images:
+            listed[image.id] = None
+            listed.update(dict.fromkeys(chain for chain in reversed(image.chain_ids) if chain not in used and self.snapshots.has(chain)))
+        return list(listed)
+
+    async def delete_files(self, folders: Sequence[str], blobs: Iterable[str]) -> int:
+        """After the rows are durably gone; the bytes of the blobs. A blob needed again by now stays; another is out of sight before
+        anyone can find it."""
+        used = self._blobs_in_use()
+        trash = [path for blob in blobs if blob not in used and (path := self.content.discard(blob))]
+
+        def work() -> int:
+            freed = 0
             for folder in folders:
                 self.snapshots.delete_files(folder)
-            for path in filter(None, trash):
+            for path in trash:
+                freed += os.stat(path).st_size
                 os.unlink(path)
+            return freed
 
-        await blocking("disk", work)
+        return await blocking("disk", work)
+
+    async def collect(self) -> tuple[int, int]:
+        """Mark and sweep: remove every snapshot and blob that nothing needs; how many blobs, and their bytes.
+
+        What counts as needed: images and names, leases, pins of work under way, and what the `keepers` say.
+        """
+        listed = [digest for digest, _ in await blocking("disk", self.content.list)]
+        folders = self.snapshots.collect(self._chains_in_use())
+        used = self._blobs_in_use()
+        blobs = [digest for digest in listed if digest not in used]
+        if not folders and not blobs:
+            return 0, 0
+        with shielded(_CLEANUP_SECONDS):
+            await self.durable()
+            return len(blobs), await self.delete_files(folders, blobs)
+        return 0, 0
 
     # -- archives
 
@@ -172,13 +263,13 @@ class Images:
         """
         wanted = platforms.parse(platform) if platform else self.host
         loaded: list[ImageRecord] = []
-        with self._pins() as pin:
+        with self.pins() as pin:
             loader = self._loader(pin, loaded.append)
             async for line in _driven(lambda source: loader.load(source, quiet=quiet, wanted=wanted), stream):
                 yield line
         for image in loaded:
             for name in image.repo_tags or (image.id,):
-                self._emit("load", image.id, name)
+                self.emit("load", image.id, name)
 
     async def import_(
         self, stream: AsyncIterator[bytes], repo: str = "", tag: str = "", message: str = "", changes: Sequence[str] = (),
@@ -194,12 +285,12 @@ class Images:
         wanted = platforms.parse(platform) if platform else self.host
         message = message or "Imported from -"  # dockerd's
         loaded: list[ImageRecord] = []
-        with self._pins() as pin:
+        with self.pins() as pin:
             loader = self._loader(pin, loaded.append)
             async for line in _driven(lambda source: importing(loader, self.content, source, names, message, changes, wanted), stream):
                 yield line
         for image in loaded:
-            self._emit("import", image.id, names[0].familiar if names else image.id)
+            self.emit("import", image.id, names[0].familiar if names else image.id)
 
     async def from_host(self, wanted: HostImage) -> ImageRecord:
         """Make an image of host programs and what they need: equal files, equal identifier. Raises InvalidParameter, KnarrError."""
@@ -207,25 +298,41 @@ class Images:
 
         names = _target(wanted.tag, "")
         loaded: list[ImageRecord] = []
-        with self._pins() as pin:
+        with self.pins() as pin:
             loader = self._loader(pin, loaded.append)
             async for _ in _driven(lambda source: building(loader, self.content, wanted, names, self.host), _nothing()):
                 pass
-        self._emit("import", loaded[0].id, names[0].familiar if names else loaded[0].id)
+        self.emit("import", loaded[0].id, names[0].familiar if names else loaded[0].id)
         return self.store.get(loaded[0].id) or loaded[0]
 
-    def _loader(self, pin: Callable[[Iterator[str]], object], done: Callable[[ImageRecord], object]) -> Loader:
-        unpacker = Unpacker(self.snapshots, trio.from_thread.run_sync, self._limits)
+    def register(
+        self, image: ImageRecord, names: Sequence[Reference] = (), index: Index | None = None
+    ) -> _Moved:  # fmt: skip
+        """Write an image and its names; (name, former image) for names that were moved. Not durable before `durable`.
 
-        def register(image: ImageRecord, names: list[Reference]) -> list[tuple[str, str]]:
-            former = self.store.get(image.id)
-            size = self.snapshots.chain_size(image.chain_id) if image.chain_id else 0
-            tagged = time.time_ns() if names else former.tagged if former else 0
-            moved = self.store.put(msgspec.structs.replace(image, size=size, tagged=tagged), names)
+        Where the names stand for an index, they stand here for the image of it that this host runs best, of those that are here.
+        """
+        former = self.store.get(image.id)
+        unpacked = not image.chain_id or self.snapshots.has(image.chain_id)
+        size = self.snapshots.chain_size(image.chain_id) if image.chain_id and unpacked else sum(layer.size for layer in image.layers)
+        tagged = time.time_ns() if names else former.tagged if former else 0
+        default = ""
+        if index is not None:
+            digests = {one.digest for one in index.manifests}
+            here = [image, *(other for other in self.store if other.manifest in digests and other.id != image.id)]
+            best = platforms.best([other.config.platform for other in here], self.host)
+            default = here[best].id if best is not None else ""
+        return self.store.put(msgspec.structs.replace(image, size=size, tagged=tagged), names, index, default)
+
+    def _loader(self, pin: Callable[[Iterable[str]], object], done: Callable[[ImageRecord], object]) -> Loader:
+        unpacker = Unpacker(self.snapshots, trio.from_thread.run_sync, self.limits)
+
+        def register(image: ImageRecord, names: _References) -> _Moved:
+            moved = self.register(image, names)
             done(self.store.get(image.id) or image)
             return moved
 
-        return Loader(self.content, unpacker, trio.from_thread.run_sync, register, pin, self._make_durable, self.host)
+        return Loader(self.content, unpacker, trio.from_thread.run_sync, register, pin, self.make_durable, self.host)
 
     # -- start and end
 
@@ -237,13 +344,9 @@ class Images:
         removed = await blocking("disk", self.content.sweep)
         if self._db.set_aside or self.store.damaged:
             return removed
-        folders = self.snapshots.collect(self._chains_in_use())
-        used = self._blobs_in_use()
-        blobs = [digest for digest, _ in await blocking("disk", self.content.list) if digest not in used]
-        if folders or blobs:
-            await self._durable()
-            await self._delete_files(folders, blobs)
-        return [*removed, *folders, *blobs]
+        before = set(self.snapshots.chains())
+        await self.collect()
+        return [*removed, *(before - set(self.snapshots.chains()))]
 
     async def recover(self) -> _Names:
         """After the database was lost: make images again from their blobs, as the mirror names them. Returns what is lost."""
@@ -256,7 +359,7 @@ class Images:
         except Damaged as error:
             return [str(error)]
         lost: _Names = []
-        with self._pins() as pin:
+        with self.pins() as pin:
             loader = self._loader(pin, lambda image: None)
             missing = {id: entry for id, entry in entries.items() if self.store.get(id) is None}
             async for line in _driven(lambda source: recovering(loader, self.content, missing), _nothing()):
@@ -265,44 +368,47 @@ class Images:
 
     # -- inside
 
-    def _pins(self) -> _Pins:
-        return _Pins(self._pinned)
+    def pins(self) -> Pins:
+        """What one piece of work needs while it runs: `with images.pins() as pin: pin([digest])`."""
+        return Pins(self._pinned)
 
     def _chains_in_use(self) -> set[str]:
-        return {chain for image in self.store for chain in image.chain_ids} | set(self._pinned)
+        return {chain for image in self.store for chain in image.chain_ids} | set(self._pinned) | self.leases.held()
 
     def _blobs_in_use(self) -> set[str]:
-        return {blob for image in self.store for blob in _blobs(image)} | set(self._pinned)
+        return self.store.blobs().union(self._pinned, self.leases.held(), *(keeper() for keeper in self.keepers))
 
-    def _make_durable(self) -> None:
+    def make_durable(self) -> None:
         """In a worker thread: rows to the disk, and the mirror beside them."""
         self.store.write_mirror(trio.from_thread.run_sync(self.store.mirror))
         self._db.sync()
 
-    async def _durable(self) -> None:
-        await blocking("disk", self._make_durable)
+    async def durable(self) -> None:
+        """Return when everything written so far survives a power cut."""
+        await blocking("disk", self.make_durable)
 
-    def _emit(self, action: str, id: str, name: str) -> None:
+    def emit(self, action: str, id: str, name: str, actor: str = "") -> None:
+        """Publish an event about an image; `actor` is what it is about when that is not the identifier."""
         if self._events is None:
             return
         from engine.spec.event import Event
 
         image = self.store.get(id)
         labels = (image.config.defaults.labels or {}) if image is not None else {}
-        self._events.publish(Event.make("image", action, id, {**labels, "name": name}))
+        self._events.publish(Event.make("image", action, actor or id, {**labels, "name": name}))
 
 
-class _Pins:
+class Pins:
     """What one load needs while it runs: kept from collection until the block ends."""
 
     def __init__(self, pinned: Counter[str]) -> None:
         self._pinned = pinned
         self._own: list[str] = []
 
-    def __enter__(self) -> Callable[[Iterator[str]], object]:
+    def __enter__(self) -> Callable[[Iterable[str]], object]:
         return self._add
 
-    def _add(self, names: Iterator[str]) -> None:
+    def _add(self, names: Iterable[str]) -> None:
         new = list(names)
         self._own += new
         self._pinned.update(new)
@@ -314,8 +420,12 @@ class _Pins:
                 del self._pinned[name]
 
 
-def _blobs(image: ImageRecord) -> tuple[str, ...]:
-    return (image.id, image.manifest, *(layer.digest for layer in image.layers))
+def _is_for(image: ImageRecord, platform: str) -> bool:
+    """Whether an image is for `os/arch[/variant]`, as far as that is said."""
+    wanted, have = platforms.parse(platform).normalised(), image.config.platform.normalised()
+    return (
+        wanted.os == have.os and wanted.architecture in ("", have.architecture) and wanted.variant in ("", have.variant)
+    )  # fmt: skip
 
 
 def _parse(text: str) -> Reference:

@@ -6,7 +6,7 @@ Synchronous: a generator of progress lines that runs in a worker thread. Follows
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -58,7 +58,7 @@ class Loader:
     """Loads archives into the stores of one data root."""
 
     def __init__(
-        self, content: Content, unpacker: Unpacker, on_loop: OnLoop, register: Register, pin: Callable[[Iterator[str]], object],
+        self, content: Content, unpacker: Unpacker, on_loop: OnLoop, register: Register, pin: Callable[[Iterable[str]], object],
         sync: Callable[[], None], host: Platform,
     ) -> None:  # fmt: skip
         self._content = content

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from engine.errors import Damaged, InvalidParameter, NotFound
-from engine.spec.digest import check_digest, is_digest
+from engine.spec.digest import check_digest, is_digest, sha256
 from engine.store.ingest import SUMS, Ingest
 from engine.store.ingest import remove as remove_ingest
 from engine.store.layout import Layout
@@ -134,13 +134,18 @@ class Content:
         os.rename(path, target)
         _sync_folder(os.path.dirname(target))
 
-    def put(self, data: bytes) -> str:
-        """Store small bytes; returns the digest. Nothing is written when the blob is there."""
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    def put(self, data: bytes, digest: str = "") -> str:
+        """Store small bytes; returns the digest (`digest`, which must be theirs, else sha256). Nothing is written when the blob is there.
+        Raises Damaged."""
+        algorithm, _, encoded = check_digest(digest or sha256(data)).partition(":")
+        if hashlib.new(algorithm, data).hexdigest() != encoded:
+            raise Damaged(f"storing a blob: its bytes are not those of {digest}")
+        digest = f"{algorithm}:{encoded}"
         if not self.exists(digest):
-            with self.writer() as writer:
-                writer.write(data)
-                writer.commit(digest)
+            path = self.temporary()
+            with open(path, "xb", buffering=0) as file:
+                file.write(data)
+            self.adopt(path, digest)
         return digest
 
     def exists(self, digest: str, size: int = -1) -> bool:

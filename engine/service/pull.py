@@ -1,0 +1,278 @@
+"""Pulling: a name to an image that can be run. Owns which manifest is meant, what is kept while layers come, and when it counts.
+
+Nothing of an image is visible before all of it is durable. What came of one that was cut off is kept for a day under a lease, and gone on
+with by the next pull of that name. Layers are the business of `service.layers`, bytes that of `service.fetch`.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+import trio
+
+from engine.aio.blocking import blocking
+from engine.aio.scopes import shielded
+from engine.errors import InvalidParameter, KnarrError, NotFound
+from engine.registry.auth import Credentials
+from engine.registry.client import Registries, Remote
+from engine.registry.rate import Rate
+from engine.service.fetch import Connect, Fetcher
+from engine.service.images import Images
+from engine.service.layers import Fetch, GivenUp, Job, Layers, Wanted
+from engine.service.pullprogress import Shown
+from engine.spec import image as spec
+from engine.spec import manifest as manifests
+from engine.spec import platform as platforms
+from engine.spec.digest import chain_ids, is_digest
+from engine.spec.platform import Platform
+from engine.spec.reference import Reference
+from engine.store.images import ImageRecord, Index, Layer
+from engine.wire import jsonstream
+
+# Docker draws ten times a second; more often only costs.
+_TICK = 0.1
+_COMMIT_SECONDS = 60.0
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How to pull. `platform` as `os/arch[/variant]`, "" for this host's; `limit_rate` in bytes per second, 0 for no limit of its own;
+    `peer` is the address of another Knarr daemon to pull from, `unix:///path`."""
+
+    platform: str = ""
+    credentials: Credentials | None = None
+    all_tags: bool = False
+    limit_rate: int = 0
+    peer: str = ""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a name stands for: the image's manifest for one platform, and the index that has it, where it is one."""
+
+    descriptor: spec.Descriptor
+    raw: bytes
+    manifest: spec.Manifest
+    index: Index | None
+
+    @property
+    def target(self) -> str:
+        """The digest that the name stands for."""
+        return self.index.digest if self.index is not None else self.descriptor.digest
+
+
+class Pulls:
+    """The pulls of one daemon. `attempts` as dockerd's --max-download-attempts."""
+
+    def __init__(self, images: Images, registries: Registries, layers: Layers, *, attempts: int = 5) -> None:
+        self._images = images
+        self._registries = registries
+        self._layers = layers
+        self._attempts = attempts
+
+    async def pull(self, reference: Reference, options: Options) -> AsyncIterator[bytes]:
+        """Pull an image, or every tag of a repository; yields lines of Docker's progress stream. Close the generator when leaving early.
+
+        Raises NotFound, Unauthorized, InvalidParameter, Damaged, KnarrError.
+        """
+        rate = Rate(options.limit_rate) if options.limit_rate else None
+        if not options.all_tags:
+            async for line in self._one(reference.with_default_tag(), options, rate):
+                yield line
+            return
+        async with self._connect(reference, options, rate)() as remote:
+            tags = [tag async for tag in remote.tags()]
+        if not tags:
+            raise NotFound(f"manifest for {reference.familiar_name} not found: it has no tags")
+        newer = False
+        for tag in tags:
+            async for line in self._one(reference.with_tag(tag), options, rate, summary=False):
+                newer = newer or b"Pull complete" in line
+                yield line
+        verdict = "Downloaded newer image" if newer else "Image is up to date"
+        yield jsonstream.status(f"Status: {verdict} for {reference.familiar_name}")
+
+    async def unpack(self, image: ImageRecord) -> None:
+        """Make the layers of an image that is here ready to run: one of another platform, or one that lost some. Raises KnarrError."""
+        wanted = [
+            Wanted(layer.digest, layer.size, layer.diff_id, layer.chain_id, image.layers[n - 1].chain_id if n else "")
+            for n, layer in enumerate(image.layers)
+        ]
+        with self._images.pins() as pin:
+            pin(image.chain_ids)
+            await self._bring(wanted, [None] * len(wanted))
+            current = self._images.store.get(image.id)
+            if current is not None:
+                self._images.register(current)
+                await self._images.durable()
+
+    def _connect(self, reference: Reference, options: Options, rate: Rate | None) -> Connect:
+        registries = self._registries
+        if options.peer:
+            return functools.partial(registries.peer, options.peer, reference, rate=rate)
+        return functools.partial(registries.remote, reference, options.credentials, rate=rate)
+
+    async def _one(
+        self, reference: Reference, options: Options, rate: Rate | None, *, summary: bool = True
+    ) -> AsyncIterator[bytes]:  # fmt: skip
+        connect = self._connect(reference, options, rate)
+        wanted = platforms.parse(options.platform) if options.platform else self._images.host
+        async with connect() as remote:
+            found = await self._find(remote, reference, wanted)
+            config_raw = await self._document(remote, found.manifest.config)
+        config = manifests.config(config_raw, found.manifest, reference.familiar)
+        if options.platform and platforms.rank(config.platform, wanted) < 0 and config.architecture:
+            raise NotFound(
+                f"image with reference {reference.familiar} was found but its platform ({config.platform}) does not match the specified "
+                f"platform ({wanted})"
+            )
+        yield _pulling(reference)
+        layers = _layers(found.manifest, config)
+        holder = f"pull {reference}"
+        chains = [layer.chain_id for layer in layers]
+        blobs = [layer.digest for layer in layers]
+        own = [found.manifest.config.digest, found.descriptor.digest, found.target]
+        self._images.leases.add(holder, [*own, *blobs, *chains])
+        try:
+            async for line in self._layers_of(layers, connect, found.manifest):
+                yield line
+        except (InvalidParameter, NotFound):
+            self._images.leases.release(holder)  # another try would end the same way
+            raise
+        newer = False
+        with shielded(_COMMIT_SECONDS):
+            newer = await self._commit(reference, found, config, config_raw, layers, holder)
+        yield jsonstream.status(f"Digest: {found.target}")
+        if summary:
+            verdict = "Downloaded newer image" if newer else "Image is up to date"
+            yield jsonstream.status(f"Status: {verdict} for {reference.familiar}")
+
+    # -- what is meant
+
+    async def _find(self, remote: Remote, reference: Reference, wanted: Platform) -> Found:
+        """The manifest that a name stands for. An index that is here already is not fetched again."""
+        asked_for = reference.digest or reference.tag
+        descriptor = spec.Descriptor(digest=asked_for) if is_digest(asked_for) else await remote.resolve(asked_for)
+        raw, media_type = await self._manifest(remote, descriptor.digest, descriptor.media_type)
+        index: Index | None = None
+        for _ in range(manifests.NESTING_MAX):
+            document = manifests.parse(raw, media_type, reference.familiar)
+            if isinstance(document, spec.Manifest):
+                manifests.image(document, reference.familiar)
+                found = spec.Descriptor(media_type=document.media_type or media_type, digest=descriptor.digest, size=len(raw))
+                return Found(found, raw, document, index)
+            index = index or Index.of(raw, document.media_type or media_type)
+            descriptor = manifests.choose(document, wanted, reference.familiar)
+            raw, media_type = await self._manifest(remote, descriptor.digest, descriptor.media_type)
+            if descriptor.size and len(raw) != descriptor.size:
+                raise InvalidParameter(f"{reference.familiar}: manifest {descriptor.digest} has {len(raw)} bytes, not {descriptor.size}")
+        raise InvalidParameter(f"{reference.familiar}: indexes are nested too deeply")
+
+    async def _manifest(self, remote: Remote, digest: str, media_type: str) -> tuple[bytes, str]:
+        here = await self._here(digest, manifests.MANIFEST_MAX)
+        if here is not None:
+            return here, media_type if media_type not in spec.INDEXES | spec.MANIFESTS else ""
+        descriptor, raw = await remote.manifest(digest)
+        return raw, descriptor.media_type
+
+    async def _document(self, remote: Remote, descriptor: spec.Descriptor) -> bytes:
+        here = await self._here(descriptor.digest, manifests.CONFIG_MAX)
+        return here if here is not None else await remote.document(descriptor, manifests.CONFIG_MAX)
+
+    async def _here(self, digest: str, limit: int) -> bytes | None:
+        def read() -> bytes | None:
+            content = self._images.content
+            return content.read(digest, limit) if content.exists(digest) else None
+
+        try:
+            return await blocking("disk", read)
+        except KnarrError:
+            return None  # damaged: it was set aside, and comes from the registry
+
+    # -- layers
+
+    async def _layers_of(self, layers: Sequence[Layer], connect: Connect, manifest: spec.Manifest) -> AsyncIterator[bytes]:
+        wanted = [
+            Wanted(layer.digest, layer.size, layer.diff_id, layer.chain_id, layers[n - 1].chain_id if n else "")
+            for n, layer in enumerate(layers)
+        ]
+        fetchers = [Fetcher(connect, descriptor, self._attempts) for descriptor in manifest.layers or ()]
+        shown = Shown([layer.digest for layer in layers])
+        while True:
+            jobs = self._join(wanted, fetchers)
+            try:
+                while True:
+                    for line in shown.lines(jobs):
+                        yield line
+                    waiting = [job for job in jobs if not job.ended.is_set()]
+                    failed = next((job.failure for job in jobs if job.failure is not None), None)
+                    if failed is not None or not waiting:
+                        break
+                    with trio.move_on_after(_TICK):
+                        await waiting[0].ended.wait()
+            finally:
+                for job in jobs:
+                    self._layers.leave(job)
+            with shielded(_COMMIT_SECONDS):
+                await self._layers.settled(jobs)
+            if not isinstance(failed, GivenUp):
+                break
+        if failed is not None:
+            raise failed
+
+    async def _bring(self, wanted: Sequence[Wanted], fetchers: Sequence[Fetch | None]) -> None:
+        jobs = self._join(wanted, fetchers)
+        try:
+            for job in jobs:
+                await job.reached(job.ended)
+        finally:
+            for job in jobs:
+                self._layers.leave(job)
+
+    def _join(self, wanted: Sequence[Wanted], fetchers: Sequence[Fetch | None]) -> list[Job]:
+        jobs: list[Job] = []
+        for layer, fetch in zip(wanted, fetchers, strict=True):
+            jobs.append(self._layers.job(layer, jobs[-1] if jobs else None, fetch))
+        return jobs
+
+    # -- the end
+
+    async def _commit(
+        self, reference: Reference, found: Found, config: spec.ImageConfig, raw: bytes, layers: Sequence[Layer], holder: str
+    ) -> bool:  # fmt: skip
+        """Documents, then the record with its names, then the lease is over. Whether the name stood for something else before."""
+        images = self._images
+
+        def store() -> None:
+            images.content.put(raw, found.manifest.config.digest)
+            images.content.put(found.raw, found.descriptor.digest)
+            if found.index is not None:
+                images.content.put(found.index.raw, found.index.digest)
+
+        await blocking("disk", store)
+        names = [] if reference.digest else [reference]
+        names.append(reference.with_digest(found.target))
+        before = images.store.target(names[0]), {member.id for member in images.store.members(found.target)}
+        image = ImageRecord(
+            id=found.manifest.config.digest, manifest=found.descriptor.digest, manifest_size=len(found.raw), config=config, raw=raw,
+            layers=tuple(layers), size=0, loaded=time.time_ns(),
+        )  # fmt: skip
+        images.register(image, names, found.index)
+        await images.durable()
+        images.leases.release(holder)
+        images.emit("pull", image.id, reference.familiar_name, reference.familiar)
+        return before[0] != found.target or image.id not in before[1]
+
+
+def _pulling(reference: Reference) -> bytes:
+    """The first line, in dockerd's form: the repository without its registry."""
+    return jsonstream.status(f"Pulling from {reference.path}", reference.digest or reference.tag)
+
+
+def _layers(manifest: spec.Manifest, config: spec.ImageConfig) -> list[Layer]:
+    chains = chain_ids(config.diff_ids)
+    return [
+        Layer(one.digest, one.size, one.media_type or spec.MEDIA_LAYER + "+gzip", diff_id, chain)
+        for one, diff_id, chain in zip(manifest.layers or (), config.diff_ids, chains, strict=True)
+    ]
