@@ -27,7 +27,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /build/cancel
     GET /images/{name:.*}/get
     POST /images/{name:.*}/push
-    GET /images/search
     GET /images/get
     POST /images/prune
     POST /commit
@@ -42,9 +41,7 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /volumes/create
     DELETE /volumes/{name}
     POST /volumes/prune
-    POST /auth
     GET /system/df
-    GET /distribution/{name:.*}/json
     POST /session
     POST /grpc
     GET /plugins

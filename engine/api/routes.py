@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from engine.api import containers, events, execs, images, later, system
+from engine.api import auth, containers, distribution, events, execs, images, later, registry, system
 from engine.api.call import Call
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -31,6 +31,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/version", system.version),
     Route("GET", "/info", system.info),
     Route("GET", "/events", events.stream),
+    Route("POST", "/auth", auth.login),
+    Route("GET", "/distribution/{name:.*}/json", distribution.inspect),
+    Route("POST", "/registry/serve", registry.serve),
     Route("GET", "/containers/json", containers.listing),
     Route("GET", "/containers/ps", containers.listing),
     Route("POST", "/containers/create", containers.create),
@@ -55,6 +58,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/images/create", images.create),
     Route("POST", "/images/load", images.load),
     Route("POST", "/images/fromhost", images.from_host),
+    Route("GET", "/images/search", distribution.search),
     Route("GET", "/images/{name:.*}/json", images.inspect),
     Route("GET", "/images/{name:.*}/history", images.history),
     Route("POST", "/images/{name:.*}/tag", images.tag),

@@ -7,7 +7,6 @@ registry names, but never over plain HTTP unless the registry itself is insecure
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from urllib.parse import quote, urlencode, urlsplit
@@ -20,7 +19,9 @@ from engine.registry.errors import ServerError, TooManyRequests, detail, problem
 from engine.registry.hosts import Endpoint, Tls, is_loopback
 from engine.registry.retry import retry_after
 from engine.registry.transport import Response, Transport, shown
-from engine.spec.digest import sha256
+from engine.spec.docker.registry import Credentials
+
+__all__ = ("Authorizer", "Challenge", "Credentials", "Token", "challenges", "merged", "scope")
 
 CLIENT_ID = "docker"  # what Docker's client calls itself; some token servers know no other
 LEAST_LIFE = 60  # seconds a token lives when the server does not say, or says less (docs/spec/auth/token.md, "expires_in")
@@ -32,34 +33,6 @@ _NO_POST = (404, 405)  # servers that know only the other way
 
 _PAIR = re.compile(r'\s*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))\s*(?:,|$)')
 _SCHEME = re.compile(r"\s*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:\s+|$)")
-
-
-class Credentials(msgspec.Struct, frozen=True):
-    """What the client sent for one registry. `identity_token` is an OAuth2 refresh token, `registry_token` a bearer token used as it is."""
-
-    username: str = ""
-    password: str = ""
-    identity_token: str = ""
-    registry_token: str = ""
-    server_address: str = ""
-
-    def __repr__(self) -> str:
-        return f"Credentials({self.username!r}, ..., {self.server_address!r})"
-
-    __str__ = __repr__
-
-    def __bool__(self) -> bool:
-        return bool(self.username or self.password or self.identity_token or self.registry_token)
-
-    @property
-    def identity(self) -> str:
-        """A name for who this is, for keys of caches: a digest, never the secret."""
-        return sha256("\0".join((self.username, self.password, self.identity_token, self.registry_token)).encode())
-
-    @property
-    def basic(self) -> str:
-        """The value of an Authorization header."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
 class Challenge(msgspec.Struct, frozen=True):

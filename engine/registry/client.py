@@ -48,7 +48,7 @@ class _Tags(msgspec.Struct, frozen=True):
     tags: list[str] | None = None
 
 
-class _Live:
+class Live:
     """What is there while somebody uses it: connections, tokens, and what was learned of the servers."""
 
     def __init__(self, settings: Settings) -> None:
@@ -71,13 +71,13 @@ class Registries:
             mirrors=tuple(settings.registry_mirrors),
             insecure=tuple(settings.insecure_registries),
         )
-        self._live: _Live | None = None
+        self._live: Live | None = None
 
     @contextlib.asynccontextmanager
-    async def live(self) -> AsyncIterator[_Live]:
+    async def live(self) -> AsyncIterator[Live]:
         """The shared connections, closed when the last user leaves."""
         if self._live is None:
-            self._live = _Live(self._settings)
+            self._live = Live(self._settings)
         live = self._live
         live.users += 1
         try:
@@ -94,17 +94,27 @@ class Registries:
     ) -> AsyncIterator[Remote]:
         """One repository. `push` asks for the right to write; `rate` limits what this one reads. Raises InvalidParameter for registry
         configuration that makes no sense."""
+        endpoints = self.hosts.endpoints(reference.domain)
+        async with self._at(endpoints, reference, credentials or Credentials(), push=push, rate=rate) as remote:
+            yield remote
+
+    @contextlib.asynccontextmanager
+    async def peer(self, address: str, reference: Reference, *, push: bool = False, rate: Rate | None = None) -> AsyncIterator[Remote]:
+        """A repository of another Knarr daemon, whose socket is `unix:///path`. Raises InvalidParameter for another address."""
+        path = address.removeprefix("unix://")
+        if path == address or not path.startswith("/"):
+            raise InvalidParameter(f"invalid address of a daemon: {address!r}", hint="write unix:///path/of/its/socket")
+        endpoint = Endpoint("http://localhost/v2", insecure=True, socket=path)
+        async with self._at([endpoint], reference, Credentials(), push=push, rate=rate) as remote:
+            yield remote
+
+    @contextlib.asynccontextmanager
+    async def _at(
+        self, endpoints: list[Endpoint], reference: Reference, credentials: Credentials, *, push: bool, rate: Rate | None
+    ) -> AsyncIterator[Remote]:
         async with self.live() as live:
-            endpoints = self.hosts.endpoints(reference.domain)
-            yield Remote(
-                live,
-                reference,
-                endpoints,
-                credentials or Credentials(),
-                push=push,
-                rates=[self.rate, *([rate] if rate else [])],
-                attempts=self._settings.max_download_attempts,
-            )
+            rates = [self.rate, *([rate] if rate else [])]
+            yield Remote(live, reference, endpoints, credentials, push=push, rates=rates, attempts=self._settings.max_download_attempts)
 
 
 class Blob:
@@ -138,7 +148,7 @@ class Remote:
 
     def __init__(
         self,
-        live: _Live,
+        live: Live,
         reference: Reference,
         endpoints: list[Endpoint],
         credentials: Credentials,
@@ -162,7 +172,7 @@ class Remote:
                 name=reference.familiar_name,
                 attempts=attempts if not endpoint.mirror else 1,
                 push=push,
-                known=live.challenges,
+                known={} if endpoint.socket else live.challenges,
             )
             for endpoint in endpoints
             if not (endpoint.host in live.plain and not endpoint.plain)
@@ -306,13 +316,14 @@ class Remote:
                 if last:
                     raise
                 log.debug("%s: %s", session.endpoint.url, error)
-                self._sessions.remove(session)
+                if session in self._sessions:  # another task of this repository may have found out first
+                    self._sessions.remove(session)
             except KnarrError as error:
                 if last or not session.endpoint.mirror:
                     raise
                 log.debug("mirror %s: %s", session.endpoint.url, error)
             else:
-                if session.endpoint.plain and session.endpoint.insecure:
+                if session.endpoint.plain and not session.endpoint.socket:
                     self._live.plain.add(session.endpoint.host)
                 return result
         raise AssertionError("the last server returns or raises")

@@ -6,11 +6,9 @@ Follows containerd's docs/hosts.md (`hosts.toml`), Docker's "/etc/docker/certs.d
 
 from __future__ import annotations
 
-import glob
 import ipaddress
 import os
 import re
-import tomllib
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,7 +42,7 @@ class Tls(msgspec.Struct, frozen=True):
 
 class Endpoint(msgspec.Struct, frozen=True):
     """One server. `url` ends in `/v2` and has no slash behind. `insecure` allows plain HTTP, `namespace` is the registry that a mirror is
-    asked for (`?ns=`), `timeout` is for connecting, in seconds."""
+    asked for (`?ns=`), `timeout` is for connecting, in seconds, `socket` the path of a unix socket to connect to instead."""
 
     url: str
     capabilities: frozenset[str] = CAPABILITIES
@@ -54,6 +52,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     namespace: str = ""
     insecure: bool = False
     mirror: bool = False
+    socket: str = ""
 
     @property
     def host(self) -> str:
@@ -171,20 +170,16 @@ def is_insecure(host: str, insecure: tuple[str, ...]) -> bool:
 
 def certificates(folder: str) -> Tls:
     """Docker's folder of one registry: `*.crt` are authorities, `X.cert` with `X.key` client certificates. Raises InvalidParameter."""
-    authorities = tuple(sorted(glob.glob(f"{glob.escape(folder)}/*.crt")))
-    clients = []
-    for path in sorted(glob.glob(f"{glob.escape(folder)}/*.cert")):
-        key = path.removesuffix(".cert") + ".key"
-        if not os.path.exists(key):
-            name = os.path.basename(path)
+    names = set(os.listdir(folder))
+    for name in names:
+        if name.endswith(".cert") and f"{name[:-5]}.key" not in names:
             raise InvalidParameter(
-                f"missing key {os.path.basename(key)} for client certificate {name}. CA certificates must use the extension .crt"
+                f"missing key {name[:-5]}.key for client certificate {name}. CA certificates must use the extension .crt"
             )
-        clients.append((path, key))
-    for path in glob.glob(f"{glob.escape(folder)}/*.key"):
-        wanted = path.removesuffix(".key") + ".cert"
-        if not os.path.exists(wanted):
-            raise InvalidParameter(f"missing client certificate {os.path.basename(wanted)} for key {os.path.basename(path)}")
+        if name.endswith(".key") and f"{name[:-4]}.cert" not in names:
+            raise InvalidParameter(f"missing client certificate {name[:-4]}.cert for key {name}")
+    authorities = tuple(f"{folder}/{name}" for name in sorted(names) if name.endswith(".crt"))
+    clients = [(f"{folder}/{name}", f"{folder}/{name[:-5]}.key") for name in sorted(names) if name.endswith(".cert")]
     return Tls(authorities, tuple(clients))
 
 
@@ -202,6 +197,8 @@ def _read(path: str) -> str:
 def hosts_toml(text: str, domain: str, folder: str, *, insecure: bool = False) -> list[Endpoint]:
     """The endpoints that a `hosts.toml` names for `domain`: its hosts in order, then its server. Paths are relative to `folder`.
     Raises InvalidParameter."""
+    import tomllib
+
     where = f"{folder}/hosts.toml"
     try:
         document = tomllib.loads(text)

@@ -6,7 +6,6 @@ Follows RFC 9110 section 10.2.3 (Retry-After) and the habit of registries' clien
 from __future__ import annotations
 
 import datetime
-import email.utils
 import random
 
 RETRIED = frozenset((408, 429, 500, 502, 503, 504))
@@ -27,6 +26,10 @@ def retry_after(value: str, now: datetime.datetime | None = None) -> float:
     text = value.strip()
     if text.isascii() and text.isdecimal():
         return float(text[:9])
+    if not text:
+        return 0.0
+    import email.utils
+
     try:
         moment = email.utils.parsedate_to_datetime(text)
     except (TypeError, ValueError):

@@ -77,6 +77,15 @@ class Session:
         finally:
             await response.close()
 
+    @contextlib.asynccontextmanager
+    async def plainly(self, method: str, url: str, headers: Headers = ()) -> AsyncIterator[Response]:
+        """One request with these headers alone: no answer to a challenge, no second try. Closed at the end."""
+        response, _ = await self._redirected(method, url, headers, b"")
+        try:
+            yield response
+        finally:
+            await response.close()
+
     async def send(
         self, method: str, url: str, headers: Headers = (), *, body: Payload = b"", scopes: Sequence[str] = (), again: bool = True
     ) -> Response:
@@ -147,6 +156,7 @@ class Session:
                 body=body if isinstance(body, bytes) else body(),
                 tls=self.endpoint.tls if at_home else self.endpoint.tls.for_another_host(),
                 timeout=self.endpoint.timeout,
+                socket=self.endpoint.socket if at_home else "",
             )
             location = response.headers.get("location", "")
             follows = method in ("GET", "HEAD") or response.status in _KEEP_METHOD

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.service.containers import Containers
 from engine.service.context import Context
+from engine.service.registries import proxy_info, registry_config
 
 
 class System:
@@ -63,17 +64,12 @@ class System:
             "OSType": "linux",
             "Architecture": os.uname().machine,
             "IndexServerAddress": "https://index.docker.io/v1/",
-            "RegistryConfig": {
-                "AllowNondistributableArtifactsCIDRs": None, "AllowNondistributableArtifactsHostnames": None,
-                "InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": None,
-            },
+            "RegistryConfig": registry_config(settings),
             "NCPU": len(os.sched_getaffinity(0)),
             "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "GenericResources": None,
             "DockerRootDir": context.layout.data_root,
-            "HttpProxy": "",
-            "HttpsProxy": "",
-            "NoProxy": "",
+            **proxy_info(settings),
             "Name": socket.gethostname(),
             "Labels": settings.labels,
             "ExperimentalBuild": False,
