@@ -1,6 +1,6 @@
 """Command groups and the commands whose start-up time does not matter, on typer (which costs 65 ms to import).
 
-`knarr image`, `container` and `system` alone list their commands; `image from-host` and `debug …` are parsed by typer itself.
+`knarr image`, `container`, `manifest` and `system` alone list their commands; `image from-host` and `debug …` are parsed by typer itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ _client: list[Client] = []
 image = typer.Typer(help=GROUP_SUMMARIES["image"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 container = typer.Typer(help=GROUP_SUMMARIES["container"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 system = typer.Typer(help=GROUP_SUMMARIES["system"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
+manifest = typer.Typer(help=GROUP_SUMMARIES["manifest"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
+registry = typer.Typer(help=GROUP_SUMMARIES["registry"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 debug = typer.Typer(help=SUMMARIES["debug"] + ".", context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
-APPS = {"image": image, "container": container, "system": system, "debug": debug}
+APPS = {"image": image, "container": container, "manifest": manifest, "registry": registry, "system": system, "debug": debug}
 
 
 @image.command("from-host", help=SUMMARIES["image from-host"] + ".\n\nExample: knarr image from-host -t jq jq && knarr run --rm -i jq .")
@@ -60,6 +62,11 @@ def from_host(
     output(str(loads(_client[0].post("/images/fromhost", body))["Id"]) + "\n")
 
 
+@registry.callback()
+def _registry() -> None:
+    """Keeps `registry` a group while it has one command."""
+
+
 @debug.callback()
 def _debug() -> None:
     """Keeps `debug` a group while it has one command."""
@@ -74,15 +81,13 @@ def debug_trace(name: Annotated[str, typer.Argument(metavar="CONTAINER", help="N
 
 def _list_plain_commands() -> None:
     """So that a group's help shows the commands that `cli/main.py` serves without typer."""
+    from cli.help import summary_key
     from cli.main import GROUPS
 
-    shown = {"ls": "ps", "rm": "rm"}
     for group, commands in GROUPS.items():
         for name in commands:
-            if name in ("list", "remove", "from-host") or name == "ps":
-                continue
-            alias = {"image": {"ls": "images", "rm": "rmi"}}.get(group, shown).get(name, name)
-            APPS[group].command(name, help=SUMMARIES[alias])(lambda: None)
+            if name not in ("list", "remove", "from-host", "ps", "dial-stdio"):
+                APPS[group].command(name, help=SUMMARIES[summary_key(f"{group} {name}")])(lambda: None)
 
 
 def group(name: str, argv: list[str]) -> int:

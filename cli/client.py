@@ -6,7 +6,7 @@ Owns: hosts, connections, requests, responses, the wording of transport errors. 
 
 import errno
 from _socket import AF_UNIX, IPPROTO_TCP, MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, SOCK_STREAM, TCP_NODELAY, getaddrinfo, socket
-from posix import environ
+from posix import environ, stat
 
 from cli.codec import dumps, loads
 
@@ -130,7 +130,7 @@ class Connection:
         elif body is not None:
             payload = dumps(body).encode()
             head += "Content-Type: application/json\r\n"
-        if payload or method == "POST":
+        if payload or method in ("POST", "PUT"):
             head += f"Content-Length: {len(payload)}\r\n"
         self.send((head + "\r\n").encode() + payload)
 
@@ -257,12 +257,32 @@ class Response:
 class Client:
     """A daemon's address, the API version spoken to it and one keep-alive connection for short requests."""
 
-    def __init__(self, url: str = "", version: str = ""):
+    def __init__(self, url: str = "", version: str = "", folder: str = ""):
         chosen = url or getenv("KNARR_HOST") or getenv("DOCKER_HOST")
         self.host = Host(chosen or DEFAULT_HOST)
         self.automatic = not chosen
         self.version = (version or getenv("DOCKER_API_VERSION") or API_VERSION).lstrip("v")
+        self.folder = folder  # of config.json; "" for the usual place
+        self._headers: str | None = None
         self._shared: Connection | None = None
+
+    def headers(self) -> str:
+        """`HttpHeaders` of config.json as lines of a request's head."""
+        if self._headers is None:
+            self._headers = ""
+            try:
+                stat((self.folder or getenv("DOCKER_CONFIG") or getenv("HOME") + "/.docker") + "/config.json")
+            except OSError:
+                return ""  # most have none: not worth an import
+            from cli.configfile import read_headers
+
+            for name, value in read_headers(self.folder).items():
+                if name.lower() == "user-agent" or not isinstance(value, str):
+                    continue
+                if not name or not (name + value).isprintable() or not frozenset(" :").isdisjoint(name):
+                    raise Failure(f'config.json: HttpHeaders: "{name}" is no valid header')
+                self._headers += f"{name}: {value}\r\n"
+        return self._headers
 
     def connect(self) -> Connection:
         """A new connection. Starts the daemon first where that is this client's job. Raises Unreachable."""
@@ -289,7 +309,7 @@ class Client:
 
     def send(self, connection: Connection, method: str, path: str, body: "Any" = None, headers: str = "") -> None:
         """Only send; `connection.response()` follows."""
-        connection.request(method, self.path(path), body, headers)
+        connection.request(method, self.path(path), body, headers + self.headers())
 
     def open(self, method: str, path: str, body: "Any" = None, connection: "Connection | None" = None,
         headers: str = "") -> Response:
@@ -320,11 +340,11 @@ class Client:
         if theirs and [int(part) for part in theirs.split(".")] < [int(part) for part in self.version.split(".")]:
             self.version = theirs
 
-    def call(self, method: str, path: str, body: "Any" = None) -> Response:
+    def call(self, method: str, path: str, body: "Any" = None, headers: str = "") -> Response:
         """A short request on the shared connection; the caller reads the body whole."""
         connection = self.shared()
         try:
-            response = self.open(method, path, body, connection)
+            response = self.open(method, path, body, connection, headers)
         except DaemonError:
             self._shared = None  # an answer to an error may close the connection
             raise
@@ -338,8 +358,8 @@ class Client:
             self._shared = self.connect()
         return self._shared
 
-    def get(self, path: str) -> "Any":
-        return loads(self.call("GET", path).read())
+    def get(self, path: str, headers: str = "") -> "Any":
+        return loads(self.call("GET", path, None, headers).read())
 
     def post(self, path: str, body: "Any" = None) -> bytes:
         return self.call("POST", path, body).read()

@@ -51,6 +51,8 @@ def loads(text: "str | bytes | bytearray") -> "Any":
         value, end = _scan(text, 0)
     except StopIteration:
         raise ValueError(f"not JSON: {text[:60]!r}") from None
+    except SystemError:  # the scanner's own error needs the module json.decoder, and is lost where nobody imported that
+        raise ValueError(f"not JSON: {text[:60]!r}") from None
     if end != len(text):
         raise ValueError(f"extra data after JSON: {text[end:end + 60]!r}")
     return value

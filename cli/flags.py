@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PROGRAM = "knarr"
 TRUE = ("1", "t", "T", "true", "TRUE", "True")
 FALSE = ("0", "f", "F", "false", "FALSE", "False")
+ALIASES = {"list": "ls", "remove": "rm"}
 LISTS = ("list", "strings", "map", "mount", "network", "ulimit", "gpu-request", "filter")
 
 
@@ -37,6 +38,15 @@ class Command:
         self.at_most = at_most
         self.interspersed = interspersed
         self.hidden = hidden or {}
+
+    def named(self, name: str) -> "Command":
+        """The same under the name it was called by, so that usage and errors show that one."""
+        words = name.split(" ")
+        words[-1] = ALIASES.get(words[-1], words[-1])
+        name = " ".join(words)
+        if name == self.name:
+            return self
+        return Command(name, self.usage, self.flags, self.shorts, self.at_least, self.at_most, self.interspersed, self.hidden)
 
 
 class Help(Exception):
@@ -84,6 +94,11 @@ def _long(command: Command, word: str, argv: "list[str]", at: int, values: "dict
     kind = command.flags.get(long)
     if kind is None:
         if name == "help":
+            if value not in TRUE and equals:
+                if value in FALSE:
+                    return at
+                raise usage_error(command, f'invalid argument "{value}" for "--help" flag: strconv.ParseBool: parsing "{value}": '
+                    "invalid syntax", 125)
             raise Help(command)
         raise usage_error(command, f"unknown flag: --{name}", 125)
     if not equals:

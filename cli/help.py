@@ -13,6 +13,7 @@ _ALIASES = {
     "ps": ("container ls", "container list", "container ps"), "images": ("image ls", "image list"),
     "rm": ("container rm", "container remove"), "rmi": ("image rm", "image remove"), "events": ("system events",), "info": ("system info",),
     "history": ("image history",), "tag": ("image tag",), "load": ("image load",), "import": ("image import",),
+    "pull": ("image pull",), "push": ("image push",), "save": ("image save",),
 }
 _CONTAINER_ALIASES = ("attach", "create", "exec", "kill", "logs", "rename", "restart", "run", "start", "stop", "top", "wait")
 
@@ -80,13 +81,24 @@ def flag_groups(command: Command, style: Style) -> "list[str]":
     return out
 
 
+def summary_key(name: str) -> str:
+    """Under which name the manual has a command: the short one where there is one, `images` for `image ls`."""
+    if name in SUMMARIES:
+        return name
+    group, _, rest = name.partition(" ")
+    return {"image ls": "images", "image rm": "rmi", "container ls": "ps"}.get(name, rest or group)
+
+
 def command_help(command: Command) -> int:
     """Print the help of one command; exit status 0."""
     if not command.name:
         return top({})
+    shown = command.name
+    command = command.named(summary_key(shown))
     style = Style(is_terminal(1))
-    lines = [style.title("Usage:") + f"  {PROGRAM} {command.name} {command.usage}".rstrip(), "", SUMMARIES[command.name]]
-    aliases = _ALIASES.get(command.name, ()) + ((f"container {command.name}",) if command.name in _CONTAINER_ALIASES else ())
+    lines = [style.title("Usage:") + f"  {PROGRAM} {shown} {command.usage}".rstrip(), "", SUMMARIES[command.name]]
+    names = (command.name, *_ALIASES.get(command.name, ()), *((f"container {command.name}",) if command.name in _CONTAINER_ALIASES else ()))
+    aliases = [name for name in names if name != shown]
     if aliases:
         lines += ["", style.title("Also:") + "  " + ", ".join(f"{PROGRAM} {alias}" for alias in aliases)]
     lines += flag_groups(command, style)

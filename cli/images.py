@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 LS = Command("images", "[OPTIONS] [REPOSITORY[:TAG]]", {
     "all": "bool", "digests": "bool", "filter": "filter", "format": "string", "no-trunc": "bool", "quiet": "bool", "tree": "bool",
 }, {"a": "all", "f": "filter", "q": "quiet"}, 0, 1)
-HISTORY = Command("history", "[OPTIONS] IMAGE", {"format": "string", "human": "bool", "no-trunc": "bool", "platform": "string",
-    "quiet": "bool"},
-                  {"H": "human", "q": "quiet"}, 1, 1)
+HISTORY = Command("history", "[OPTIONS] IMAGE", {
+    "format": "string", "human": "bool", "no-trunc": "bool", "platform": "string", "quiet": "bool",
+}, {"H": "human", "q": "quiet"}, 1, 1)
 RM = Command("rmi", "[OPTIONS] IMAGE [IMAGE...]", {"force": "bool", "no-prune": "bool", "platform": "strings"}, {"f": "force"}, 1)
 TAG = Command("tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", {}, {}, 2, 2)
 
@@ -31,17 +31,18 @@ def ls(client: Client, name: str, argv: "list[str]") -> int:
     from cli.listing import show
     from cli.views import Image, View
 
-    given, arguments = parse(LS, argv)
-    if given.get("tree"):
-        raise Failure("not implemented: --tree")
+    given, arguments = parse(LS.named(name), argv)
     if arguments:
         given.setdefault("filter", []).append(("reference", arguments[0]))
+    if given.get("tree"):
+        from cli.tree import show_tree
+
+        return show_tree(client, given)
     summaries = client.get(query("/images/json", all=given.get("all") or None, filters=filters(given)))
     form = given.get("format", "")
     digests = given.get("digests", False) or "{{.Digest}}" in form
     view = View(given.get("no-trunc", False))
-    rows = [Image(row, view) for summary in summaries for row in lines(summary, digests, given.get("digests",
-        False))]
+    rows = [Image(row, view) for summary in summaries for row in lines(summary, digests, given.get("digests", False))]
     default = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size") if given.get("digests") else None
     show(Image, rows, form, given.get("quiet", False), default)
     return 0
@@ -72,38 +73,30 @@ def lines(summary: "dict[str, Any]", digests: bool, column: bool) -> "list[dict[
 
 def history(client: Client, name: str, argv: "list[str]") -> int:
     from cli.listing import show
+    from cli.platforms import query_value
     from cli.views import History, View
 
-    given, (image,) = parse(HISTORY, argv)
+    given, (image,) = parse(HISTORY.named(name), argv)
     human = given.get("human", True)
-    entries = client.get(query(image_path(image) + "/history", platform=platform(given)))
+    entries = client.get(query(image_path(image) + "/history", platform=query_value(given.get("platform", ""), "")))
     view = View(given.get("no-trunc", False), human)
-    show(History, [History(entry, view) for entry in entries], given.get("format", ""), given.get("quiet", False),
-
-         None if human else History.plain_default)
+    rows = [History(entry, view) for entry in entries]
+    show(History, rows, given.get("format", ""), given.get("quiet", False), None if human else History.plain_default)
     return 0
 
 
-def platform(given: "dict[str, Any]") -> str:
-    """`--platform os/arch/variant` as the API's JSON; "" when not given."""
-    text = given.get("platform", "")
-    if not text:
-        return ""
-    from cli.codec import dumps
-
-    parts = text.split("/")
-    return dumps(dict(zip(("os", "architecture", "variant"), parts, strict=False)) if len(parts) > 1 else {"os": "linux",
-        "architecture": text})
-
-
 def rm(client: Client, name: str, argv: "list[str]") -> int:
-    given, images = parse(RM, argv)
+    given, images = parse(RM.named(name), argv)
+    platforms = ""
+    if given.get("platform"):
+        from cli.platforms import query_value
+
+        platforms = "".join("&platforms=" + quote(query_value(text, "")) for text in given["platform"])
     errors, fatal, out = [], False, []
     for image in images:
         try:
             path = query(image_path(image), force=given.get("force") or None, noprune=given.get("no-prune") or None)
-            for text in given.get("platform", ()):
-                path += ("&" if "?" in path else "?") + "platforms=" + quote(platform({"platform": text}))
+            path += platforms if "?" in path else platforms.replace("&", "?", 1)
             removed = loads(client.delete(path))
         except Failure as failure:
             fatal = fatal or not (given.get("force") and getattr(failure, "status", 0) == 404)
@@ -120,7 +113,7 @@ def rm(client: Client, name: str, argv: "list[str]") -> int:
 def tag(client: Client, name: str, argv: "list[str]") -> int:
     from cli.references import split_tag
 
-    _, (source, target) = parse(TAG, argv)
+    _, (source, target) = parse(TAG.named(name), argv)
     repository, label = split_tag(target)
     client.post(query(image_path(source) + "/tag", repo=repository, tag=label))
     return 0

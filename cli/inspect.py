@@ -3,7 +3,7 @@
 from cli.client import Client, DaemonError, Failure, quote
 from cli.codec import indent, loads, ordered_dumps
 from cli.flags import Command, parse
-from cli.images import image_path, platform
+from cli.images import image_path
 from cli.streams import output
 
 TYPE_CHECKING = False  # typing itself costs 5 ms
@@ -20,7 +20,11 @@ TYPES = ("container", "image", "network", "volume")
 
 def _path(kind: str, name: str, given: "dict[str, Any]") -> str:
     if kind == "image":
-        chosen = platform(given)
+        chosen = ""
+        if given.get("platform"):
+            from cli.platforms import query_value
+
+            chosen = query_value(given["platform"], "")
         return image_path(name) + "/json" + (f"?platform={quote(chosen)}" if chosen else "")
     if kind == "container":
         return f"/containers/{quote(name)}/json" + ("?size=1" if given.get("size") else "")
@@ -53,6 +57,7 @@ def inspect_containers(client: Client, name: str, argv: "list[str]") -> int:
 
 def inspect_images(client: Client, name: str, argv: "list[str]") -> int:
     given, names = parse(IMAGES, argv)
+    _path("image", names[0], given)  # a platform that is none is refused before anything is printed
     return _print(names, lambda ref: client.call("GET", _path("image", ref, given)).read(), given)
 
 

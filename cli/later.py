@@ -4,14 +4,12 @@ Follows the command reference of the Docker CLI 28; read on the failure path alo
 """
 
 _TOP = (
-    "build", "builder", "buildx", "checkpoint", "commit", "compose", "config", "context", "cp", "diff", "export", "login", "logout",
-    "manifest", "network", "node", "pause", "plugin", "port", "pull", "push", "save", "search", "secret", "service", "stack", "stats",
-    "swarm", "trust", "unpause", "update", "volume",
+    "build", "builder", "buildx", "checkpoint", "commit", "compose", "config", "context", "cp", "diff", "export", "network", "node",
+    "pause", "plugin", "port", "secret", "service", "stack", "stats", "swarm", "trust", "unpause", "update", "volume",
 )  # fmt: skip
 _GROUPS = {
-    "container": ("commit", "cp", "diff", "export", "pause", "port", "prune", "stats", "unpause", "update"),
-    "image": ("build", "prune", "pull", "push", "save"),
-    "system": ("df", "dial-stdio", "prune"),
+    "container": ("commit", "cp", "diff", "export", "pause", "port", "stats", "unpause", "update"),
+    "image": ("build",),
 }
 
 
@@ -20,5 +18,5 @@ def unknown(name: str, group: str = "") -> str:
     where = f"knarr {group}" if group else "knarr"
     if name in (_GROUPS.get(group, ()) if group else _TOP):
         return f"not implemented: {where} {name}\n\nRun '{where} --help' for the commands that work"
-    usage = f"Usage:  {where}\n\n" if group else ""
+    usage = f"Usage:  {where}{' COMMAND' if group == 'manifest' else ''}\n\n" if group else ""
     return f"knarr: unknown command: {where} {name}\n\n{usage}Run '{where} --help' for more information"

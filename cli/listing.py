@@ -102,6 +102,6 @@ def _templated(kind: "type[Row]", rows: "Sequence[Row]", form: str) -> None:
             lines.insert(0, template.run(Header(kind)))
             template.functions = saved
     except TemplateError as error:
-        words = "template parsing error: " if kind.type.startswith("*image.") else "failed to execute template: "
+        words = "template parsing error: " if kind.type.startswith(("*image.", "*registry.")) else "failed to execute template: "
         raise Failure(words + error.text) from None
     output(columns(lines) if table else "".join(line + "\n" for line in lines))

@@ -17,22 +17,34 @@ VERSION = "0.1.0"
 CONTAINER = {
     "attach": ("attach", "attach"), "create": ("run", "create"), "exec": ("execs", "exec_"), "inspect": ("inspect", "inspect_containers"),
     "kill": ("containers", "kill"), "logs": ("logs", "logs"), "list": ("containers", "ls"), "ls": ("containers", "ls"),
-    "ps": ("containers", "ls"), "remove": ("containers", "rm"), "rename": ("containers", "rename"), "restart": ("containers", "restart"),
+    "prune": ("prune", "containers"), "ps": ("containers", "ls"), "remove": ("containers", "rm"),
+    "rename": ("containers", "rename"), "restart": ("containers", "restart"),
     "rm": ("containers", "rm"), "run": ("run", "run"), "start": ("run", "start"), "stop": ("containers", "stop"),
     "top": ("containers", "top"), "wait": ("containers", "wait"),
 }
 IMAGE = {
     "from-host": ("apps", "image_from_host"), "history": ("images", "history"), "import": ("archives", "import_"),
     "inspect": ("inspect", "inspect_images"), "list": ("images", "ls"), "load": ("archives", "load"), "ls": ("images", "ls"),
-    "remove": ("images", "rm"), "rm": ("images", "rm"), "tag": ("images", "tag"),
+    "prune": ("prune", "images"), "pull": ("pull", "pull"), "push": ("pull", "push"), "remove": ("images", "rm"), "rm": ("images", "rm"),
+    "save": ("archives", "save"), "tag": ("images", "tag"),
 }
-SYSTEM = {"events": ("events", "events"), "info": ("system", "info")}
-GROUPS = {"container": CONTAINER, "image": IMAGE, "system": SYSTEM}
+MANIFEST = {
+    "annotate": ("manifests", "annotate"), "create": ("manifests", "create"), "inspect": ("manifests", "inspect"),
+    "push": ("manifests", "push"), "rm": ("manifests", "rm"),
+}
+SYSTEM = {
+    "check": ("check", "check"), "df": ("diskusage", "df"), "dial-stdio": ("dial", "dial_stdio"), "events": ("events", "events"),
+    "info": ("system", "info"), "prune": ("prune", "system"),
+}
+REGISTRY = {"serve": ("registry", "serve")}
+GROUPS = {"registry": REGISTRY, "container": CONTAINER, "image": IMAGE, "manifest": MANIFEST, "system": SYSTEM}
 COMMANDS = {name: CONTAINER[name] for name in (
     "attach", "create", "exec", "kill", "logs", "ps", "rename", "restart", "rm", "run", "start", "stop", "top", "wait",
 )} | {
     "events": SYSTEM["events"], "history": IMAGE["history"], "images": IMAGE["ls"], "import": IMAGE["import"], "info": SYSTEM["info"],
-    "inspect": ("inspect", "inspect"), "load": IMAGE["load"], "rmi": IMAGE["rm"], "tag": IMAGE["tag"], "version": ("system", "version"),
+    "inspect": ("inspect", "inspect"), "load": IMAGE["load"], "login": ("login", "login"), "logout": ("login", "logout"),
+    "pull": IMAGE["pull"], "push": IMAGE["push"], "rmi": IMAGE["rm"], "save": IMAGE["save"], "search": ("search", "search"),
+    "tag": IMAGE["tag"], "version": ("system", "version"),
     "help": ("help", "help_"), "debug": ("apps", "debug_command"),
 }
 GLOBAL = {
@@ -85,7 +97,7 @@ def dispatch(argv: "list[str]") -> int:
     if target[0] == "apps":
         site_packages()
     module = __import__("cli." + target[0], None, None, (target[1],))
-    code: int = getattr(module, target[1])(Client(_host(options)), name, rest)
+    code: int = getattr(module, target[1])(Client(_host(options), folder=options.get("config", "")), name, rest)
     return code
 
 

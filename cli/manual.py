@@ -13,6 +13,12 @@ SUMMARIES = {
     "import": "Make an image from the tar of a root file system",
     "info": "Show what the daemon runs on and how it is set up",
     "inspect": "Show everything known about a container or image, as JSON",
+    "login": "Log in to a registry (Docker Hub unless a server is named)",
+    "logout": "Forget the login at a registry",
+    "pull": "Fetch an image from a registry or from another Knarr host",
+    "push": "Send an image to a registry or to another Knarr host",
+    "save": "Write images to an archive",
+    "search": "Search a registry for images",
     "kill": "Send containers a signal (KILL unless told otherwise)",
     "load": "Take in images from an archive that 'docker save' or an OCI tool wrote",
     "logs": "Show what a container wrote",
@@ -28,13 +34,26 @@ SUMMARIES = {
     "top": "Show the processes of a container",
     "version": "Show the versions of client and daemon",
     "wait": "Wait until containers end and print their exit codes",
+    "registry serve": "Serve a registry from this host's store, for as long as this command runs",
     "image from-host": "Make an image of programs of this host and the libraries they need",
+    "container prune": "Remove all containers that do not run",
+    "image prune": "Remove images that nothing uses",
+    "manifest annotate": "Say what platform a manifest of a list is for",
+    "manifest create": "Start a list of manifests, one for each platform",
+    "manifest inspect": "Show a manifest or a list of them, as JSON",
+    "manifest push": "Send a list of manifests to its registry",
+    "manifest rm": "Forget lists of manifests that were started here",
+    "system check": "Look for damage in the store, and repair it",
+    "system df": "Show what takes space on the disk",
+    "system dial-stdio": "Connect standard input and output to the daemon (for clients that come over ssh)",
+    "system prune": "Remove everything that nothing uses",
     "container inspect": "Show everything known about containers, as JSON",
     "image inspect": "Show everything known about images, as JSON",
 }
 
 COMMON = ("run", "exec", "ps", "logs", "images", "stop", "rm")
-GROUP_SUMMARIES = {"container": "Commands on containers", "image": "Commands on images", "system": "Commands on the daemon"}
+GROUP_SUMMARIES = {"container": "Commands on containers", "registry": "A registry of this host", "image": "Commands on images",
+    "manifest": "Commands on manifests and lists of them in a registry", "system": "Commands on the daemon"}
 
 _FORMAT = "table, json, table TEMPLATE or a Go template, such as '{{.ID}} {{.Names}}'"
 _KEYS = "Keys that detach without ending anything (ctrl-p,ctrl-q)"
@@ -119,13 +138,44 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
     "history": [("Options", {"format": _FORMAT, "human": "Sizes and times for people (true)", "no-trunc": "Nothing shortened", "platform": "os/arch[/variant]", "quiet": "Only ids"})],
     "rmi": [("Options", {"force": "Also when a stopped container uses it", "no-prune": "Keep what it was built on", "platform": "Only this platform"})],
     "load": [("Options", {"input": "Read this file, not stdin", "quiet": "No progress", "platform": "Only this platform"})],
+    "pull": [("What", {
+        "all-tags": "Every tag of the repository", "platform": "os/arch[/variant], when it is not this host's", "from": "Another Knarr host instead of the registry: ssh://[USER@]HOST or unix://SOCKET",
+    }), ("How", {
+        "limit-rate": "At most so many bytes a second: 500k, 2m", "quiet": "Only the reference at the end", "disable-content-trust": "Accepted for compatibility; there is no content trust",
+    })],
+    "push": [("What", {
+        "all-tags": "Every tag of the repository", "platform": "Only this platform of a multi-platform image", "to": "Another Knarr host instead of the registry: ssh://[USER@]HOST or unix://SOCKET",
+    }), ("How", {
+        "limit-rate": "At most so many bytes a second: 500k, 2m", "quiet": "Only the reference at the end", "disable-content-trust": "Accepted for compatibility; there is no content trust",
+    })],
+    "login": [("Options", {"username": "User", "password": "Password or token; others can see it in the list of processes", "password-stdin": "Read the password from stdin"})],
+    "search": [("Options", {
+        "filter": "is-official=true, stars=N", "format": "table, json, table TEMPLATE or a Go template, such as '{{.Name}} {{.StarCount}}'", "limit": "At most so many", "no-trunc": "Nothing shortened",
+    })],
+    "save": [("Options", {
+        "output": "Write this file, which is complete as soon as it is there, not stdout", "platform": "Only this platform of a multi-platform image",
+        "since": "Leave out the layers of this image, which the other side has",
+    })],
+    "container prune": [("Options", {"filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
+    "image prune": [("Options", {"all": "Every image that no container uses, not only those without a name", "filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
+    "system prune": [("Options", {
+        "all": "Every image that no container uses, not only those without a name", "volumes": "Anonymous volumes, too", "filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask",
+    })],
+    "system df": [("Options", {"verbose": "Each image, container, volume and cache entry", "format": "table, json, table TEMPLATE or a Go template, such as '{{.Type}} {{.Size}}'"})],
+    "system check": [("Options", {
+        "repair": "Repair what can be repaired here, set aside what cannot", "format": "table, json, table TEMPLATE or a Go template, such as '{{.Kind}} {{.Name}} {{.State}}'",
+    })],
+    "manifest inspect": [("Options", {"verbose": "With descriptors, platforms and the manifest as it is", "insecure": "Also without TLS or with a certificate nobody knows"})],
+    "manifest create": [("Options", {"amend": "Add to a list that exists", "insecure": "Also without TLS or with a certificate nobody knows"})],
+    "manifest annotate": [("Options", {"arch": "Architecture", "os": "Operating system", "os-features": "Features of the operating system", "os-version": "Its version", "variant": "Variant of the architecture"})],
+    "manifest push": [("Options", {"purge": "Forget the list here when it was sent", "insecure": "Also without TLS or with a certificate nobody knows"})],
     "import": [("Options", {"change": "Dockerfile instruction for the image's configuration", "message": "Comment", "platform": "os/arch[/variant]"})],
     "inspect": [("Options", {"format": "json or a Go template, such as '{{.State.Status}}'", "size": "Sizes of a container's files", "type": "container, image, network or volume"})],
     "events": [("Options", {"filter": "KEY=VALUE: container, image, event, type, label …", "format": "json or a Go template", "since": _MOMENT, "until": _MOMENT})],
     "version": [("Options", {"format": "json or a Go template"})],
     "info": [("Options", {"format": "json or a Go template"})],
     "": [("Global options", {
-        "host": "The daemon: unix://PATH or tcp://HOST:PORT (also KNARR_HOST, DOCKER_HOST)", "context": "Only 'default'", "config": "Accepted: this client reads no configuration",
+        "host": "The daemon: unix://PATH or tcp://HOST:PORT (also KNARR_HOST, DOCKER_HOST)", "context": "Only 'default'", "config": "Folder of config.json, which holds logins at registries (also DOCKER_CONFIG; ~/.docker)",
         "debug": "Accepted: this client writes no log", "log-level": "Accepted, likewise", "tls": "Not implemented yet", "tlscacert": "Not implemented yet", "tlscert": "Not implemented yet",
         "tlskey": "Not implemented yet", "tlsverify": "Not implemented yet", "version": "Print the version",
     })],
@@ -133,6 +183,22 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
 FLAGS["container inspect"] = [("Options", {"format": FLAGS["inspect"][0][1]["format"], "size": "Sizes of its files"})]
 FLAGS["image inspect"] = [("Options", {"format": "json or a Go template, such as '{{.Config.Cmd}}'", "platform": "os/arch[/variant]"})]
 FLAGS["create"] = FLAGS["run"]
+FLAGS["registry serve"] = [
+    ("Where", {
+        "addr": "Address to listen on: [HOST]:PORT (127.0.0.1:5000)", "tls-cert": "Certificate of the server, PEM", "tls-key": "Its key, PEM",
+    }),
+    ("Who", {
+        "htpasswd": "File of users and bcrypt hashes (htpasswd -B); read again when it changes", "realm": "Name of the registry, shown when a password is asked for",
+        "anonymous-pull": "With --htpasswd: pulling needs no password. The docker CLI then never sends one, so push with another client",
+        "token-realm": "URL of a token server", "token-service": "Name of this registry there", "token-issuer": "Name of the token server",
+        "token-cert": "PEM file of the certificates or public keys that sign its tokens",
+    }),
+    ("What", {
+        "read-only": "Refuse pushes and deletes", "no-delete": "Refuse deletes", "name": "Serve this repository only, or NAME/* for all below; may be repeated",
+        "proxy": "Cache another registry: its URL. Further ones are reached with ?ns=HOST", "proxy-username": "User name there", "proxy-password-stdin": "Password there, from standard input",
+        "quiet": "Do not print a line per request",
+    }),
+]
 
 EXAMPLES: "dict[str, list[tuple[str, str]]]" = {
     "run": [("A shell, gone when you leave it", "knarr run --rm -it debian bash"), ("A service in the background", "knarr run -d --name web --network host nginx"),
@@ -155,6 +221,23 @@ EXAMPLES: "dict[str, list[tuple[str, str]]]" = {
     "rmi": [("", "knarr rmi debian:old")],
     "tag": [("", "knarr tag debian registry.example/base:12")],
     "load": [("", "knarr load -i image.tar"), ("", "docker save debian | knarr load")],
+    "pull": [("", "knarr pull debian:bookworm-slim"), ("Gently, over a narrow line", "knarr pull --limit-rate 500k registry.example/app"),
+             ("From another Knarr host, no registry needed", "knarr pull --from ssh://root@gateway app:2")],
+    "push": [("", "knarr push registry.example/app:2"), ("To another Knarr host, no registry needed", "knarr push --to ssh://root@edge7 app:2")],
+    "login": [("", "knarr login registry.example"), ("In a script", "knarr login -u robot --password-stdin registry.example < token")],
+    "logout": [("", "knarr logout registry.example")],
+    "search": [("", "knarr search --filter is-official=true debian")],
+    "save": [("", "knarr save -o app.tar app:2"), ("Only what a host with app:1 lacks", "knarr save --since app:1 -o update.tar app:2")],
+    "container prune": [("Those that ended a day ago or earlier", "knarr container prune --filter until=24h")],
+    "image prune": [("", "knarr image prune"), ("All that nothing uses and that are older than a week", "knarr image prune -a --filter until=168h")],
+    "system prune": [("", "knarr system prune -f")],
+    "system df": [("", "knarr system df -v")],
+    "system check": [("", "knarr system check --repair"), ("In a script: exit status 1 when damage is left", "knarr system check --format json")],
+    "manifest inspect": [("", "knarr manifest inspect debian:bookworm")],
+    "manifest create": [("", "knarr manifest create registry.example/app:2 registry.example/app:2-amd64 registry.example/app:2-arm64")],
+    "manifest annotate": [("", "knarr manifest annotate --arch arm64 --variant v8 registry.example/app:2 registry.example/app:2-arm64")],
+    "manifest push": [("", "knarr manifest push --purge registry.example/app:2")],
+    "manifest rm": [("", "knarr manifest rm registry.example/app:2")],
     "import": [("A Debian from nothing", "mmdebstrap --variant=minbase bookworm - | knarr import - debian"), ("With a default command", "knarr import -c 'CMD [\"bash\"]' root.tar debian:12")],
     "inspect": [("", "knarr inspect web"), ("One value", "knarr inspect -f '{{.State.Pid}}' web"), ("A list", "knarr inspect -f '{{range .Mounts}}{{println .Destination}}{{end}}' web")],
     "events": [("Containers that end", "knarr events -f event=die"), ("As JSON lines", "knarr events --format json")],

@@ -115,23 +115,29 @@ def _created(client: Client, connection: Connection, path: str, request: "dict[s
     except DaemonError as error:
         if error.status != 404 or "o such image" not in error.message or given.get("pull", "missing") != "missing":
             raise
-    from cli.references import with_tag
+        from cli.references import parse as parse_reference
 
+        try:
+            reference = parse_reference(request["Image"])
+        except ValueError:
+            raise error from None  # an image's id: no registry is asked for that
     if not given.get("quiet"):
-        write_all(2, f"Unable to find image '{with_tag(request['Image'])}' locally\n".encode())
+        shown = f"{reference.familiar}:{reference.tag or 'latest'}"
+        if reference.digest:
+            shown = reference.familiar + (f":{reference.tag}" if reference.tag else "") + "@" + reference.digest
+        write_all(2, f"Unable to find image '{shown}' locally\n".encode())
     pull(client, request["Image"], given)
     return client.open("POST", path, request)
 
 
 def pull(client: Client, image: str, given: "dict[str, Any]") -> None:
     """Have the daemon fetch an image; what it reports goes to stderr."""
-    from cli.progress import show
-    from cli.references import split_tag
+    from cli.pull import fetch, reference_of
 
-    name, tag = split_tag(image)
-    response = client.open("POST", query("/images/create", fromImage=name, tag=tag, platform=given.get("platform")),
-        headers="Content-Type: text/plain\r\n")
-    show(response.values(), 2, quiet=given.get("quiet", False))
+    reference = reference_of(image)
+    if not reference.digest and not reference.tag:
+        reference.tag = "latest"
+    fetch(client, reference, {"platform": given.get("platform"), "quiet": given.get("quiet", False)}, 2)
 
 
 class _IdFile:

@@ -5,6 +5,7 @@ It runs in a thread of the test, on a unix socket, and speaks enough HTTP for `r
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -70,6 +71,11 @@ class FakeDaemon:
                 path, _, query = target.partition("?")
                 path = re.sub(r"^/v1\.\d+", "", path)
                 request: Request = {"method": method, "path": path, "query": dict(urllib.parse.parse_qsl(query, keep_blank_values=True))}
+                for name in ("x-registry-auth", "x-registry-config"):
+                    if name in headers:
+                        request[name] = json.loads(base64.urlsafe_b64decode(headers[name] + "==") or "null")
+                if "x-meta" in headers:
+                    request["x-meta"] = headers["x-meta"]
                 if raw and headers.get("content-type") == "application/json":
                     request["body"] = json.loads(raw)
                 elif raw:
