@@ -248,7 +248,7 @@ async def _idle(seconds: float, api: Any, engine: Any, scope: Any) -> None:
     while True:
         moments = [connection.idle_since for connection in api.connections if connection.idle_since is not None]
         idle_for = trio.current_time() - max([api.last_activity, *moments])
-        if api.busy or engine.containers.running():
+        if api.busy or engine.registry.open or engine.containers.running():
             await trio.sleep(seconds)
         elif idle_for >= seconds:
             logging.getLogger("knarr").info("idle for %.0f s, ending", idle_for)

@@ -71,6 +71,7 @@ class Settings(msgspec.Struct, rename="kebab", kw_only=True):
     storage_opts: list[str] = []
     idle_exit: float = 0.0
     monitors: int = 2  # forked monitors kept waiting
+    registry: dict[str, Any] = {}  # a registry served by this daemon, see engine/registry/server/settings.py
     registry_mirrors: list[str] = []
     insecure_registries: list[str] = []
     registry_config_dirs: list[str] = []

@@ -55,15 +55,16 @@ class Listener:
                     os.unlink(self._path)
 
 
-def open_listener(address: str, *, group: str = "", tls: TlsFiles | None = None) -> list[Listener]:
-    """Listen on one address; `fd://` may give several. `group` owns unix sockets if it exists. Raises InvalidParameter, KnarrError."""
+def open_listener(address: str, *, group: str = "", tls: TlsFiles | None = None, root: bool = True) -> list[Listener]:
+    """Listen on one address; `fd://` may give several. `group` owns unix sockets if it exists. `root`: clients can do everything, so warn
+    when they need not show who they are. Raises InvalidParameter, KnarrError."""
     scheme, separator, rest = address.partition("://")
     if not separator:
         scheme, rest = ("unix", address) if address.startswith("/") else ("tcp", address)
     if scheme == "unix":
         return [_unix(rest, group)]
     if scheme == "tcp":
-        return [_tcp(rest, tls)]
+        return [_tcp(rest, tls, root)]
     if scheme == "fd":
         return _inherited(rest)
     raise InvalidParameter(f"listening on {address}: unknown protocol {scheme}", hint="use unix://PATH, tcp://HOST:PORT or fd://")
@@ -140,7 +141,7 @@ def _give_to_group(path: str, group: str) -> None:
         os.chown(path, -1, gid)
 
 
-def _tcp(rest: str, tls: TlsFiles | None) -> Listener:
+def _tcp(rest: str, tls: TlsFiles | None, root: bool) -> Listener:
     host, port = _host_port(rest, TLS_PORT if tls else PORT)
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -155,7 +156,7 @@ def _tcp(rest: str, tls: TlsFiles | None) -> Listener:
     except OSError as error:
         sock.close()
         raise KnarrError(f"listening on tcp://{rest}: {error.strerror or error}")
-    if context is None and not ipaddress.ip_address(where[0]).is_loopback:
+    if root and context is None and not ipaddress.ip_address(where[0]).is_loopback:
         _log.warning("listening on tcp://%s without TLS: whoever reaches this port is root on this host", rest)
     return Listener(sock, f"tcp://{host}:{sock.getsockname()[1]}", tls=context)
 

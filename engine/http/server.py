@@ -17,6 +17,7 @@ MAX_CONNECTIONS = 4096  # each costs a task and a descriptor; clients beyond wai
 IDLE_SECONDS = 600.0  # a kept-alive connection without a request
 HANDSHAKE_SECONDS = 20.0
 SWEEP_SECONDS = 30.0
+DRAIN_STEP = 0.1  # seconds between two looks at connections while the server ends
 
 _log = logging.getLogger("knarr.http")
 
@@ -27,6 +28,7 @@ class Server:
     def __init__(self, handler: Handler, base_headers: bytes = b"") -> None:
         self._handler = handler
         self._base_headers = base_headers
+        self._accepting = trio.CancelScope()
         self.connections: set[Connection] = set()
         self.last_activity = 0.0
 
@@ -39,8 +41,7 @@ class Server:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sweep)
-                for listener in listeners:
-                    nursery.start_soon(self._accept, listener, room, nursery)
+                nursery.start_soon(self._accept_all, listeners, room, nursery)
                 task_status.started()
         finally:
             for listener in listeners:
@@ -50,6 +51,24 @@ class Server:
     def busy(self) -> int:
         """How many connections have a request under way."""
         return sum(connection.idle_since is None for connection in self.connections)
+
+    async def drain(self, seconds: float) -> None:
+        """Accept nobody any more, and return when every request under way was answered, or after `seconds`. Cancel `run` then."""
+        self._accepting.cancel()
+        with trio.move_on_after(seconds):
+            while self.connections:
+                for connection in self.connections:
+                    if connection.idle_since is not None:
+                        connection.scope.cancel()
+                await trio.sleep(DRAIN_STEP)
+
+    async def _accept_all(self, listeners: Sequence[Listener], room: trio.CapacityLimiter, nursery: trio.Nursery) -> None:
+        with self._accepting:
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(self._accept, listener, room, nursery)
+        for listener in listeners:
+            listener.close()
 
     async def _accept(self, listener: Listener, room: trio.CapacityLimiter, nursery: trio.Nursery) -> None:
         while True:

@@ -45,14 +45,16 @@ log = logging.getLogger("knarr.engine")
 class Engine:
     """What the API calls: `containers`, `execs`, `images`, `events`, `system`, `registries`."""
 
-    def __init__(self, context: Context, containers: Containers, execs: Execs, system: System, registries: Registries) -> None:
+    def __init__(
+        self, context: Context, containers: Containers, execs: Execs, system: System, registries: Registries, registry: Registry
+    ) -> None:  # fmt: skip
         self.context = context
         self.containers = containers
         self.execs = execs
         self.images = context.images
         self.events = context.events
         self.system = system
-        self.registry = Registry(context)
+        self.registry = registry
         self.registries = registries
 
     @property
@@ -123,6 +125,8 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     await nursery.start(context.monitors.run)
     for line in await images.recover():
         log.error("after the loss of the database: %s", line)
+    registry = Registry(context)
+    images.keepers.append(registry.store.roots)
     await images.sweep()
     await reconcile(context, containers)
     chores.after = snapshots.refill
@@ -132,7 +136,9 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
         log.error("making folders ahead: %s", error)
     nursery.start_soon(durability.run)
     nursery.start_soon(chores.run)
+    nursery.start_soon(registry.run)
+    registry.open_permanent(settings.registry)
     execs = Execs(context, containers)
     system = System(context, containers)
     events.publish(Event.make("daemon", "start", system.id, {"name": os.uname().nodename}))
-    return Engine(context, containers, execs, system, Registries(context))
+    return Engine(context, containers, execs, system, Registries(context), registry)

@@ -20,6 +20,7 @@ class Layout:
         self.content = f"{self.data_root}/content"
         self.blobs = f"{self.content}/blobs"
         self.ingest = f"{self.content}/ingest"
+        self.uploads = f"{self.content}/uploads"
         self.image_mirror = f"{self.content}/images.json"
         self.snapshots = f"{self.data_root}/snapshots"
         self.containers = f"{self.data_root}/containers"

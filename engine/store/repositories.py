@@ -1,4 +1,5 @@
-"""The repositories of the registry server: which blobs, manifests, tags and unfinished uploads each of them has. Owns the `repository_*` tables.
+"""The repositories of the registry server: which blobs, manifests, tags and unfinished uploads each of them has. Owns the tables
+`repositories` and `repository_*`.
 
 A blob or manifest of the content store is visible in a repository only through a row here ("linked"), and the garbage collector keeps
 what is linked anywhere. A blob that no manifest of its repository names stays linked for a grace time, so that a push has time to come
@@ -21,6 +22,8 @@ from engine.store.db import Database
 # As long as containerd's lease of a pull and as an upload session lives: what was pushed a day ago and belongs to nothing is abandoned.
 GRACE_SECONDS = 24 * 3600
 
+_OF = "(SELECT id FROM repositories WHERE name = ?)"
+_COLUMNS = "digest, media_type, size, subject, artifact_type, annotations"
 _IN = 500  # values in one IN (...); SQLite takes 999 parameters in every version
 
 
@@ -70,9 +73,7 @@ class RepositoryStore:
 
     def blob_size(self, name: str, digest: str) -> int | None:
         """Bytes of a blob that is linked in the repository, else None."""
-        rows = self._db.query(
-            "SELECT size FROM repository_blobs WHERE repository = (SELECT id FROM repositories WHERE name = ?) AND digest = ?", (name, digest)
-        )
+        rows = self._db.query(f"SELECT size FROM repository_blobs WHERE repository = {_OF} AND digest = ?", (name, digest))
         return cast(int, rows[0][0]) if rows else None
 
     def blob_sizes(self, name: str, digests: Sequence[str]) -> dict[str, int]:
@@ -115,19 +116,14 @@ class RepositoryStore:
     def unlink(self, name: str, digest: str) -> bool:
         """Take a blob out of a repository; False when it was not there."""
         with self._db.transaction() as cursor:
-            cursor.execute(
-                "DELETE FROM repository_blobs WHERE repository = (SELECT id FROM repositories WHERE name = ?) AND digest = ?", (name, digest)
-            )
+            cursor.execute(f"DELETE FROM repository_blobs WHERE repository = {_OF} AND digest = ?", (name, digest))
             return cursor.rowcount > 0
 
     # -- manifests
 
     def manifest(self, name: str, digest: str) -> StoredManifest | None:
         """A manifest of the repository by its digest."""
-        rows = self._db.query(
-            f"SELECT {_COLUMNS} FROM repository_manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?) AND digest = ?",
-            (name, digest),
-        )
+        rows = self._db.query(f"SELECT {_COLUMNS} FROM repository_manifests WHERE repository = {_OF} AND digest = ?", (name, digest))
         return _manifest(rows[0]) if rows else None
 
     def put_manifest(self, name: str, manifest: StoredManifest, refers: Iterable[str], tags: Sequence[str] = ()) -> None:
@@ -137,13 +133,12 @@ class RepositoryStore:
             cursor.execute("INSERT OR IGNORE INTO repositories (name) VALUES (?)", (name,))
             repository = cursor.execute("SELECT id FROM repositories WHERE name = ?", (name,)).fetchone()[0]
             annotations = msgspec.json.encode(manifest.annotations) if manifest.annotations else None
+            kind = (manifest.media_type, manifest.size, manifest.subject, manifest.artifact_type, annotations)
             cursor.execute(
                 "INSERT INTO repository_manifests VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (repository, digest) DO UPDATE SET media_type = excluded.media_type, pushed = excluded.pushed",
-                (
-                    repository, manifest.digest, manifest.media_type, manifest.size, manifest.subject, manifest.artifact_type, annotations, now,
-                ),
-            )  # fmt: skip
+                (repository, manifest.digest, *kind, now),
+            )
             cursor.executemany(
                 "INSERT OR IGNORE INTO repository_refs VALUES (?, ?, ?)", [(repository, manifest.digest, digest) for digest in refers]
             )
@@ -169,7 +164,7 @@ class RepositoryStore:
     def referrers(self, name: str, subject: str, last: str = "", limit: int = -1, artifact_type: str = "") -> list[StoredManifest]:
         """Manifests whose subject is `subject`, by digest, those after `last`; only of `artifact_type` when it is given."""
         rows = self._db.query(
-            f"SELECT {_COLUMNS} FROM repository_manifests WHERE repository = (SELECT id FROM repositories WHERE name = ?) "
+            f"SELECT {_COLUMNS} FROM repository_manifests WHERE repository = {_OF} "
             "AND subject = ? AND digest > ? AND (? = '' OR artifact_type = ?) ORDER BY digest LIMIT ?",
             (name, subject, last, artifact_type, artifact_type, limit),
         )
@@ -180,7 +175,7 @@ class RepositoryStore:
     def tag(self, name: str, tag: str) -> str:
         """The digest that a tag stands for, "" when there is no such tag."""
         rows = self._db.query(
-            "SELECT digest FROM repository_tags WHERE repository = (SELECT id FROM repositories WHERE name = ?) AND folded = ? AND tag = ?",
+            f"SELECT digest FROM repository_tags WHERE repository = {_OF} AND folded = ? AND tag = ?",
             (name, tag.lower(), tag),
         )
         return cast(str, rows[0][0]) if rows else ""
@@ -188,7 +183,7 @@ class RepositoryStore:
     def tagged(self, name: str, tag: str) -> float:
         """When a tag was last set or confirmed, as a Unix time in seconds; 0 when there is no such tag."""
         rows = self._db.query(
-            "SELECT tagged FROM repository_tags WHERE repository = (SELECT id FROM repositories WHERE name = ?) AND folded = ? AND tag = ?",
+            f"SELECT tagged FROM repository_tags WHERE repository = {_OF} AND folded = ? AND tag = ?",
             (name, tag.lower(), tag),
         )
         return float(cast(int, rows[0][0])) if rows else 0.0
@@ -196,7 +191,7 @@ class RepositoryStore:
     def tags(self, name: str, last: str = "", limit: int = -1) -> list[str]:
         """Tags after `last` in the specification's order: by letters and digits whatever their case, then by bytes."""
         rows = self._db.query(
-            "SELECT tag FROM repository_tags WHERE repository = (SELECT id FROM repositories WHERE name = ?) "
+            f"SELECT tag FROM repository_tags WHERE repository = {_OF} "
             "AND (folded, tag) > (?, ?) ORDER BY folded, tag LIMIT ?",
             (name, last.lower(), last, limit),
         )
@@ -206,7 +201,7 @@ class RepositoryStore:
         """Remove a tag and leave its manifest; False when it was not there."""
         with self._db.transaction() as cursor:
             cursor.execute(
-                "DELETE FROM repository_tags WHERE repository = (SELECT id FROM repositories WHERE name = ?) AND folded = ? AND tag = ?",
+                f"DELETE FROM repository_tags WHERE repository = {_OF} AND folded = ? AND tag = ?",
                 (name, tag.lower(), tag),
             )
             return cursor.rowcount > 0
@@ -221,7 +216,8 @@ class RepositoryStore:
     def add_upload(self, upload: Upload) -> None:
         """Remember an upload. It need not be durable: a client whose upload is unknown begins anew."""
         with self._db.transaction() as cursor:
-            cursor.execute("INSERT INTO repository_uploads VALUES (?, ?, ?, ?)", (upload.id, upload.repository, upload.algorithm, upload.started))
+            row = (upload.id, upload.repository, upload.algorithm, upload.started)
+            cursor.execute("INSERT INTO repository_uploads VALUES (?, ?, ?, ?)", row)
 
     def remove_uploads(self, ids: Collection[str]) -> None:
         """Forget uploads."""
@@ -253,13 +249,14 @@ class RepositoryStore:
         return bool(rows)
 
     def roots(self) -> set[str]:
-        """Every digest that a repository links or holds: blobs, manifests, and what manifests name. Call `expire` before, to let go of what is old."""
+        """Every digest that a repository links or holds, blobs and manifests. Call `expire` before, to let go of what is old."""
         rows = self._db.query("SELECT digest FROM repository_blobs UNION SELECT digest FROM repository_manifests")
         return {cast(str, digest) for (digest,) in rows} | set(self._held)
 
     def refs(self, digest: str) -> set[str]:
         """What a manifest names, in whichever repository."""
-        return {cast(str, found) for (found,) in self._db.query("SELECT DISTINCT digest FROM repository_refs WHERE manifest = ?", (digest,))}
+        rows = self._db.query("SELECT DISTINCT digest FROM repository_refs WHERE manifest = ?", (digest,))
+        return {cast(str, found) for (found,) in rows}
 
     def expire(self, now: float, grace: float = GRACE_SECONDS) -> int:
         """Take blobs out of repositories whose manifests do not name them and that were linked more than `grace` seconds before `now`; how
@@ -278,7 +275,7 @@ class RepositoryStore:
             return gone
 
     def prune_untagged(self, before: float) -> list[tuple[str, str]]:
-        """Remove manifests pushed before `before` (Unix seconds) that no tag, no index and no subject leads to; (repository, digest) of each.
+        """Remove manifests pushed before `before` (Unix seconds) that no tag, index or subject leads to; (repository, digest) of each.
 
         What only they led to becomes removable in its turn, so this repeats until nothing is found.
         """
@@ -291,8 +288,6 @@ class RepositoryStore:
                     gone.append((name, digest))
         return gone
 
-
-_COLUMNS = "digest, media_type, size, subject, artifact_type, annotations"
 
 # A referrer is kept by its subject while that is there.
 _UNTAGGED = """
