@@ -172,9 +172,12 @@ class Images:
             self.store.unname(*untag)
             doomed = [image] if decision.delete else []
             doomed += [member for member in group if member.id != image.id and self._is_loose(member.id)]
-        done = [{"Untagged": name.familiar} for name in untag]
-        done += [{"Deleted": gone} for gone in self._forget(doomed)]
+        before = set(self.snapshots.chains())
+        self.store.delete(*(one.id for one in doomed))
         folders = self.snapshots.collect(self._chains_in_use())
+        gone = before - set(self.snapshots.chains())
+        deleted = {name: None for one in doomed for name in (one.id, *(chain for chain in reversed(one.chain_ids) if chain in gone))}
+        done = [{"Untagged": name.familiar} for name in untag] + [{"Deleted": name} for name in deleted]
         with shielded(_CLEANUP_SECONDS):
             await self.durable()
             await self.delete_files(folders, needed - self._blobs_in_use())
@@ -208,18 +211,6 @@ class Images:
             for name in self.store.names(one.id):
                 self.store.tag(left[0].id, name, self.store.target(name) if self.store.index(self.store.target(name)) else "")
         return doomed
-
-    def _forget(self, images: Sequence[ImageRecord]) -> _Names:
-        """Drop the rows of images and of the layers that they alone had; what was deleted, as Docker lists it."""
-        if not images:
-            return []
-        self.store.delete(*(image.id for image in images))
-        used = self._chains_in_use()
-        listed: dict[str, None] = {}
-        for image in images:
-            listed[image.id] = None
-            listed.update(dict.fromkeys(chain for chain in reversed(image.chain_ids) if chain not in used and self.snapshots.has(chain)))
-        return list(listed)
 
     async def delete_files(self, folders: Sequence[str], blobs: Iterable[str]) -> int:
         """After the rows are durably gone; the bytes of the blobs. A blob needed again by now stays; another is out of sight before
