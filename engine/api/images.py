@@ -117,6 +117,17 @@ async def pull(call: Call) -> None:
         await call.lines(call.engine.pulls.pull(name, options))
 
 
+async def push(call: Call) -> None:
+    """POST /images/{name}/push; without `tag` every tag of the repository. `to` (another Knarr daemon's address) is an extension."""
+    from engine.service.pull import Options
+
+    name, all_tags = _pulled(call.name, call.query.text("tag"))
+    options = Options(platform=_wanted_platform(call), credentials=_credentials(call), all_tags=all_tags, peer=call.query.text("to"))
+    await call.exchange.body()  # old clients send credentials here too
+    async with call.exchange.while_connected():
+        await call.lines(call.engine.pushes.push(name, options))
+
+
 def _pulled(image: str, tag: str) -> tuple[reference.Reference, bool]:
     """The name to pull, and whether all tags of its repository are meant: as dockerd, when neither tag nor digest is given."""
     name = reference.parse(image.removesuffix(":"))

@@ -26,7 +26,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /build/prune
     POST /build/cancel
     GET /images/{name:.*}/get
-    POST /images/{name:.*}/push
     GET /images/get
     POST /images/prune
     POST /commit

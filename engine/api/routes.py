@@ -62,6 +62,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/images/{name:.*}/json", images.inspect),
     Route("GET", "/images/{name:.*}/history", images.history),
     Route("POST", "/images/{name:.*}/tag", images.tag),
+    Route("POST", "/images/{name:.*}/push", images.push),
     Route("DELETE", "/images/{name:.*}", images.remove),
     Route("GET", "/networks/{name}", later.no_network),
     Route("GET", "/volumes/{name}", later.no_volume),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from engine.registry.client import Registries
     from engine.service.images import Images
     from engine.service.pull import Pulls
+    from engine.service.push import Pushes
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -63,3 +64,10 @@ class Context:
             self.images.content, self.snapshots, self.nursery, downloads=self.settings.max_concurrent_downloads, limits=self.images.limits
         )
         return Pulls(self.images, self.registries, layers, attempts=self.settings.max_download_attempts)
+
+    @functools.cached_property
+    def pushes(self) -> Pushes:
+        """Pushing."""
+        from engine.service.push import Pushes
+
+        return Pushes(self.images, self.registries, self.nursery, uploads=self.settings.max_concurrent_uploads)

@@ -38,6 +38,7 @@ from engine.store.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from engine.service.pull import Pulls
+    from engine.service.push import Pushes
 
 log = logging.getLogger("knarr.engine")
 
@@ -61,6 +62,11 @@ class Engine:
     def pulls(self) -> Pulls:
         """Pulling; made when it is first used."""
         return self.context.pulls
+
+    @property
+    def pushes(self) -> Pushes:
+        """Pushing; made when it is first used."""
+        return self.context.pushes
 
 
 def host_facts(settings: Settings, cgroups: Cgroups) -> Host:
