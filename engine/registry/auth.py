@@ -32,7 +32,7 @@ _MOST_TOKENS = 256
 _NO_POST = (404, 405)  # servers that know only the other way
 
 _PAIR = re.compile(r'\s*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))\s*(?:,|$)')
-_SCHEME = re.compile(r"\s*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:\s+|$)")
+_SCHEME = re.compile(r"\s*([A-Za-z0-9!#$%&'*+.^_`|~-]+)(?:\s*,\s*|\s+|$)")
 
 
 class Challenge(msgspec.Struct, frozen=True):

@@ -377,6 +377,7 @@ class Remote:
                     continue
                 told = response.headers.get("docker-content-digest", "")
                 expected = name if is_digest(name) else told if is_digest(told) else ""
+                manifests.refuse_schema1(_media_type(response), self.reference)  # before the digest, which leaves its signature out
                 digest = manifests.digest_like(raw, expected)
                 if expected:
                     manifests.check(raw, expected, f"manifest of {whole}")

@@ -131,7 +131,7 @@ def failure(status: int, body: bytes, *, name: str, reference: str = "", url: st
     if first.code == "NAME_UNKNOWN":
         return NotFound(f"repository {name} not found: {text}")
     if first.code == "DENIED":
-        return Forbidden(text) if push else denied(name, text)
+        return refused(name, text, push=push)
     if first.code == "UNAUTHORIZED" or status == 401:
         return Unauthorized(text)
     if first.code == "TOOMANYREQUESTS" or status == 429:
@@ -139,8 +139,10 @@ def failure(status: int, body: bytes, *, name: str, reference: str = "", url: st
     return _by_status(status, text)
 
 
-def denied(name: str, cause: str) -> AccessDenied:
+def refused(name: str, cause: str = "denied: requested access to the resource is denied", *, push: bool = False) -> KnarrError:
     """Docker's words for a repository that is not there or not for us."""
+    if push:
+        return Forbidden(cause)
     return AccessDenied(f"pull access denied for {name}, repository does not exist or may require 'docker login': {cause}")
 
 

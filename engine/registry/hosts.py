@@ -93,28 +93,24 @@ class Hosts:
         return Endpoint(
             base if base.endswith("/v2") else base + "/v2",
             capabilities=frozenset(("pull", "resolve")),
-            tls=self._insecure_tls(certificates(folder) if folder else Tls(), insecure),
+            tls=certificates(folder) if folder else Tls(skip_verify=insecure),
             insecure=insecure,
             mirror=True,
         )
 
-    def _relaxed(self, endpoints: list[Endpoint], insecure: bool) -> list[Endpoint]:
-        """For an insecure registry: TLS without a check, then plain HTTP."""
+    @staticmethod
+    def _relaxed(endpoints: list[Endpoint], insecure: bool) -> list[Endpoint]:
+        """For an insecure registry: TLS without a check, then plain HTTP. Where somebody has configured certificates, they count."""
         found: list[Endpoint] = []
         for endpoint in endpoints:
-            if not (insecure and not endpoint.mirror):
+            if not insecure or endpoint.mirror or endpoint.tls.authorities or endpoint.tls.clients:
                 found.append(endpoint)
                 continue
-            relaxed = msgspec.structs.replace(endpoint, tls=self._insecure_tls(endpoint.tls, True), insecure=True)
+            relaxed = msgspec.structs.replace(endpoint, tls=Tls(skip_verify=True), insecure=True)
             found.append(relaxed)
             if not relaxed.plain:
                 found.append(msgspec.structs.replace(relaxed, url="http://" + relaxed.url.removeprefix("https://")))
         return found
-
-    @staticmethod
-    def _insecure_tls(tls: Tls, insecure: bool) -> Tls:
-        # A certificate authority that somebody configured is used even so: it is the better statement.
-        return msgspec.structs.replace(tls, skip_verify=True) if insecure and not tls.authorities else tls
 
     def _folder(self, domain: str) -> str | None:
         """The first folder with configuration for this registry, in containerd's order of names."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -48,10 +48,11 @@ def from_settings(http: str, https: str, no_proxy: str, environment: Mapping[str
 
 def mask(url: str) -> str:
     """`http://user:password@host` as dockerd shows it: `http://xxxxx:xxxxx@host`."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
+    scheme, separator, rest = url.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    if "@" not in authority:
         return url
-    return urlunsplit(parts._replace(netloc="xxxxx:xxxxx@" + parts.netloc.rpartition("@")[2]))
+    return f"{scheme}{separator}xxxxx:xxxxx@{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def bypassed(host: str, port: int, no_proxy: str) -> bool:

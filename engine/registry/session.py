@@ -16,7 +16,7 @@ import trio
 from engine.errors import InvalidParameter, KnarrError, Unauthorized
 from engine.registry import retry
 from engine.registry.auth import Authorizer, Challenge, Credentials, challenges, merged
-from engine.registry.errors import Unreachable, failure
+from engine.registry.errors import Unreachable, failure, refused
 from engine.registry.hosts import Endpoint
 from engine.registry.transport import Headers, Response, Transport, shown
 
@@ -127,14 +127,14 @@ class Session:
                 self._scopes = merged([*wanted, *asked])
             general = {key: value for key, value in challenge.parameters.items() if key in ("realm", "service")}
             self._known[self.endpoint.url] = Challenge(challenge.scheme, general)
-            refused = header
-            header = await self._authorizer.header(self.endpoint, challenge, self._credentials, wanted, fresh=bool(refused))
+            before = header
+            header = await self._authorizer.header(self.endpoint, challenge, self._credentials, wanted, fresh=bool(before))
             if not header and challenge.scheme == "basic":
                 raise Unauthorized(f'{method.capitalize()} "{shown(url)}": no basic auth credentials')
         except BaseException:
             await response.close()
             raise
-        if not header or header == refused:
+        if not header or header == before:
             return response
         await response.close()
         return (await self._redirected(method, url, self._with(headers, header), body))[0]
@@ -190,6 +190,10 @@ class Session:
     async def error(self, response: Response, reference: str = "") -> KnarrError:
         """The error that an answer stands for; reads the start of its body. `reference`: the image that was asked for."""
         body = b"" if response.method == "HEAD" else await response.start(_ERROR_BODY)
+        if response.status == 401 and any(
+            c.parameters.get("error") == "insufficient_scope" for c in challenges(response.headers.get("www-authenticate", ""))
+        ):  # RFC 6750 section 3.1: we are known, and may not
+            return refused(self._name, push=self._push)
         after = retry.retry_after(response.headers.get("retry-after", ""))
         return failure(
             response.status, body, name=self._name, reference=reference or self._name, url=shown(response.url), after=after, push=self._push
