@@ -51,6 +51,9 @@ class Api:
     async def _route(self, exchange: Exchange) -> None:
         path, _, query = exchange.target.partition("?")
         path = unescape(path)
+        if path == "/v2" or path.startswith("/v2/"):
+            await self._engine.peers.handle(exchange)
+            return
         version = LATEST
         if path.startswith("/v"):
             match = _VERSIONED.fullmatch(path)

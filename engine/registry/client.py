@@ -28,7 +28,7 @@ from engine.registry.upload import Upload
 from engine.spec import image
 from engine.spec.digest import check_digest, is_digest
 from engine.spec.image import Descriptor
-from engine.spec.reference import Reference
+from engine.spec.reference import DEFAULT_DOMAIN, Reference
 
 T = TypeVar("T")
 log = logging.getLogger("knarr.registry")
@@ -105,6 +105,8 @@ class Registries:
         if path == address or not path.startswith("/"):
             raise InvalidParameter(f"invalid address of a daemon: {address!r}", hint="write unix:///path/of/its/socket")
         endpoint = Endpoint("http://localhost/v2", insecure=True, socket=path)
+        # Another daemon serves its images under their full names, whatever registry they are of.
+        reference = Reference(DEFAULT_DOMAIN, reference.name, reference.tag, reference.digest)
         async with self._at([endpoint], reference, Credentials(), push=push, rate=rate) as remote:
             yield remote
 
@@ -170,7 +172,9 @@ class Remote:
                 Credentials() if endpoint.mirror and not _is_for(credentials, endpoint) else credentials,
                 [scope(reference.path, *actions)],
                 name=reference.familiar_name,
-                attempts=attempts if not endpoint.mirror else 1,
+                attempts=1 if endpoint.mirror else attempts,
+                # A server that never answered is most likely not there, the more so when plain HTTP comes after it.
+                attempts_unseen=1 if endpoint.insecure and not endpoint.plain else 2,
                 push=push,
                 known={} if endpoint.socket else live.challenges,
             )
@@ -313,7 +317,7 @@ class Remote:
             try:
                 result = await ask(session)
             except Unreachable as error:
-                if last:
+                if last or (session.answered and not session.endpoint.mirror):
                     raise
                 log.debug("%s: %s", session.endpoint.url, error)
                 if session in self._sessions:  # another task of this repository may have found out first

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -37,6 +38,7 @@ from engine.store.layout import Layout
 from engine.store.snapshots import Snapshots
 
 if TYPE_CHECKING:
+    from engine.registry.server.app import RegistryApp
     from engine.service.pull import Pulls
     from engine.service.push import Pushes
 
@@ -62,6 +64,14 @@ class Engine:
     def pulls(self) -> Pulls:
         """Pulling; made when it is first used."""
         return self.context.pulls
+
+    @functools.cached_property
+    def peers(self) -> RegistryApp:
+        """The images of this daemon as a registry, for other daemons that reach its socket."""
+        from engine.registry.server.app import Options, RegistryApp
+        from engine.service.peers import ImageRepositories
+
+        return RegistryApp(ImageRepositories(self.context), self.images.content, self.registry.uploads, Options(delete=False))
 
     @property
     def pushes(self) -> Pushes:

@@ -151,6 +151,7 @@ def manifest_of(config: bytes, layers: list[Layer]) -> bytes:
     """An OCI manifest for an image that came without one."""
     return spec.encode(
         spec.Manifest(
+            schema_version=2,
             media_type=spec.MEDIA_MANIFEST,
             config=spec.Descriptor(media_type=spec.MEDIA_CONFIG, digest=sha256(config), size=len(config)),
             layers=tuple(spec.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size) for layer in layers),

@@ -128,7 +128,7 @@ class Pulls:
                 f"platform ({wanted})"
             )
         yield _pulling(reference)
-        layers = _layers(found.manifest, config)
+        layers = layers_of(found.manifest, config)
         holder = f"pull {reference}"
         chains = [layer.chain_id for layer in layers]
         blobs = [layer.digest for layer in layers]
@@ -256,7 +256,7 @@ class Pulls:
         before = images.store.target(names[0]), {member.id for member in images.store.members(found.target)}
         image = ImageRecord(
             id=found.manifest.config.digest, manifest=found.descriptor.digest, manifest_size=len(found.raw), config=config, raw=raw,
-            layers=tuple(layers), size=0, loaded=time.time_ns(),
+            layers=tuple(layers), size=0, loaded=time.time_ns(), manifest_type=found.descriptor.media_type,
         )  # fmt: skip
         images.register(image, names, found.index)
         await images.durable()
@@ -270,7 +270,8 @@ def _pulling(reference: Reference) -> bytes:
     return jsonstream.status(f"Pulling from {reference.path}", reference.digest or reference.tag)
 
 
-def _layers(manifest: spec.Manifest, config: spec.ImageConfig) -> list[Layer]:
+def layers_of(manifest: spec.Manifest, config: spec.ImageConfig) -> list[Layer]:
+    """The layers of an image as they are stored, bottom first."""
     chains = chain_ids(config.diff_ids)
     return [
         Layer(one.digest, one.size, one.media_type or spec.MEDIA_LAYER + "+gzip", diff_id, chain)

@@ -40,9 +40,9 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """One image for one platform."""
+    """One image for one platform. `schema_version` must be written out: 2."""
 
-    schema_version: int = 2
+    schema_version: int = 0
     media_type: str = ""
     artifact_type: str = ""
     config: Descriptor
@@ -50,14 +50,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
     annotations: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if self.schema_version != 2:
+        if self.schema_version not in (0, 2):
             raise ValueError(f"image manifest has schema version {self.schema_version}, only 2 is supported")
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """Several manifests, normally one for each platform."""
+    """Several manifests, normally one for each platform. `schema_version` must be written out: 2."""
 
-    schema_version: int = 2
+    schema_version: int = 0
     media_type: str = ""
     manifests: tuple[Descriptor, ...] | None = ()
     annotations: dict[str, str] | None = None

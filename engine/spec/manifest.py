@@ -61,6 +61,8 @@ def parse(raw: bytes, media_type: str, what: str) -> spec.Manifest | spec.Index:
             raise InvalidParameter(
                 f"{what}: Docker Image manifest version 2, schema 1 is not supported", hint="have the image pushed again by a newer client"
             )
+        if shape.schema_version != 2:
+            raise InvalidParameter(f"{what}: the manifest has the schema version {shape.schema_version}, only 2 is supported")
         is_index = bool(bytes(shape.manifests))
         if is_index and (bytes(shape.config) or bytes(shape.layers)):
             raise InvalidParameter(f"{what}: it claims to be a manifest and an index at once")

@@ -62,12 +62,14 @@ class _Row(msgspec.Struct, frozen=True):
     size: int
     tagged: int = 0
     loaded: int = 0
+    manifest_type: str = ""
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One image. `id` is the digest of its configuration (what Docker's classic store shows), `raw` the configuration's bytes.
 
-    `size` is the bytes of all files of all layers; `tagged` and `loaded` are Unix times in nanoseconds (0: never).
+    `manifest_type` is the manifest's media type as it came, "" when that is not known. `size` is the bytes of all files of all layers;
+    `tagged` and `loaded` are Unix times in nanoseconds (0: never).
     `repo_tags` and `repo_digests` are in Docker's familiar form: `busybox:latest`, `busybox@sha256:…`.
     """
 
@@ -80,6 +82,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     tagged: int = 0
     loaded: int = 0
+    manifest_type: str = ""
     repo_tags: tuple[str, ...] = ()
     repo_digests: tuple[str, ...] = ()
 
@@ -267,7 +270,7 @@ class ImageStore:
         With `index` that is what the names stand for in a registry, and `default` (the identifier of another image of it) may be what
         they stand for here. Raises sqlite3.Error.
         """
-        row = _Row(image.manifest, image.manifest_size, image.layers, image.size, image.tagged, image.loaded)
+        row = _Row(image.manifest, image.manifest_size, image.layers, image.size, image.tagged, image.loaded, image.manifest_type)
         name = _Name(default or image.id, index.digest if index is not None else "")
         moved: list[tuple[str, str]] = []
         with self._db.transaction() as cursor:
@@ -389,5 +392,5 @@ class ImageStore:
 def _record(id: str, row: _Row, raw: bytes) -> ImageRecord:
     return ImageRecord(
         id=id, manifest=row.manifest, manifest_size=row.manifest_size, config=spec.decode_config(raw), raw=raw, layers=row.layers,
-        size=row.size, tagged=row.tagged, loaded=row.loaded,
+        size=row.size, tagged=row.tagged, loaded=row.loaded, manifest_type=row.manifest_type,
     )  # fmt: skip
