@@ -24,8 +24,6 @@ MOST_REDIRECTS = 10  # what Go's client follows
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _KEEP_METHOD = frozenset((307, 308))
 _ERROR_BODY = 64 * 1024  # bytes of an error's body that are looked at
-# A server that has never answered is most likely not there: one more try, not a schedule of them.
-_ATTEMPTS_UNSEEN = 2
 
 log = logging.getLogger("knarr.registry")
 
@@ -33,7 +31,8 @@ Payload = bytes | Callable[[], AsyncIterator[bytes]]
 
 
 class Session:
-    """`name` is the repository as errors show it. `attempts` counts the first one too."""
+    """`name` is the repository as errors show it. `attempts` counts the first one too; `attempts_unseen` are those
+    at a server that has not answered yet."""
 
     def __init__(
         self,
@@ -45,6 +44,7 @@ class Session:
         *,
         name: str,
         attempts: int,
+        attempts_unseen: int = 2,
         push: bool = False,
         known: dict[str, Challenge] | None = None,
     ) -> None:
@@ -56,6 +56,7 @@ class Session:
         self._scopes = merged(scopes)
         self._name = name
         self._attempts = attempts
+        self._attempts_unseen = min(attempts, attempts_unseen)
         self._push = push
         self._known = {} if known is None else known  # how each server wanted to be asked the last time, by its URL
 
@@ -97,7 +98,7 @@ class Session:
             try:
                 response = await self._authorized(method, url, headers, body, scopes)
             except Unreachable as error:
-                most = self._attempts if self.answered else min(self._attempts, _ATTEMPTS_UNSEEN)
+                most = self._attempts if self.answered else self._attempts_unseen
                 if not again or error.final or attempt >= most:
                     raise
                 pause = retry.delay(attempt)

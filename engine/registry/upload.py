@@ -116,7 +116,7 @@ class Upload:
             return
         if response.status == 413 and self._chunk > max(SMALLEST_CHUNK, self._least):
             # A proxy in front of the registry limits the size of requests.
-            self._chunk = max(self._chunk // 8, SMALLEST_CHUNK, self._least)
+            self._chunk = max((end - self._offset) // 8, SMALLEST_CHUNK, self._least)
             await self._ask_offset()
             return
         if response.status == 416:

@@ -114,7 +114,7 @@ def test_upload_mount_list_delete(plain: DockerRegistry) -> None:
         }
         raw = json.dumps(manifest).encode()
         assert await remote.put_manifest("t1", OCI_MANIFEST, raw, ("t2", "t3")) == digest_of(raw)
-        assert [tag async for tag in remote.tags()] == ["t1", "t2", "t3"]
+        assert sorted([tag async for tag in remote.tags()]) == ["t1", "t2", "t3"]
         assert (await remote.manifest("t2"))[1] == raw
         await remote.delete_manifest(digest_of(raw))
         with pytest.raises(NotFound):
@@ -131,18 +131,6 @@ def test_upload_mount_list_delete(plain: DockerRegistry) -> None:
 
     at(f"{plain.host}/up/two", mount, push=True)
     assert plain.has_blob("up/two", digest_of(BIG)) and plain.has_blob("up/two", digest_of(b"elsewhere"))
-
-
-def test_many_tags_come_in_pages(plain: DockerRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.registry.client._PAGE", 3)
-    image = seed(plain, "many/tags", "t0")
-    for number in range(1, 8):
-        plain.put_manifest("many/tags", f"t{number}", image.manifest)
-
-    async def work(remote: Remote) -> list[str]:
-        return [tag async for tag in remote.tags()]
-
-    assert at(f"{plain.host}/many/tags", work) == [f"t{number}" for number in range(8)]
 
 
 def test_a_part_of_a_blob(plain: DockerRegistry) -> None:
@@ -319,8 +307,8 @@ def test_through_a_proxy(plain: DockerRegistry) -> None:
     def answer(request: Request) -> Reply:  # a forward proxy for plain HTTP, for names that only it knows
         assert request.target.startswith("http://reg.example/v2/")
         status, headers, body = plain.request(
-                request.method, request.target.removeprefix("http://reg.example"), headers={"Accept": request.headers["accept"]}
-            )
+            request.method, request.target.removeprefix("http://reg.example"), headers={"Accept": request.headers["accept"]}
+        )
         kept = {k: v for k, v in headers.items() if k in ("content-type", "docker-content-digest", "content-length")}
         return Reply(status, kept, body)
 
