@@ -141,18 +141,19 @@ class Uploads:
         """
         if session.scope is not None:
             session.scope.cancel()
-        async with session.lock:
-            if session.ended:
-                raise RegistryError("BLOB_UPLOAD_UNKNOWN")
-            with trio.CancelScope() as scope:
-                session.scope = scope
-                try:
+        with trio.CancelScope() as scope:
+            session.scope = scope
+            try:
+                async with session.lock:
+                    if session.ended:
+                        raise RegistryError("BLOB_UPLOAD_UNKNOWN")
                     yield
-                finally:
+            finally:
+                session.touched = time.time()
+                if session.scope is scope:
                     session.scope = None
-                    session.touched = time.time()
-            if scope.cancelled_caught:
-                raise ClientGone
+        if scope.cancelled_caught:
+            raise ClientGone
 
     async def append(self, session: Session, pieces: AsyncIterator[bytes], most: int = -1) -> None:
         """Write what comes, `most` bytes at most (-1: no bound). Raises RegistryError; what was written until then stays, unless the disk
@@ -204,6 +205,7 @@ class Uploads:
         The caller keeps the garbage collector off (`Backend.holding`) until the blob is linked.
         """
         algorithm, _, encoded = digest.partition(":")
+        session.scope = None  # who comes from here on waits for the end
         try:
             if algorithm != session.algorithm or session.hash is None:
                 session.algorithm = algorithm
