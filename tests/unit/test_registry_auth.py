@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -184,3 +187,12 @@ def test_search_terms() -> None:
     assert split("localhost/app") == ("localhost", "app")
     assert split("r.example:5000/a/b") == ("r.example:5000", "a/b")
     assert split("index.docker.io/library/x") == ("docker.io", "library/x")
+
+
+def test_an_idle_daemon_has_no_http_client() -> None:
+    program = (
+        "import sys; import cli.daemon, engine.api.server, engine.service.engine, engine.service.registries\n"
+        "print([m for m in ('httpx2', 'httpcore2', 'engine.registry.client') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert run.stdout == "[]\n"
