@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -19,6 +19,7 @@ from engine.config import Settings
 from engine.errors import Damaged, InvalidParameter, KnarrError, NotFound, Unauthorized
 from engine.registry import manifests, proxies
 from engine.registry.auth import Authorizer, Challenge, Credentials, scope
+from engine.registry.blob import Blob, part, whole
 from engine.registry.errors import ImageUnreachable, Interrupted, Unreachable
 from engine.registry.hosts import Endpoint, Hosts
 from engine.registry.rate import Rate
@@ -40,7 +41,6 @@ _MOST_PAGES = 1000
 _LARGEST_PAGE = 8 << 20
 _MOST_REFERRERS = 10_000
 ACCEPT = ", ".join((image.MEDIA_INDEX, image.MEDIA_MANIFEST, image.DOCKER_INDEX, image.DOCKER_MANIFEST, "*/*;q=0.1"))
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _LINK_NEXT = re.compile(r'<([^>]{1,4000})>\s*;[^,]*\brel="?next"?')
 
 
@@ -117,32 +117,6 @@ class Registries:
         async with self.live() as live:
             rates = [self.rate, *([rate] if rate else [])]
             yield Remote(live, reference, endpoints, credentials, push=push, rates=rates, attempts=self._settings.max_download_attempts)
-
-
-class Blob:
-    """A blob under way. `start` is the first byte that comes (0 when the server ignored the range), `total` the blob's size in bytes."""
-
-    def __init__(self, response: Response, start: int, end: int, total: int, rates: list[Rate]) -> None:
-        self.start = start
-        self.total = total
-        self._end = end
-        self._response = response
-        self._rates = [rate for rate in rates if rate.per_second]
-
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The bytes from `start` to the end of what was asked for, in pieces of 256 KiB at most. Raises Interrupted when they end early
-        (what came is good), KnarrError when there are more than there may be."""
-        left = self._end - self.start
-        async with contextlib.aclosing(self._response.chunks()) as parts:
-            async for part in parts:
-                left -= len(part)
-                if left < 0:
-                    raise KnarrError(f"reading {shown(self._response.url)}: the server sends more than the {self.total} bytes of the blob")
-                for rate in self._rates:
-                    await rate.take(len(part))
-                yield part
-        if left:
-            raise Interrupted(f"reading {shown(self._response.url)}: unexpected EOF, {left} bytes are missing")
 
 
 class Remote:
@@ -397,30 +371,15 @@ class Remote:
         response = await session.send("GET", url, headers)
         try:
             if response.status == 206 and ranged:
-                return response, self._part(response, descriptor, start, end)
+                return response, part(response, descriptor, start, end, self._rates)
             if response.status == 200:
-                total = response.length if response.length is not None else descriptor.size
-                _same_size(descriptor, total)
-                return response, Blob(response, 0, total, total, self._rates)
+                return response, whole(response, descriptor, self._rates)
             if response.status == 404:
                 raise NotFound(f"blob {descriptor.digest} of {self.reference.familiar_name} not found: {await session.error(response)}")
             raise await session.error(response)
         except BaseException:
             await response.close()
             raise
-
-    def _part(self, response: Response, descriptor: Descriptor, start: int, end: int | None) -> Blob:
-        match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", "").strip())
-        if match is None:
-            raise KnarrError(f"{shown(response.url)} answered with a part, but not with which")
-        first, last = int(match[1]), int(match[2])
-        total = int(match[3]) if match[3] != "*" else descriptor.size or last + 1
-        _same_size(descriptor, total)
-        if first != start or last < first or last >= total or (end is not None and last >= end):
-            raise KnarrError(
-                f"{shown(response.url)} answered with bytes {first}-{last}, asked for was {start}-{'' if end is None else end - 1}"
-            )
-        return Blob(response, first, last + 1, total, self._rates)
 
     async def _has(self, path: str) -> bool:
         async def ask(session: Session) -> bool:
@@ -489,11 +448,6 @@ def _is_for(credentials: Credentials, endpoint: Endpoint) -> bool:
 
 def _media_type(response: Response) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _same_size(descriptor: Descriptor, total: int) -> None:
-    if descriptor.size and total != descriptor.size:
-        raise KnarrError(f"{descriptor.digest} has {total} bytes at the registry, its descriptor says {descriptor.size}")
 
 
 def _next(session: Session, url: str, response: Response) -> str:

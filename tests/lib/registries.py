@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parent.parent.parent
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -166,7 +167,7 @@ class DockerRegistry:
         path.write_text(json.dumps(self.config))  # JSON is YAML
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                ["docker-registry", "serve", str(path)],
+                [shutil.which("docker-registry") or str(ROOT / ".venv/bin/docker-registry"), "serve", str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
