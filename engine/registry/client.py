@@ -21,7 +21,7 @@ from engine.registry import manifests, proxies
 from engine.registry.auth import Authorizer, Challenge, Credentials, scope
 from engine.registry.blob import Blob, part, whole
 from engine.registry.errors import ImageUnreachable, Interrupted, Unreachable
-from engine.registry.hosts import Endpoint, Hosts
+from engine.registry.hosts import Endpoint, Hosts, api_host
 from engine.registry.rate import Rate
 from engine.registry.session import Session
 from engine.registry.transport import Response, Transport, shown
@@ -41,6 +41,7 @@ _MOST_PAGES = 1000
 _LARGEST_PAGE = 8 << 20
 _MOST_REFERRERS = 10_000
 ACCEPT = ", ".join((image.MEDIA_INDEX, image.MEDIA_MANIFEST, image.DOCKER_INDEX, image.DOCKER_MANIFEST, "*/*;q=0.1"))
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # distribution specification, "Pulling manifests"
 _LINK_NEXT = re.compile(r'<([^>]{1,4000})>\s*;[^,]*\brel="?next"?')
 
 
@@ -143,7 +144,7 @@ class Remote:
                 live.transport,
                 live.authorizer,
                 endpoint,
-                Credentials() if endpoint.mirror and not _is_for(credentials, endpoint) else credentials,
+                credentials if _are_for(credentials, endpoint, reference.domain) else Credentials(),
                 [scope(reference.path, *actions)],
                 name=reference.familiar_name,
                 attempts=1 if endpoint.mirror else attempts,
@@ -161,15 +162,16 @@ class Remote:
 
     async def resolve(self, tag_or_digest: str) -> Descriptor:
         """The descriptor of a manifest: its media type, digest and size. Raises NotFound, ImageUnreachable, Unauthorized."""
+        name = _name(tag_or_digest)
         with self._image_is_unknown():
-            return await self._anywhere("resolve", lambda session: self._resolve(session, tag_or_digest))
+            return await self._anywhere("resolve", lambda session: self._resolve(session, name))
 
     async def manifest(self, tag_or_digest: str) -> tuple[Descriptor, bytes]:
         """A manifest or index, and its descriptor. The bytes are those of the digest that was asked for or that the registry tells.
         Raises as `resolve`, and Damaged for other bytes."""
-        capability = "pull" if is_digest(tag_or_digest) else "resolve"
+        name = _name(tag_or_digest)
         with self._image_is_unknown():
-            return await self._anywhere(capability, lambda session: self._manifest(session, tag_or_digest))
+            return await self._anywhere("pull" if is_digest(name) else "resolve", lambda session: self._manifest(session, name))
 
     async def document(self, descriptor: Descriptor, limit: int) -> bytes:
         """A small blob as a whole, checked. Raises InvalidParameter when it is larger than `limit` bytes, Damaged for other bytes."""
@@ -261,7 +263,7 @@ class Remote:
         """Store a manifest under a tag or its digest, and under more `tags`; its digest. Raises Damaged when the registry tells another."""
         digest = manifests.digest_like(raw, tag_or_digest)
         session = await self._writer()
-        for name in (tag_or_digest, *tags):
+        for name in map(_name, (tag_or_digest, *tags)):
             url = session.url(f"/{self.reference.path}/manifests/{name}")
             async with session.open("PUT", url, [("Content-Type", media_type)], body=raw) as response:
                 if response.status not in (200, 201, 202):
@@ -273,7 +275,7 @@ class Remote:
 
     async def delete_manifest(self, tag_or_digest: str) -> None:
         """Delete a manifest, or a tag where the registry can. Raises NotFound, NotThisWay when deleting is off."""
-        await self._delete(f"/{self.reference.path}/manifests/{tag_or_digest}")
+        await self._delete(f"/{self.reference.path}/manifests/{_name(tag_or_digest)}")
 
     async def delete_blob(self, digest: str) -> None:
         """Delete a blob. Raises as `delete_manifest`."""
@@ -440,10 +442,21 @@ class Remote:
                 raise await session.error(response)
 
 
-def _is_for(credentials: Credentials, endpoint: Endpoint) -> bool:
-    """Whether credentials were given for this very server: those of the registry are not shown to its mirrors."""
+def _are_for(credentials: Credentials, endpoint: Endpoint, domain: str) -> bool:
+    """Whether credentials may be shown to a server. Those of a registry are not shown to its mirrors, unless they were given for one."""
+    if not endpoint.mirror or endpoint.host in (domain, api_host(domain)):
+        return True
     address = credentials.server_address
     return bool(address) and (urlsplit(address).netloc if "://" in address else address.partition("/")[0]) == endpoint.host
+
+
+def _name(tag_or_digest: str) -> str:
+    """A tag or a digest that may be put into an address. Raises InvalidParameter; a digest of an unknown kind is never taken for a tag."""
+    if ":" in tag_or_digest:
+        return check_digest(tag_or_digest)
+    if _TAG.fullmatch(tag_or_digest) is None:
+        raise InvalidParameter("invalid tag format")
+    return tag_or_digest
 
 
 def _media_type(response: Response) -> str:

@@ -6,6 +6,7 @@ first request and let go by `close`, so that an idle daemon has neither.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from engine.errors import InvalidParameter, KnarrError
+from engine.errors import InvalidParameter, KnarrError, NotImplementedYet
 from engine.registry.errors import Interrupted, Unreachable
 from engine.registry.hosts import Tls
 from engine.registry.proxies import Proxies
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import httpx2
 
 READ_TIMEOUT = 60.0  # seconds without a byte after which a connection counts as dead
+DOCUMENT_TIMEOUT = 300.0  # seconds for a whole document, however steadily it drips
 CHUNK = 256 * 1024  # bytes asked of the kernel at a time; from 64 KiB on, more gains nothing on loopback
 # Bodies from this size on are read past the HTTP library: half its CPU time (measured: 500 MB in 0.2 s instead of 0.4 s, with TLS in 0.75 s
 # instead of 1.4 s). Below, keeping the connection is worth more.
@@ -61,23 +63,25 @@ class Response:
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises KnarrError when it is longer than `limit` bytes, Interrupted when it ends early."""
         parts, size = [], 0
-        async for part in self.chunks():
-            size += len(part)
-            if size > limit:
-                raise KnarrError(f"the answer of {shown(self.url)} is longer than {limit} bytes")
-            parts.append(part)
-        return b"".join(parts)
+        with trio.move_on_after(DOCUMENT_TIMEOUT):
+            async with contextlib.aclosing(self.chunks()) as chunks:
+                async for part in chunks:
+                    size += len(part)
+                    if size > limit:
+                        raise KnarrError(f"the answer of {shown(self.url)} is longer than {limit} bytes")
+                    parts.append(part)
+            return b"".join(parts)
+        raise Interrupted(f"reading {shown(self.url)}: not done after {DOCUMENT_TIMEOUT:.0f} s")
 
     async def start(self, limit: int) -> bytes:
         """The body, or its first `limit` bytes; for the text of an error. Raises nothing for a body that ends early."""
         found = b""
-        try:
-            async for part in self.chunks():
-                found += part
-                if len(found) >= limit:
-                    break
-        except Interrupted:
-            pass
+        with contextlib.suppress(Interrupted), trio.move_on_after(READ_TIMEOUT):
+            async with contextlib.aclosing(self.chunks()) as chunks:
+                async for part in chunks:
+                    found += part
+                    if len(found) >= limit:
+                        break
         return found[:limit]
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
@@ -87,36 +91,39 @@ class Response:
         try:
             if direct:
                 assert length is not None
-                async for part in self._directly(length):
-                    yield part
+                async with contextlib.aclosing(self._directly(length)) as parts:
+                    async for part in parts:
+                        yield part
             else:
-                async for part in self._raw.stream:  # type: ignore[union-attr]
-                    yield part
+                async with contextlib.aclosing(aiter(self._raw.stream)) as parts:  # type: ignore[arg-type,type-var]
+                    async for part in parts:
+                        yield part
         except _library().HTTPError as error:
             raise Interrupted(f"reading {shown(self.url)}: {_reason(error, self.url)[0]}") from error
 
-    async def _directly(self, length: int) -> AsyncIterator[bytes]:
+    async def _directly(self, length: int) -> AsyncGenerator[bytes, None]:
         """A long body of known length. What came with the head is in the library's buffer; the rest is read from the connection, which the
         library closes afterwards, since it has not seen the end."""
-        library = aiter(self._raw.stream)  # type: ignore[arg-type]
-        first = await anext(library, b"")
-        yield first
-        left = length - len(first)
-        network = self._raw.extensions["network_stream"]
-        tls: ssl.SSLObject | None = network.get_extra_info("ssl_object")
-        connection: trio.socket.SocketType = network.get_extra_info("socket")
-        while left > 0:
-            with trio.move_on_after(READ_TIMEOUT) as scope:
-                try:
-                    data = await (connection.recv(min(left, CHUNK)) if tls is None else self._records(network, tls, min(left, CHUNK)))
-                except OSError as error:
-                    raise Interrupted(f"reading {shown(self.url)}: {_system(error)}") from error
-            if scope.cancelled_caught:
-                raise Interrupted(f"reading {shown(self.url)}: nothing came for {READ_TIMEOUT:.0f} s")
-            if not data:
-                raise Interrupted(f"reading {shown(self.url)}: unexpected EOF")
-            left -= len(data)
-            yield data
+        async with contextlib.aclosing(aiter(self._raw.stream)) as library:  # type: ignore[arg-type,type-var]
+            first = await anext(library, b"")
+            yield first
+            left = length - len(first)
+            network = self._raw.extensions["network_stream"]
+            tls: ssl.SSLObject | None = network.get_extra_info("ssl_object")
+            connection: trio.socket.SocketType = network.get_extra_info("socket")
+            while left > 0:
+                with trio.move_on_after(READ_TIMEOUT) as scope:
+                    size = min(left, CHUNK)
+                    try:
+                        data = await (connection.recv(size) if tls is None else self._records(network, tls, size))
+                    except OSError as error:
+                        raise Interrupted(f"reading {shown(self.url)}: {_system(error)}") from error
+                if scope.cancelled_caught:
+                    raise Interrupted(f"reading {shown(self.url)}: nothing came for {READ_TIMEOUT:.0f} s")
+                if not data:
+                    raise Interrupted(f"reading {shown(self.url)}: unexpected EOF")
+                left -= len(data)
+                yield data
 
     @staticmethod
     async def _records(network: Any, tls: ssl.SSLObject, size: int) -> bytes:
@@ -156,7 +163,10 @@ class Transport:
         limits = {"connect": timeout, "read": READ_TIMEOUT, "write": READ_TIMEOUT, "pool": None}
         try:
             request = httpx2.Request(method, url, headers=sent, extensions={"timeout": limits}, **given)
-            raw = await pool.handle_async_request(request)
+            # Large bodies may take their time; the head of an answer may not, however steadily it drips.
+            most = timeout + 2 * READ_TIMEOUT if isinstance(body, bytes) else float("inf")
+            with trio.move_on_after(most):
+                return Response(await pool.handle_async_request(request), url, method)
         except httpx2.HTTPError as error:
             reason, final = _reason(error, url, socket)
             raise Unreachable(
@@ -164,7 +174,7 @@ class Transport:
             ) from error
         except (httpx2.InvalidURL, UnicodeError, ValueError) as error:
             raise InvalidParameter(f'{method.capitalize()} "{shown(url)}": {error}') from error
-        return Response(raw, url, method)
+        raise Unreachable(f'{method.capitalize()} "{shown(url)}": net/http: timeout awaiting response headers')
 
     def _pool(self, url: str, tls: Tls, socket: str) -> httpx2.AsyncHTTPTransport:
         proxy = "" if socket else self._proxies.for_url(url)
@@ -172,6 +182,8 @@ class Transport:
         key = (tls if secure else None, proxy, socket)
         found = self._pools.get(key)
         if found is None:
+            if proxy and not proxy.startswith(("http://", "https://")):
+                raise NotImplementedYet(f"a proxy of the kind {proxy.partition('://')[0]}", hint="use an http or https proxy")
             httpx2 = _library()
             context = tls_context(tls) if secure or proxy.startswith("https://") else False
             found = self._pools[key] = httpx2.AsyncHTTPTransport(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,16 @@ from tests.lib.daemon import Daemon
 from tests.lib.registries import OCI_INDEX, OCI_MANIFEST, DockerRegistry, Reply, Request, Scripted, TokenServer, seed
 
 ALICE = {"username": "alice", "password": "correct horse"}
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    """A daemon without any image."""
+    ours = Daemon()
+    try:
+        yield ours.start()
+    finally:
+        ours.close()
 
 
 def login(daemon: Daemon, registry: DockerRegistry, password: str, config: Path, *, check: bool = True) -> Any:

@@ -370,6 +370,46 @@ def test_another_manifest_than_the_digest_asked_for() -> None:
         at(registry.host, lambda remote: remote.resolve(other))
 
 
+@pytest.mark.parametrize("name", ["sha256:0", "md5:" + "0" * 32, "../../x", "a?b", "", "sha256:" + "0" * 63 + "/"])
+def test_what_is_no_tag_and_no_digest_is_not_asked_for(name: str) -> None:
+    with Scripted(lambda request: manifest()) as registry:
+        with pytest.raises(InvalidParameter):
+            at(registry.host, lambda remote: remote.manifest(name))
+        with pytest.raises(InvalidParameter):
+            at(registry.host, lambda remote: remote.resolve(name))
+        with pytest.raises(InvalidParameter):
+            at(registry.host, lambda remote: content(remote, Descriptor(digest=name)))
+        assert registry.requests == []
+
+
+def test_what_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drip() -> Iterator[bytes]:
+        while True:
+            yield b" "
+            threading.Event().wait(0.05)
+
+    monkeypatch.setattr("engine.registry.transport.DOCUMENT_TIMEOUT", 0.2)
+    with Scripted(lambda request: Reply(200, {"Content-Type": MANIFEST}, drip())) as registry, pytest.raises(Interrupted, match="not done"):
+        at(registry.host, lambda remote: remote.manifest("x"))
+
+
+def test_what_stalls_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.registry.transport.READ_TIMEOUT", 0.2)
+    gate = threading.Event()
+
+    def stall() -> Iterator[bytes]:
+        yield DATA[:100_000]
+        gate.wait(10)
+
+    try:
+        with Scripted(lambda r: Reply(200, {"Content-Length": str(len(DATA))}, stall())) as registry:
+            with pytest.raises(Interrupted, match="nothing came"):
+                at(registry.host, content)
+            gate.set()
+    finally:
+        gate.set()
+
+
 def test_head_is_not_needed() -> None:
     def serve(request: Request) -> Reply:
         return Reply(405) if request.method == "HEAD" else manifest()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
+import time
 from pathlib import Path
 
 import pytest
 
 from engine.errors import InvalidParameter
+from engine.registry import transport
 from engine.registry.hosts import DEFAULT_FOLDERS, Hosts, Tls, certificates, hosts_toml, is_insecure
 from engine.registry.proxies import Proxies, bypassed, from_settings, mask
 
@@ -164,3 +167,14 @@ def test_proxies_of_settings_before_the_environment_and_masked() -> None:
     assert found.for_url("http://lan/v2") == ""
     assert found.masked().http == "http://xxxxx:xxxxx@p:1"
     assert "secret" not in mask("user:secret@https-proxy:3128")
+
+
+@pytest.mark.parametrize(("year", "hinted"), [(1970, True), (2026, False)])
+def test_a_clock_that_was_never_set_is_named(monkeypatch: pytest.MonkeyPatch, year: int, hinted: bool) -> None:
+    moment = time.struct_time((year, 1, 2, 3, 4, 5, 0, 2, 0))
+    monkeypatch.setattr(transport.time, "gmtime", lambda: moment)
+    error = ssl.SSLCertVerificationError()
+    error.verify_code, error.verify_message = 9 if hinted else 10, "x"
+    reason, final = transport._reason(error, "https://r.example/v2/")
+    assert final and f"current time {year}-01-02" in reason
+    assert (f"the clock of this host says {year}" in transport._hint(reason)) is hinted
