@@ -1,8 +1,8 @@
 """A request and its reply: the object that handlers work with.
 
-A reply is one of: `reply` (whole body, one send), `stream` (chunked, each chunk flushed), `file` (a piece of a file, sent by the kernel),
-`hijack` (the raw connection: attach, exec).
-It owns the framing of both bodies; it must not know what is asked. RFC 9112; hijacking follows the Engine API, "Attach to a container".
+A reply is one of: `reply` (whole body, one send), `stream` (chunked, each chunk flushed), `sized` and `part` (pieces of a file, sent by the
+kernel), `hijack` (the raw connection: attach, exec). It owns the framing of both bodies; it must not know what is asked. RFC 9112; hijacking
+follows the Engine API, "Attach to a container".
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Exchange:
     """One request and its reply. `status` and `sent` tell of the reply what an access log says: 0 until it began, bytes of its body."""
 
     __slots__ = (
-        "_body_done", "_broken", "_chunked", "_connection", "_expects", "_parser", "complete", "headers", "hijacked", "http11",
+        "_body_done", "_broken", "_chunked", "_connection", "_expects", "_left", "_parser", "complete", "headers", "hijacked", "http11",
         "keep_alive", "method", "sent", "started", "status", "target",
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ class Exchange:
         self._parser = parser
         self._chunked = False
         self.started = self.complete = self.hijacked = False
-        self.status = self.sent = 0
+        self.status = self.sent = self._left = 0
         if request is None:  # a head that could not be read
             self.method, self.target = "", ""
             self.headers: dict[bytes, bytes] = {}
@@ -252,20 +252,23 @@ class Exchange:
         """Reply with the Engine API's form of an error: `{"message": ...}`."""
         await self.reply(status, b"" if status == 304 else msgspec.json.encode({"message": message}) + b"\n")
 
-    async def file(
-        self, descriptor: int, offset: int, count: int, *, status: int = 200, content_type: str, fields: bytes = b""
-    ) -> None:
-        """Reply with `count` bytes of an open file from `offset`; only the head for HEAD. Raises ClientGone."""
+    async def sized(self, count: int, *, status: int = 200, content_type: str, fields: bytes = b"") -> None:
+        """Send the head of a reply of `count` bytes, which `part` sends. For HEAD that is all. Raises ClientGone."""
         self.started = True
+        self._left = count
         head = self._head(status, fields) + f"Content-Type: {content_type}\r\nContent-Length: {count}\r\n\r\n".encode()
         await self._send_whole(head)
-        if self.method != "HEAD":
-            try:
-                await send_file(self._connection.transport, descriptor, offset, count)
-            except OSError as error:
-                raise ClientGone from error
-            self.sent = count
-        self.complete = True
+        self.complete = self.method == "HEAD" or not count
+
+    async def part(self, descriptor: int, offset: int, count: int) -> None:
+        """Send `count` bytes of an open file from `offset`, as the next ones of a `sized` reply. Raises ClientGone."""
+        try:
+            await send_file(self._connection.transport, descriptor, offset, count)
+        except OSError as error:
+            raise ClientGone from error
+        self.sent += count
+        self._left -= count
+        self.complete = not self._left
 
     async def _send_whole(self, data: bytes) -> None:
         transport = self._connection.transport

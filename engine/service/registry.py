@@ -20,9 +20,8 @@ from engine.store.repositories import RepositoryStore
 
 if TYPE_CHECKING:
     from engine.http.server import Server
-    from engine.registry.server.app import Line, Upstream
+    from engine.registry.server.app import Line, RegistryApp, Upstream
     from engine.registry.server.auth import Authenticator
-    from engine.registry.server.backend import Backend
     from engine.registry.server.settings import RegistrySettings
     from engine.registry.server.uploads import Uploads
 
@@ -94,7 +93,7 @@ class Registry:
         content = self._context.images.content
         app = RegistryApp(backend, content, self.uploads, options, auth=_authenticator(settings), on_request=on_request)
         if settings.proxy:
-            app.upstream = self._upstream(settings, backend, app)
+            app.upstream = self._upstream(settings, app)
         tls = TlsFiles(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
         listeners = open_listener(settings.listen, tls=tls, root=False)
         scheme = "https" if tls else "http"
@@ -104,8 +103,19 @@ class Registry:
         log.info("registry listens on %s", listening.url)
         return listening
 
-    def _upstream(self, settings: RegistrySettings, backend: Backend, app: Any) -> Upstream:
-        raise NotImplementedError
+    def _upstream(self, settings: RegistrySettings, app: RegistryApp) -> Upstream:
+        from engine.registry.hosts import is_insecure
+        from engine.registry.server.proxy import Proxy, source
+        from engine.spec.docker.registry import Credentials
+
+        context = self._context
+        credentials = Credentials(username=settings.proxy_username, password=settings.proxy_password, server_address=settings.proxy[0])
+        allowed = tuple(context.settings.insecure_registries)
+        sources = [
+            source(url, first=not number, insecure=is_insecure(url.partition("://")[2], allowed), credentials=credentials)
+            for number, url in enumerate(settings.proxy)
+        ]
+        return Proxy(context.registries, sources, app.backend, context.images.content, app.blobs, app.manifests, context.nursery)
 
     async def close(self, listening: Listening) -> None:
         """End what `listen` opened, cleanly."""

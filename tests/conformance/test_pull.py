@@ -91,7 +91,7 @@ def test_a_part_of_a_blob(registry: Client, name: str, wanted: str, first: int, 
     assert answer.headers["content-range"] == f"bytes {first}-{last}/100"
 
 
-def test_a_part_outside_of_the_blob(registry: Client, name: str) -> None:
+def test_a_part_outside_of_the_blob(registry: Client, name: str, conforming: None) -> None:
     """A range that begins behind the end is 416, and the reply says how long the blob is."""
     digest = registry.push_blob(name, b"x" * 100)
     answer = registry.get(f"/v2/{name}/blobs/{digest}", Range="bytes=100-")

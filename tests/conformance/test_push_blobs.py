@@ -77,7 +77,7 @@ def test_the_last_chunk_in_the_closing_put(registry: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["0-5", "7-12", "100-105"])
-def test_a_chunk_out_of_order(registry: Client, name: str, wrong: str) -> None:
+def test_a_chunk_out_of_order(registry: Client, name: str, wrong: str, conforming: None) -> None:
     """A chunk that does not begin where the last one ended is 416, and the upload is as it was."""
     location = registry.request("PATCH", registry.begin(name), b"first,", {**OCTETS, "Content-Range": "0-5"}).headers["location"]
     assert registry.request("PATCH", location, b"second", {**OCTETS, "Content-Range": wrong}).status == 416
@@ -87,7 +87,7 @@ def test_a_chunk_out_of_order(registry: Client, name: str, wrong: str) -> None:
     assert registry.request("PUT", with_query(location, digest=digest_of(b"first,second")), b"").status == 201
 
 
-def test_the_first_chunk_begins_at_zero(registry: Client, name: str) -> None:
+def test_the_first_chunk_begins_at_zero(registry: Client, name: str, conforming: None) -> None:
     """416 for a first chunk with another begin."""
     assert registry.request("PATCH", registry.begin(name), b"abc", {**OCTETS, "Content-Range": "5-7"}).status == 416
 
@@ -138,7 +138,7 @@ def test_cancel_an_upload(registry: Client, name: str) -> None:
     assert (answer.status, answer.code) == (404, "BLOB_UPLOAD_UNKNOWN")
 
 
-def test_an_upload_is_over_after_its_put(registry: Client, name: str) -> None:
+def test_an_upload_is_over_after_its_put(registry: Client, name: str, conforming: None) -> None:
     """A session ends with its blob, and with a wrong digest too."""
     for digest in (digest_of(b"data"), digest_of(b"other")):
         location = registry.request("PATCH", registry.begin(name), b"data", OCTETS).headers["location"]

@@ -65,6 +65,12 @@ class Upstream(Protocol):
     async def blob(self, request: Request) -> None:
         """Answer a GET or HEAD of a blob."""
 
+    async def tags(self, request: Request) -> None:
+        """Answer with the list of tags."""
+
+    async def referrers(self, request: Request) -> None:
+        """Answer with the referrers of a digest."""
+
 
 class RegistryApp:
     """The registry. `on_request` is told of every request that was answered."""
@@ -154,9 +160,9 @@ class RegistryApp:
         elif not reads:
             raise wrong_method("GET, HEAD")
         elif kind == "tags":
-            await self.manifests.tags(request)
+            await (self.upstream.tags(request) if self.upstream else self.manifests.tags(request))
         elif kind == "referrers":
-            await referrers.get(request, self.backend)
+            await (self.upstream.referrers(request) if self.upstream else referrers.get(request, self.backend))
         elif kind == "catalog":
             await self._catalog(request)
         else:
@@ -179,7 +185,7 @@ class RegistryApp:
         found: list[str] = []
         last = request.value("last")
         while len(found) <= limit and (batch := self.backend.names(last, CATALOG_MAX)):
-            found += filter(self._visible, batch)
+            found += [name for name in batch if self.backend.valid_name(name) and self._visible(name)]
             last = batch[-1]
         fields = {}
         if len(found) > limit > 0:

@@ -16,7 +16,7 @@ from engine.aio.blocking import blocking
 from engine.registry.server import names
 from engine.registry.server.backend import Backend
 from engine.registry.server.errors import RegistryError
-from engine.registry.server.request import VERSION_FIELD, Request, encode_fields, location, wrong_method
+from engine.registry.server.request import Request, encode_fields, location, wrong_method
 from engine.registry.server.uploads import Session, Uploads
 from engine.store.content import Content
 
@@ -56,32 +56,19 @@ class Blobs:
 
     async def send(self, request: Request, digest: str, size: int) -> None:
         """Answer with a blob of the content store, or the part of it that was asked for."""
-        tag = f'"{digest}"'
-        fields = {"Docker-Content-Digest": digest, "ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": _FOREVER}
-        if request.matches(digest):
-            await request.reply(304, fields)
+        if request.method == "HEAD" or request.matches(digest):
+            await begin(request, digest, size)
             return
-        part = None
-        if b"range" in request.exchange.headers and request.header(b"if-range") in ("", tag):
-            part = names.byte_range(request.header(b"range"), size)
-        offset, count = part or (0, size)
-        if part is not None:
-            fields["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{size}"
-        if request.method == "HEAD":
-            descriptor = -1
-        else:
-            try:
-                descriptor = await blocking("disk", os.open, self._content.path(digest), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                _log.error("blob %s of repository %s is gone from the content store", digest, request.name)
-                raise RegistryError("BLOB_UNKNOWN", {"digest": digest})
         try:
-            head = VERSION_FIELD + encode_fields(fields)
-            status = 200 if part is None else 206
-            await request.exchange.file(descriptor, offset, count, status=status, content_type=OCTETS, fields=head)
+            descriptor = await blocking("disk", os.open, self._content.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            _log.error("blob %s of repository %s is gone from the content store", digest, request.name)
+            raise RegistryError("BLOB_UNKNOWN", {"digest": digest})
+        try:
+            offset, count = await begin(request, digest, size)
+            await request.exchange.part(descriptor, offset, count)
         finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+            os.close(descriptor)
 
     async def delete(self, request: Request) -> None:
         """DELETE of a blob (end-10): out of this repository; its bytes go when no other has it."""
@@ -196,6 +183,23 @@ class Blobs:
     async def _created(self, request: Request, digest: str, size: int) -> None:
         await self._backend.link(request.name, digest, size)
         await request.reply(201, {"Location": location(request.name, "blobs", digest), "Docker-Content-Digest": digest})
+
+
+async def begin(request: Request, digest: str, size: int) -> tuple[int, int]:
+    """Send the head of a reply with a blob of `size` bytes; the offset and number of those that follow, none for HEAD and for 304."""
+    tag = f'"{digest}"'
+    fields = {"Docker-Content-Digest": digest, "ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": _FOREVER}
+    if request.matches(digest):
+        await request.reply(304, fields)
+        return 0, 0
+    part = None
+    if b"range" in request.exchange.headers and request.header(b"if-range") in ("", tag):
+        part = names.byte_range(request.header(b"range"), size)
+    offset, count = part or (0, size)
+    if part is not None:
+        fields["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{size}"
+    await request.sized(count, fields, OCTETS, 200 if part is None else 206)
+    return (0, 0) if request.method == "HEAD" else (offset, count)
 
 
 def _progress(session: Session) -> dict[str, str]:

@@ -20,15 +20,17 @@ VERSION_FIELD = b"Docker-Distribution-API-Version: registry/2.0\r\n"
 
 
 class Request:
-    """`user` is "" when nobody had to say who they are; `query` has every value of each parameter."""
+    """`user` is "" when nobody had to say who they are; `query` has every value of each parameter; `always` are header fields of whatever
+    reply comes."""
 
-    __slots__ = ("_auth", "address", "exchange", "query", "user")
+    __slots__ = ("_auth", "address", "always", "exchange", "query", "user")
 
     def __init__(self, exchange: Exchange, address: Address, query: dict[str, list[str]], auth: Authenticator, user: str) -> None:
         self.exchange = exchange
         self.address = address
         self.query = query
         self.user = user
+        self.always: dict[str, str] = {}
         self._auth = auth
 
     @property
@@ -56,7 +58,12 @@ class Request:
 
     async def reply(self, status: int, fields: Fields | None = None, body: bytes = b"", content_type: str = JSON) -> None:
         """Answer; `fields` are header fields."""
-        await self.exchange.reply(status, body, content_type, VERSION_FIELD + encode_fields(fields or {}))
+        await self.exchange.reply(status, body, content_type, VERSION_FIELD + encode_fields({**(fields or {}), **self.always}))
+
+    async def sized(self, count: int, fields: Fields, content_type: str, status: int = 200) -> None:
+        """Send the head of a reply of `count` bytes, which `exchange.part` sends."""
+        head = VERSION_FIELD + encode_fields({**fields, **self.always})
+        await self.exchange.sized(count, status=status, content_type=content_type, fields=head)
 
     async def json(self, value: Any, fields: Fields | None = None, content_type: str = JSON) -> None:
         """Answer with a JSON document."""

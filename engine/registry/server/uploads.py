@@ -187,7 +187,7 @@ class Uploads:
     async def _write(self, session: Session, descriptor: int, pieces: list[bytes]) -> None:
         try:
             assert session.hash is not None
-            session.offset += await blocking("hashing", _write, descriptor, pieces, session.hash)
+            session.offset += await blocking("hashing", write_pieces, descriptor, pieces, session.hash)
         except OSError as error:
             session.hash = None
             full = no_space(error)
@@ -256,7 +256,8 @@ def _open_at(path: str, offset: int) -> int:
     return descriptor
 
 
-def _write(descriptor: int, pieces: list[bytes], sink: Hash) -> int:
+def write_pieces(descriptor: int, pieces: list[bytes], sink: Hash) -> int:
+    """Hash and write; how many bytes. Blocks. Raises OSError."""
     total = 0
     for piece in pieces:
         view = memoryview(piece)
