@@ -371,7 +371,7 @@ class Images:
 
     def make_durable(self) -> None:
         """In a worker thread: rows to the disk, and the mirror beside them."""
-        self.store.write_mirror(trio.from_thread.run_sync(self.store.mirror))
+        self.store.write_mirror(lambda: trio.from_thread.run_sync(self.store.mirror))
         self._db.sync()
 
     async def durable(self) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Collection
 from types import TracebackType
 from typing import BinaryIO
 
@@ -18,7 +19,9 @@ from engine.spec.digest import check_digest, is_digest, sha256
 from engine.store.ingest import SUMS, Ingest
 from engine.store.ingest import remove as remove_ingest
 from engine.store.layout import Layout
+from engine.store.trees import remove_tree
 
+DAMAGED = ".damaged"
 _CHUNK = 1 << 20
 # An ingest that nobody wrote to for a day belongs to no download that will be resumed.
 _STALE_SECONDS = 24 * 3600.0
@@ -202,8 +205,8 @@ class Content:
     def set_aside(self, digest: str) -> str:
         """Rename a damaged blob, so that it is absent; returns the new path."""
         path = self.path(digest)
-        os.rename(path, path + ".damaged")
-        return path + ".damaged"
+        os.rename(path, path + DAMAGED)
+        return path + DAMAGED
 
     def delete(self, digest: str) -> None:
         """Remove a blob; absent is fine."""
@@ -222,22 +225,69 @@ class Content:
     def list(self) -> list[tuple[str, int]]:
         """(digest, bytes) of every blob."""
         found: list[tuple[str, int]] = []
-        for algorithm in os.listdir(self._blobs):
+        for algorithm in _folders(self._blobs):
             with os.scandir(f"{self._blobs}/{algorithm}") as entries:
-                named = ((f"{algorithm}:{entry.name}", entry) for entry in entries)
+                named = ((f"{algorithm}:{entry.name}", entry) for entry in entries if entry.is_file(follow_symlinks=False))
                 found.extend((digest, entry.stat().st_size) for digest, entry in named if is_digest(digest))
         return found
 
-    def sweep(self, age: float = _STALE_SECONDS) -> _Names:
-        """Remove temporary files (their writer is gone: call it at start alone) and downloads that nobody wrote to for `age` seconds."""
-        removed: _Names = []
+    def strays(self) -> tuple[_Names, _Names]:
+        """Paths among the blobs of what is no blob, and of damaged ones that were set aside."""
+        others: _Names = []
+        aside: _Names = []
+        for algorithm in _folders(self._blobs):
+            for name in sorted(os.listdir(f"{self._blobs}/{algorithm}")):
+                path = f"{self._blobs}/{algorithm}/{name}"
+                if is_digest(f"{algorithm}:{name.removesuffix(DAMAGED)}") and os.path.isfile(path):
+                    aside += [path] if name.endswith(DAMAGED) else []
+                else:
+                    others.append(path)
+        return others, aside
+
+    def stale(self, needed: Collection[str] = (), age: float = _STALE_SECONDS) -> _Names:
+        """Paths of temporary files of writers that are gone, and of downloads that nobody wrote to for `age` seconds, but for those of
+        `needed` digests."""
+        found: _Names = []
+        own = f"{os.getpid()}-"
         with os.scandir(self._ingest) as entries:
             for entry in entries:
-                resumable = is_digest(entry.name.removesuffix(SUMS).replace("-", ":", 1))
-                if not resumable or time.time() - entry.stat().st_mtime > age:
-                    os.unlink(entry.path)
-                    removed.append(entry.path)
+                digest = entry.name.removesuffix(SUMS).replace("-", ":", 1)
+                if not is_digest(digest):
+                    found += [] if entry.name.startswith(own) else [entry.path]
+                elif digest not in needed and time.time() - entry.stat(follow_symlinks=False).st_mtime > age:
+                    found.append(entry.path)
+        return found
+
+    def tidy(self, needed: Collection[str] = (), age: float = _STALE_SECONDS) -> _Names:
+        """Remove what is `stale`, and return it."""
+        removed = self.stale(needed, age)
+        for path in removed:
+            remove_path(path)
         return removed
+
+    def sweep(self, age: float = _STALE_SECONDS) -> _Names:
+        """At start alone: remove every temporary file (a process identifier comes again) and downloads that nobody wrote to for `age`
+        seconds."""
+        own = f"{os.getpid()}-"
+        removed = [f"{self._ingest}/{name}" for name in os.listdir(self._ingest) if name.startswith(own)]
+        for path in removed:
+            remove_path(path)
+        return removed + self.tidy((), age)
+
+
+def remove_path(path: str) -> None:
+    """Remove a file, or whatever lies there instead. Absent is fine."""
+    folder, _, name = path.rpartition("/")
+    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(parent, name)
+    finally:
+        os.close(parent)
+
+
+def _folders(path: str) -> _Names:
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
 def _sync_folder(folder: str) -> None:

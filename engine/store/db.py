@@ -70,6 +70,12 @@ _MIGRATIONS: tuple[str, ...] = (
         id TEXT PRIMARY KEY, repository TEXT NOT NULL, algorithm TEXT NOT NULL, started INTEGER NOT NULL
     ) WITHOUT ROWID;
     """,
+    # Of a committed snapshot: when that was (Unix seconds), the blob it was unpacked from, and what is wrong with it ("" for nothing).
+    """
+    ALTER TABLE snapshots ADD COLUMN at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE snapshots ADD COLUMN blob TEXT NOT NULL DEFAULT '';
+    ALTER TABLE snapshots ADD COLUMN damage TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 

@@ -9,10 +9,12 @@ what may be deleted.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -166,6 +168,7 @@ class ImageStore:
         self._indexes: dict[str, Index] = {}
         self._used: dict[str, int] = {}
         self.damaged: list[str] = []
+        self._mirrored = b""
         for id, record, config in db.query("SELECT id, record, config FROM images"):
             self._load(str(id), record, config)  # type: ignore[arg-type]
         for digest, media_type, raw, held in db.query("SELECT digest, media_type, raw, held FROM image_indexes"):
@@ -360,7 +363,7 @@ class ImageStore:
     # -- the mirror
 
     def mirror(self) -> bytes:
-        """The mirror's content as of now, for `write_mirror`."""
+        """The mirror's content as of now."""
         names: dict[str, list[str]] = {}
         for text, name in self._names.items():
             names.setdefault(name.image, []).append(text)
@@ -371,12 +374,31 @@ class ImageStore:
             entries[id] = MirrorEntry(image.manifest, own, targets)
         return msgspec.json.encode(entries)
 
-    def write_mirror(self, content: bytes) -> None:
-        """Replace the mirror. Blocks; any thread. It is a copy, so it is renamed into place but not synced."""
+    def write_mirror(self, current: Callable[[], bytes]) -> None:
+        """Replace the mirror when it has changed; `current` gives its content. Blocks; any thread, one after the other, so that the last
+        one written is the latest. Synced before it is renamed: a power cut must not leave an empty one in the place of the one before."""
+        folder = os.open(os.path.dirname(self._mirror), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            content = current()
+            if content != self._mirrored:
+                self._replace_mirror(content)
+        finally:
+            os.close(folder)
+
+    def _replace_mirror(self, content: bytes) -> None:
         temporary = f"{self._mirror}.{os.getpid()}-{time.monotonic_ns()}"
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, self._mirror)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._mirror)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        self._mirrored = content
 
     def read_mirror(self) -> dict[str, MirrorEntry]:
         """The mirror, by image identifier; empty when there is none. Raises Damaged."""

@@ -6,6 +6,7 @@ Modes follow Docker's data root (0710): set-user-id programs of images must not 
 from __future__ import annotations
 
 import os
+import time
 
 _PRIVATE = 0o710
 
@@ -28,7 +29,7 @@ class Layout:
         self.bundles = f"{self.exec_root}/bundles"
 
     def create(self) -> None:
-        """Make every folder that is not there yet. Raises OSError."""
+        """Make every folder that is not there yet; what has the name of one and is none is renamed. Raises OSError."""
         for folder in (self.data_root, self.exec_root):
             os.makedirs(folder, mode=_PRIVATE, exist_ok=True)
         blobs = (self.content, self.blobs, f"{self.blobs}/sha256", f"{self.blobs}/sha512", self.ingest)
@@ -49,4 +50,8 @@ def _make(folder: str, mode: int) -> None:
     try:
         os.mkdir(folder, mode)
     except FileExistsError:
-        pass
+        if os.path.isdir(folder):
+            return
+        # Something else took the place: it must not keep the daemon from starting, and is kept for whoever wants to look at it.
+        os.rename(folder, f"{folder}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        os.mkdir(folder, mode)

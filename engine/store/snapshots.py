@@ -2,12 +2,17 @@
 
 Owns `snapshots/<number>/{fs,work}` and the rows that say what a number is. A row without its folder cannot be (the folder is made durable
 first); a folder without a row is a leftover and is swept. Does not mount, does not unpack. The kernel's side is overlayfs.rst.
+
+A committed snapshot that was found damaged keeps its row, so that what lies on it stays in order, but does not count as there: the next
+`commit` of its chain puts whole files in its place, under the same number, and leaves the damaged ones beside it as `<number>.damaged`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Iterable
 
@@ -27,6 +32,9 @@ _OPTIONS_MAX = 4095
 # Docker's choices: no index (lower folders are shared by many mounts), plain renames and copies, so that an upper folder is a layer.
 _OPTIONS = ("index=off", "redirect_dir=off", "metacopy=off")
 _POOL = 8
+DAMAGED = ".damaged"
+_COLUMNS = "number, name, committed, parent, size, inodes, at, blob, damage"
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _EMPTY = "empty"
 # The bottom layer of every container: the places that its mounts need. Without it the kernel makes them at each start in the container's
 # own layer, which costs 0.6 ms and leaves files there. An image that has them, or hides them, wins.
@@ -36,7 +44,11 @@ _PLACE_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
 
 
 class Snapshot(msgspec.Struct):
-    """One row. `parent` is a chain identifier or ""; `size` in bytes (allocated) and `inodes` are 0 for active ones."""
+    """One row. `parent` is a chain identifier or ""; `size` in bytes (allocated) and `inodes` are 0 for active ones.
+
+    Of a committed one: `at` is when it was committed (Unix seconds), `blob` what it was unpacked from ("" when that is not known),
+    `damage` what is wrong with it.
+    """
 
     number: int
     name: str
@@ -44,6 +56,9 @@ class Snapshot(msgspec.Struct):
     parent: str
     size: int = 0
     inodes: int = 0
+    at: int = 0
+    blob: str = ""
+    damage: str = ""
 
 
 class Snapshots:
@@ -55,15 +70,32 @@ class Snapshots:
         self._rows: dict[str, Snapshot] = {}
         self._children: dict[str, int] = {}
         self._pool: deque[int] = deque()
-        for row in db.query("SELECT number, name, committed, parent, size, inodes FROM snapshots"):
-            self._remember(Snapshot(int(row[0]), str(row[1]), bool(row[2]), str(row[3]), int(row[4]), int(row[5])))  # type: ignore[call-overload]
-        found = [name for name in os.listdir(self._folder) if name not in (_EMPTY, _PLACES)]
+        self._damaged: set[str] = set()
+        # Folders that are being filled.
+        self._begun: set[int] = set()
+        for row in db.query(f"SELECT {_COLUMNS} FROM snapshots"):
+            self._remember(_row(row))
+        found = [name for name in os.listdir(self._folder) if not _is_kept(name)]
         owned = {str(row.number) for row in self._rows.values()}
+        # Keys of active snapshots whose folders were gone, with what was written there: they are empty from here on.
+        self.lost: list[str] = []
+        for row in self._rows.values():
+            if not os.path.isdir(f"{self._folder}/{row.number}/fs"):
+                self._without_folder(row)
         # Found now, because later a folder may be one that is just being made.
         self._leftovers = [f"{self._folder}/{name}" for name in found if name not in owned]
         self._next = 1 + max((int(name) for name in (*found, *owned) if name.isdecimal()), default=0)
         os.makedirs(f"{self._folder}/{_EMPTY}/fs", mode=0o755, exist_ok=True)
         _make_places(f"{self._folder}/{_PLACES}/fs")
+
+    def _without_folder(self, row: Snapshot) -> None:
+        if row.committed:
+            self._mark(row, row.damage or "its folder is missing")
+            return
+        for folder, mode in (("", 0o710), ("/fs", 0o755), ("/work", 0o700)):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(f"{self._folder}/{row.number}{folder}", mode)
+        self.lost.append(row.name)
 
     # -- active ones
 
@@ -75,7 +107,7 @@ class Snapshots:
         """
         if key in self._rows:
             raise Conflict(f"preparing snapshot {key}: it exists already")
-        if parent is not None and (parent not in self._rows or not self._rows[parent].committed):
+        if parent is not None and not self.whole(parent):
             raise NotFound(f"preparing snapshot {key}: no layers {parent}", hint="load or pull the image again")
         number = self._pool.popleft() if self._pool else self._make_pair()
         row = Snapshot(number, key, False, parent or "")
@@ -133,8 +165,21 @@ class Snapshots:
         return tuple(f"{self._folder}/{part}" for part in self._lower(parent)) if parent else ()
 
     def has(self, name: str) -> bool:
-        """Whether there is a snapshot with this chain identifier or key."""
-        return name in self._rows
+        """Whether there is a snapshot with this chain identifier or key, and not found damaged."""
+        return name in self._rows and name not in self._damaged
+
+    def whole(self, chain: str) -> bool:
+        """Whether a committed snapshot and all those below it are there."""
+        row = self._rows.get(chain)
+        if row is None or not row.committed:
+            return False
+        while self._damaged:
+            if chain in self._damaged:
+                return False
+            chain = self._rows[chain].parent
+            if not chain:
+                break
+        return True
 
     def parent(self, key: str) -> str:
         """The chain below a snapshot, "" for none. Raises NotFound."""
@@ -174,6 +219,7 @@ class Snapshots:
         row = self._rows.pop(key, None)
         if row is None:
             return ""
+        self._damaged.discard(key)
         if row.parent:
             self._children[row.parent] -= 1
         return f"{self._folder}/{row.number}"
@@ -205,7 +251,9 @@ class Snapshots:
 
     def begin(self) -> str:
         """A new folder for unpacking a layer; unpack into its `fs`, then `commit` or `discard`."""
-        return f"{self._folder}/{self._make_pair(work=False)}"
+        number = self._make_pair(work=False)
+        self._begun.add(number)
+        return f"{self._folder}/{number}"
 
     def sync_files(self, path: str) -> None:
         """Make everything in the file system of `path` durable: once per layer, before `commit`. Blocks; any thread."""
@@ -215,21 +263,92 @@ class Snapshots:
         finally:
             os.close(fd)
 
-    def commit(self, path: str, chain: str, parent: str, size: int, inodes: int) -> None:
-        """Name the unpacked folder. The caller synced it first. Raises Conflict when the chain is there (someone was faster)."""
-        number = int(path.rpartition("/")[2])
-        if chain in self._rows:
+    def commit(self, path: str, chain: str, parent: str, size: int, inodes: int, blob: str = "") -> None:
+        """Name the unpacked folder. The caller synced it first. Raises Conflict when the chain is there (someone was faster).
+
+        Where the chain is there and damaged, the folder takes its place.
+        """
+        if self.has(chain):
             raise Conflict(f"layer {chain} is there already")
         if parent and parent not in self._rows:
             raise NotFound(f"no layers {parent} below {chain}")
-        row = Snapshot(number, chain, True, parent, size, inodes)
+        number = int(path.rpartition("/")[2])
+        damaged = self._rows.get(chain)
+        row = Snapshot(damaged.number if damaged else number, chain, True, parent, size, inodes, int(time.time()), blob)
+        if damaged is not None:
+            self._replace(number, row.number)
         with self._db.transaction() as cursor:
+            if damaged is not None:
+                cursor.execute("DELETE FROM snapshots WHERE number = ?", (row.number,))
             _insert(cursor, row)
-        self._remember(row)
+        self._begun.discard(number)
+        if damaged is not None:
+            self._rows[chain] = row
+            self._damaged.discard(chain)
+        else:
+            self._remember(row)
+
+    def _replace(self, number: int, damaged: int) -> None:
+        """Put one folder in the place of another. Whoever mounted the old one keeps it, under another name."""
+        new, old = f"{self._folder}/{number}", f"{self._folder}/{damaged}"
+        aside, count = old + DAMAGED, 1
+        while os.path.lexists(aside):
+            count += 1
+            aside = f"{old}-{count}{DAMAGED}"
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.path.lexists(old):
+                _core.renameat2(folder, new, folder, old, _EXCHANGE)
+                os.rename(new, aside)
+            else:
+                os.rename(new, old)
+            os.fsync(folder)  # before the row says that it is whole; a repair is rare enough to wait for the disk here
+        finally:
+            os.close(folder)
+
+    def set_damaged(self, chain: str, what: str) -> None:
+        """A committed snapshot was found damaged: it counts as absent until its chain is committed again. Raises sqlite3.Error."""
+        row = self._rows[chain]
+        with self._db.transaction() as cursor:
+            cursor.execute("UPDATE snapshots SET damage = ? WHERE number = ?", (what, row.number))
+        self._mark(row, what)
+
+    def _mark(self, row: Snapshot, what: str) -> None:
+        row.damage = what
+        self._damaged.add(row.name)
+
+    def rows(self) -> list[Snapshot]:
+        """Every row, oldest first, for those who look at all of them. Not to be changed."""
+        return sorted(self._rows.values(), key=lambda row: row.number)
+
+    def folder(self, row: Snapshot) -> str:
+        """The host path of the folder that holds a row's `fs`."""
+        return f"{self._folder}/{row.number}"
+
+    def strays(self) -> tuple[list[str], list[str]]:
+        """Host paths of folders that nothing owns, and of damaged ones set aside."""
+        owned = {str(number) for number in (*(row.number for row in self._rows.values()), *self._pool, *self._begun)}
+        names = sorted(os.listdir(self._folder))
+        aside = [f"{self._folder}/{name}" for name in names if name.endswith(DAMAGED)]
+        return [f"{self._folder}/{name}" for name in names if name not in owned and not _is_kept(name)], aside
+
+    def used_by(self, path: str) -> set[str]:
+        """The active snapshots that a damaged folder which was set aside may still be mounted for."""
+        number = path.rpartition("/")[2].partition(".")[0].partition("-")[0]
+        chain = next((row.name for row in self._rows.values() if str(row.number) == number), "")
+        return {key for key in self.keys() if chain and chain in self._chain(self._rows[key].parent)}
+
+    def _chain(self, chain: str) -> list[str]:
+        found: list[str] = []
+        while chain and chain in self._rows:
+            found.append(chain)
+            chain = self._rows[chain].parent
+        return found
 
     def discard(self, path: str) -> None:
         """Give up a folder of `begin`: its files are removed. Slow; any thread."""
         self.delete_files(path)
+        self._begun.discard(int(path.rpartition("/")[2]))
 
     def chain_size(self, chain: str) -> int:
         """Bytes of all layers of a chain."""
@@ -299,6 +418,8 @@ class Snapshots:
 
     def _remember(self, row: Snapshot) -> None:
         self._rows[row.name] = row
+        if row.damage:
+            self._damaged.add(row.name)
         if row.parent:
             self._children[row.parent] = self._children.get(row.parent, 0) + 1
 
@@ -310,8 +431,20 @@ def _make_places(root: str) -> None:
         os.close(os.open(f"{root}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
+def _row(values: tuple[object, ...]) -> Snapshot:
+    number, name, committed, parent, size, inodes, at, blob, damage = values
+    return Snapshot(
+        int(number), str(name), bool(committed), str(parent), int(size), int(inodes), int(at), str(blob), str(damage),  # type: ignore[call-overload]
+    )  # fmt: skip
+
+
+def _is_kept(name: str) -> bool:
+    """Whether a name in the folder of snapshots is none of a leftover: what is mounted everywhere, and evidence."""
+    return name in (_EMPTY, _PLACES) or name.endswith(DAMAGED)
+
+
 def _insert(cursor: sqlite3.Cursor, row: Snapshot) -> None:
     cursor.execute(
-        "INSERT INTO snapshots (number, name, committed, parent, size, inodes) VALUES (?, ?, ?, ?, ?, ?)",
-        (row.number, row.name, row.committed, row.parent, row.size, row.inodes),
+        f"INSERT INTO snapshots ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (row.number, row.name, row.committed, row.parent, row.size, row.inodes, row.at, row.blob, row.damage),
     )

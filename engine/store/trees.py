@@ -10,10 +10,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+
+from engine import _core
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 # Deeper folders are first renamed to the top: descriptors stay few however deep a tree is.
 _DEPTH = 64
+# 15 names of 255 bytes fit into a path of 4096.
+_STEP = 15
+_INSIDE = 0x04 | 0x08  # RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH of openat2(2)
+
+Place = tuple[bytes, ...]
+"""Names from the top of a tree down."""
 
 
 def remove_tree(parent_fd: int, name: str | bytes) -> None:
@@ -82,32 +91,52 @@ def _unlink_files(fd: int) -> list[bytes]:
     return full
 
 
+def walk(top: int) -> Iterator[tuple[Place, os.stat_result]]:
+    """Everything below the open folder `top`, a folder before what is in it: components from `top`, and lstat's answer. Needs three
+    descriptors however wide or deep the tree is. Raises OSError."""
+    pending: list[Place] = [()]
+    while pending:
+        place = pending.pop()
+        fd = _open_below(top, place)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    info = entry.stat(follow_symlinks=False)
+                    found = (*place, os.fsencode(entry.name))
+                    if stat.S_ISDIR(info.st_mode):
+                        pending.append(found)
+                    yield found, info
+        finally:
+            os.close(fd)
+
+
+def _open_below(top: int, place: Place) -> int:
+    """A folder by its components, which together may be longer than a path can be."""
+    fd = os.dup(top)
+    for start in range(0, len(place), _STEP):
+        above = fd
+        try:
+            fd = _core.openat2(above, b"/".join(place[start : start + _STEP]), _OPEN, 0, _INSIDE)
+        finally:
+            os.close(above)
+    return fd
+
+
 def usage(path: str | int) -> tuple[int, int]:
     """Bytes allocated and number of inodes below `path`, each hard-linked file once, the top folder not counted. Raises OSError."""
     total = 0
     seen: set[tuple[int, int]] = set()
     inodes = 0
     top = os.open(path, _OPEN) if isinstance(path, str) else os.dup(path)
-    pending: list[int] = [top]
     try:
-        while pending:
-            fd = pending.pop()
-            try:
-                with os.scandir(fd) as entries:
-                    for entry in entries:
-                        info = entry.stat(follow_symlinks=False)
-                        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
-                            key = (info.st_dev, info.st_ino)
-                            if key in seen:
-                                continue
-                            seen.add(key)
-                        inodes += 1
-                        total += info.st_blocks * 512
-                        if stat.S_ISDIR(info.st_mode):
-                            pending.append(os.open(os.fsencode(entry.name), _OPEN, dir_fd=fd))
-            finally:
-                os.close(fd)
+        for _, info in walk(top):
+            if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+                key = (info.st_dev, info.st_ino)
+                if key in seen:
+                    continue
+                seen.add(key)
+            inodes += 1
+            total += info.st_blocks * 512
     finally:
-        for fd in pending:
-            os.close(fd)
+        os.close(top)
     return total, inodes

@@ -18,11 +18,11 @@ from engine.errors import KnarrError
 from engine.store.merged import FOLDER, Lowers, Merged, Place, Refused, components, is_whiteout
 from engine.wire import tar
 
-_WHITEOUT = b".wh."
-_OPAQUE = b".wh..wh..opq"
-_META = b".wh..wh."
+WHITEOUT = b".wh."
+OPAQUE = b".wh..wh..opq"
+META = b".wh..wh."
 # Attributes with which a layer would speak to overlayfs itself (redirects into other layers), and a label that is the host's policy's.
-_REFUSED_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"security.selinux")
+REFUSED_XATTRS = (b"trusted.overlay.", b"user.overlay.", b"security.selinux")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _COPY = 1 << 20
 
@@ -109,7 +109,7 @@ class _Target:
             return
         name = parts.pop()
         parent, place = self._tree.parent(parts, entry.name)
-        if name.startswith(_WHITEOUT):
+        if name.startswith(WHITEOUT):
             self._whiteout(parent, place, name, entry.name)
         elif entry.type == tar.REGULAR:
             self._file(parent, place, name, entry)
@@ -283,7 +283,7 @@ class _Target:
     def _xattrs(self, target: int | bytes, entry: tar.Entry) -> None:
         assert entry.xattrs is not None
         for name, value in entry.xattrs.items():
-            if name.startswith(_REFUSED_XATTRS):
+            if name.startswith(REFUSED_XATTRS):
                 continue
             try:
                 if isinstance(target, int):
@@ -298,14 +298,14 @@ class _Target:
     # -- whiteouts
 
     def _whiteout(self, parent: int, place: Place, name: bytes, shown: bytes) -> None:
-        if name == _OPAQUE:
+        if name == OPAQUE:
             if place:
                 self._tree.set_opaque(parent)
             else:
                 self._root_opaque = True
             return
-        hidden = name[len(_WHITEOUT) :]
-        if name.startswith(_META):
+        hidden = name[len(WHITEOUT) :]
+        if name.startswith(META):
             return  # aufs' own files; Docker leaves them out too
         if hidden in (b"", b".", b".."):
             raise Refused(f"entry {tar.show(shown)}: a whiteout of nothing")
