@@ -38,3 +38,30 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(InvalidParameter, match=r"daemon\.json"):
         config.load(str(path), required=True)
+
+
+def test_registries_in_flags_and_file() -> None:
+    found = config.settings({"limit-rate": "500k"}, {"proxies": {"http-proxy": "http://p:1", "no-proxy": "lan"}, "max-download-attempts": 9})
+    assert (found.limit_rate, found.http_proxy, found.no_proxy, found.max_download_attempts) == (500 * 1024, "http://p:1", "lan", 9)
+    assert (found.max_concurrent_downloads, found.max_concurrent_uploads) == (3, 5)
+    assert config.settings({"http-proxy": "http://p:1"}, {"proxies": {"http-proxy": "http://p:1"}}).http_proxy == "http://p:1"
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"registry-mirrors": ["mirror.example"]}, "not a valid URI"),
+        ({"registry-mirrors": ["https://m/?x=1"]}, "query or fragment"),
+        ({"registry-mirrors": ["https://u:secret@m"]}, "username/password not allowed"),
+        ({"insecure-registries": ["http://lab:5000"]}, "should not contain '://'"),
+        ({"max-concurrent-downloads": -1}, "invalid max concurrent downloads: -1"),
+        ({"max-download-attempts": 0}, "invalid max download attempts: 0"),
+        ({"limit-rate": "fast"}, "invalid size"),
+        ({"proxies": {"ftp-proxy": "x"}}, r"proxies\.ftp-proxy"),
+        ({"http-proxy": "http://a", "proxies": {"http-proxy": "http://b"}}, "both as a flag"),
+    ],
+)
+def test_registries_that_make_no_sense(members: dict[str, object], text: str) -> None:
+    with pytest.raises(InvalidParameter, match=text) as caught:
+        config.settings({}, members)
+    assert "secret" not in str(caught.value)
