@@ -41,7 +41,8 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_registries_in_flags_and_file() -> None:
-    found = config.settings({"limit-rate": "500k"}, {"proxies": {"http-proxy": "http://p:1", "no-proxy": "lan"}, "max-download-attempts": 9})
+    members = {"proxies": {"http-proxy": "http://p:1", "no-proxy": "lan"}, "max-download-attempts": 9}
+    found = config.settings({"limit-rate": "500k"}, members)
     assert (found.limit_rate, found.http_proxy, found.no_proxy, found.max_download_attempts) == (500 * 1024, "http://p:1", "lan", 9)
     assert (found.max_concurrent_downloads, found.max_concurrent_uploads) == (3, 5)
     assert config.settings({"http-proxy": "http://p:1"}, {"proxies": {"http-proxy": "http://p:1"}}).http_proxy == "http://p:1"
