@@ -1,8 +1,8 @@
 """A request and its reply: the object that handlers work with.
 
 A reply is one of: `reply` (whole body, one send), `stream` (chunked, each chunk flushed), `sized` and `part` (pieces of a file, sent by the
-kernel), `hijack` (the raw connection: attach, exec). It owns the framing of both bodies; it must not know what is asked. RFC 9112; hijacking
-follows the Engine API, "Attach to a container".
+kernel), `hijack` (the raw connection: attach, exec). It owns the framing of both bodies; it must not know what is asked. RFC 9112;
+hijacking follows the Engine API, "Attach to a container".
 """
 
 from __future__ import annotations
@@ -300,6 +300,20 @@ class Exchange:
         if data and self.method != "HEAD":
             await self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
             self.sent += len(data)
+
+    async def write_file(self, descriptor: int, offset: int, count: int) -> None:
+        """Send `count` bytes of an open file, from `offset`, as a piece of a streamed reply. Raises ClientGone."""
+        if not count or self.method == "HEAD":
+            return
+        if self._chunked:
+            await self._send(b"%x\r\n" % count)
+        try:
+            await send_file(self._connection.transport, descriptor, offset, count)
+        except OSError as error:
+            raise ClientGone from error
+        if self._chunked:
+            await self._send(b"\r\n")
+        self.sent += count
 
     async def finish(self, data: bytes) -> None:
         """Send the last piece of a streamed reply and end it, in one go."""

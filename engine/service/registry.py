@@ -133,10 +133,9 @@ class Registry:
 
     def open_permanent(self, members: dict[str, Any]) -> None:
         """Begin to serve what daemon.json says, if it does. Raises InvalidParameter."""
-        if members:
-            from engine.registry.server.settings import convert
-
-            self._context.nursery.start_soon(self._permanent, convert(members))
+        settings = permanent(members)
+        if settings is not None:
+            self._context.nursery.start_soon(self._permanent, settings)
 
     async def _permanent(self, settings: RegistrySettings) -> None:
         """Background task: the listener of daemon.json. An address in use is tried again: it must not keep the daemon from starting."""
@@ -162,6 +161,15 @@ class Registry:
                     self._context.durability.lazily()
             except (OSError, DatabaseError) as error:
                 log.error("tidying the registry: %s", error)
+
+
+def permanent(members: dict[str, Any]) -> RegistrySettings | None:
+    """The settings of daemon.json's `registry`, None when it has none. Raises InvalidParameter."""
+    if not members:
+        return None
+    from engine.registry.server.settings import convert
+
+    return convert(members)
 
 
 def _authenticator(settings: RegistrySettings) -> Authenticator:

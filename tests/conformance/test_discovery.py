@@ -184,7 +184,8 @@ def test_many_referrers_come_in_pages(registry: Client, name: str, ours: None) -
     """The reply stays within what clients read of an index; Link has the rest."""
     digest, raw = registry.push_image(name, "latest")
     subject = descriptor(raw, OCI_MANIFEST)
-    pushed = {digest_of(refer(registry, name, subject, annotations={"number": f"{number}", "filler": "x" * 1_200_000})) for number in range(5)}
+    filler = "x" * 1_200_000
+    pushed = {digest_of(refer(registry, name, subject, annotations={"number": f"{number}", "filler": filler})) for number in range(5)}
     found: list[str] = []
     path, pages = f"/v2/{name}/referrers/{digest}?artifactType=application%2Fvnd.example.sbom", 0
     while path:

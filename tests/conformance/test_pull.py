@@ -80,7 +80,8 @@ def test_an_unknown_blob_is_not_found(registry: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "first", "last"), [("bytes=0-0", 0, 0), ("bytes=10-19", 10, 19), ("bytes=90-", 90, 99), ("bytes=-5", 95, 99), ("bytes=50-500", 50, 99)]
+    ("wanted", "first", "last"),
+    [("bytes=0-0", 0, 0), ("bytes=10-19", 10, 19), ("bytes=90-", 90, 99), ("bytes=-5", 95, 99), ("bytes=50-500", 50, 99)],
 )  # fmt: skip
 def test_a_part_of_a_blob(registry: Client, name: str, wanted: str, first: int, last: int) -> None:
     """A registry should serve ranges of blobs (RFC 9110): 206, the part, and where it lies."""
@@ -132,7 +133,9 @@ def test_a_name_outside_of_the_grammar(registry: Client, wrong: str, ours: None)
     assert (answer.status, answer.code) == (400, "NAME_INVALID")
 
 
-@pytest.mark.parametrize("path", ["/v2/../../etc/passwd", "/v2/a/blobs/../../../etc/passwd", "/v2/%2e%2e/%2e%2e/manifests/latest", "/v3/", "/"])
+@pytest.mark.parametrize(
+    "path", ["/v2/../../etc/passwd", "/v2/a/blobs/../../../etc/passwd", "/v2/%2e%2e/%2e%2e/manifests/latest", "/v3/", "/"]
+)
 def test_what_is_no_address_names_nothing(registry: Client, path: str, ours: None) -> None:
     """Nothing outside of the end points is served."""
     assert registry.get(path).status in (400, 404)
@@ -151,7 +154,7 @@ def test_errors_are_json_of_the_specified_form(registry: Client, name: str) -> N
 def test_a_repository_may_be_called_like_an_end_point(registry: Client, name: str) -> None:
     """A name is everything before the last end point in the path."""
     odd = f"{name}/manifests/blobs/uploads"
-    digest, raw = registry.push_image(odd, "tags")
+    _, raw = registry.push_image(odd, "tags")
     assert registry.get(f"/v2/{odd}/manifests/tags", Accept=ACCEPT).body == raw
     assert registry.get(f"/v2/{odd}/tags/list").json()["tags"] == ["tags"]
 

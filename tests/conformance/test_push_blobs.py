@@ -1,4 +1,4 @@
-"""Distribution specification 1.1, "Push": blobs in one piece, in chunks, streamed, mounted; uploads that are asked for, cancelled, wrong."""
+"""Distribution specification 1.1, "Push": blobs in one piece, in chunks, streamed, mounted; uploads asked for, cancelled, wrong."""
 
 from __future__ import annotations
 

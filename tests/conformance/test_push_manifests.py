@@ -1,4 +1,4 @@
-"""Distribution specification 1.1, "Pushing Manifests": by tag and digest, indexes, subjects, several tags, and everything that is refused."""
+"""Distribution specification 1.1, "Pushing Manifests": by tag and digest, indexes, subjects, several tags, and what is refused."""
 
 from __future__ import annotations
 
@@ -157,7 +157,8 @@ def test_the_size_of_a_blob_must_be_right(registry: Client, name: str, ours: Non
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"{", b"[]", b"null", b'"text"', b"{}", b'{"schemaVersion":3}', b'{"schemaVersion":2,"layers":[]}', b"\xff\xfe", b"[" * 100_000,
+        b"", b"{", b"[]", b"null", b'"text"', b"{}", b'{"schemaVersion":3}', b'{"schemaVersion":2,"layers":[]}', b"\xff\xfe",
+        b"[" * 100_000,
         b'{"schemaVersion":1,"name":"a","tag":"b","fsLayers":[]}', b'{"schemaVersion":2,"config":{"digest":"../../etc/passwd"}}',
     ],
     ids=range(12),

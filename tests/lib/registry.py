@@ -131,10 +131,8 @@ class Client:
         layer = os.urandom(64)
         for blob in (config, layer):
             self.push_blob(name, blob)
-        manifest = {
-            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(config, OCI_CONFIG), "layers": [descriptor(layer, OCI_LAYER)],
-            **fields,
-        }  # fmt: skip
+        layers = [descriptor(layer, OCI_LAYER)]
+        manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(config, OCI_CONFIG), "layers": layers, **fields}
         raw = json.dumps(manifest).encode()
         answer = self.put_manifest(name, reference or digest_of(raw), raw)
         assert answer.status == 201, answer
