@@ -6,11 +6,12 @@ Owns how often and how long it tries. Checks nothing of the content: the reader 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 
 import trio
 
 from engine.aio.blocking import blocking
+from engine.aio.scopes import shielded
 from engine.errors import KnarrError
 from engine.registry import retry
 from engine.registry.client import Remote
@@ -20,6 +21,9 @@ from engine.store.ingest import Ingest
 
 # A hop to a thread costs some 0.2 ms: so much goes in one.
 _BATCH = 1 << 20
+# On a slow link what came is stored so often: that it is seen to come, and that a crash loses little.
+_SECONDS = 0.25
+_KEEP_SECONDS = 5.0
 # From here on one connection is rarely as fast as the link; a range is large enough that its round trip does not count.
 _LARGE = 64 << 20
 _RANGE = 16 << 20
@@ -40,21 +44,19 @@ class Fetcher:
         self._descriptor = descriptor
         self._attempts = max(1, attempts)
         self._writing = trio.Lock()
-        self._failed = 0
 
     async def __call__(self, ingest: Ingest, grown: Callable[[], None]) -> None:
         """Bring all that is missing. Raises KnarrError, OSError."""
         async with self._connect() as remote:
-            if ingest.size - ingest.offset >= _LARGE:
-                try:
-                    await self._ranges(remote, ingest, grown)
-                    return
-                except _NoRanges:
-                    await blocking("disk", ingest.settle)
-            await self._range(remote, ingest, ingest.offset, ingest.size, grown, alone=True)
+            pieces = ingest.missing(_RANGE)
+            if sum(end - start for start, end in pieces) >= _LARGE:
+                with suppress(_NoRanges):
+                    await self._ranges(remote, ingest, pieces, grown)
+            while gaps := ingest.missing(0):
+                await self._range(remote, ingest, *gaps[0], grown, alone=True)
 
-    async def _ranges(self, remote: Remote, ingest: Ingest, grown: Callable[[], None]) -> None:
-        waiting = ingest.missing(_RANGE)[::-1]
+    async def _ranges(self, remote: Remote, ingest: Ingest, pieces: list[tuple[int, int]], grown: Callable[[], None]) -> None:
+        waiting = pieces[::-1]
         failures: list[Exception] = []
 
         async def work() -> None:
@@ -74,14 +76,14 @@ class Fetcher:
 
     async def _range(self, remote: Remote, ingest: Ingest, start: int, end: int, grown: Callable[[], None], *, alone: bool) -> None:
         """Bring the bytes from `start` to `end`, however many requests that takes. `alone`: a whole blob instead of a range will do."""
-        place = start
+        place, failed = start, 0
 
         async def store(pieces: list[bytes]) -> None:
-            nonlocal place
+            nonlocal place, failed
             async with self._writing:
                 await blocking("disk", ingest.write, place, pieces)
             place += sum(map(len, pieces))
-            self._failed = 0
+            failed = 0
             grown()
 
         while place < end:
@@ -90,10 +92,12 @@ class Fetcher:
                 if place < end:
                     raise Interrupted(f"fetching blob {self._descriptor.digest}: it ended after {place} of {end} bytes")
             except (Interrupted, ServerError, TooManyRequests, Unreachable) as error:
-                self._failed += 1
-                if self._failed >= self._attempts or (isinstance(error, Unreachable) and error.final):
+                failed += 1
+                asked = error.after if isinstance(error, TooManyRequests) else 0
+                final = isinstance(error, Unreachable) and error.final
+                if failed >= self._attempts or final or asked > retry.LONGEST_WAIT_ASKED:
                     raise
-                await trio.sleep(retry.delay(self._failed, error.after if isinstance(error, TooManyRequests) else 0))
+                await trio.sleep(retry.delay(failed, asked))
 
     async def _request(
         self, remote: Remote, start: int, end: int | None, store: Callable[[list[bytes]], Awaitable[None]], *, alone: bool
@@ -104,7 +108,7 @@ class Fetcher:
                 raise _NoRanges
             skip = start - blob.start
             pieces: list[bytes] = []
-            held = 0
+            held, stored = 0, trio.current_time()
             try:
                 async with aclosing(blob.chunks()) as chunks:
                     async for chunk in chunks:
@@ -113,10 +117,13 @@ class Fetcher:
                         if chunk:
                             pieces.append(chunk)
                             held += len(chunk)
-                        if held >= _BATCH:
+                        if held >= _BATCH or (held and trio.current_time() - stored >= _SECONDS):
                             await store(pieces)
-                            pieces, held = [], 0
+                            pieces, held, stored = [], 0, trio.current_time()
+                if pieces:
+                    await store(pieces)
+                    pieces = []
             finally:
                 if pieces:
-                    with trio.move_on_after(5, shield=True):
+                    with shielded(_KEEP_SECONDS):
                         await store(pieces)

@@ -1,8 +1,9 @@
 """A blob on its way in, from a source that may stop at any byte: what is there is kept, checked and gone on with, also after a crash.
 
-Owns `ingest/<algorithm>-<hex>` (the bytes) and `ingest/<algorithm>-<hex>.sums` (a CRC-32 of each finished mebibyte). Parts may arrive out
-of order; `offset` is the end of what is there without a gap. What is found at opening counts only as far as the sums confirm it: after a
-power cut a file may be as long as it was and hold zeros. The sums find damage, they are no protection: a blob is taken for its digest.
+Owns `ingest/<algorithm>-<hex>` (the bytes) and `ingest/<algorithm>-<hex>.sums` (a CRC-32 of each finished mebibyte, 0 for one that is not).
+Parts may arrive out of order; `offset` is the end of what is there without a gap. What is found at opening counts only as far as the sums
+confirm it: after a power cut a file may be as long as it was and hold zeros. The sums find damage, they are no protection: a blob is taken
+for its digest.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from engine.spec.digest import is_digest
 BLOCK = 1 << 20
 SUMS = ".sums"
 _SUM = 4
+_ABSENT = bytes(_SUM)
 # Dirty pages are handed to the disk in pieces of this size, so that the sync at the end finds little to do.
 _WRITE_BACK = 8 << 20
 
@@ -39,17 +41,16 @@ class Ingest:
         except BaseException:
             os.close(self._fd)
             raise
-        # Finished parts behind a gap: start -> end.
-        self._islands: dict[int, int] = {}
+        # What is there, (start, end) in order; none touches the next.
+        self._parts: list[tuple[int, int]] = []
         self._written_back = 0
         self.offset = 0
         try:
-            self.offset = self._verified()
-            self._trim()
+            self._take_over()
         except BaseException:
             self.close()
             raise
-        self.resumed = self.offset
+        self.resumed = sum(end - start for start, end in self._parts)
 
     def write(self, at: int, pieces: Sequence[bytes]) -> int:
         """Store a part at `at`; the new `offset`. Raises OSError, InvalidParameter beyond the blob's size."""
@@ -62,51 +63,65 @@ class Ingest:
             rest = memoryview(b"".join(pieces))[done:]
             while rest:
                 rest = rest[os.pwrite(self._fd, rest, end - len(rest)) :]
-        self._grow(at, end)
+        if length:
+            self._add(at, end)
         return self.offset
 
-    def _grow(self, start: int, end: int) -> None:
-        self._islands[start] = max(end, self._islands.get(start, 0))
-        offset = self.offset
-        for island in sorted(self._islands):
-            if island > offset:
-                break
-            offset = max(offset, self._islands.pop(island))
-        if offset == self.offset:
-            return
-        self._sum(self.offset, offset)
-        self.offset = offset
-        if offset - self._written_back >= _WRITE_BACK:
+    def _add(self, start: int, end: int) -> None:
+        """Count a part that was written, joined with its neighbours."""
+        first, last = start, end
+        apart: list[tuple[int, int]] = []
+        for part in self._parts:
+            if part[1] < start or part[0] > end:
+                apart.append(part)
+            else:
+                first, last = min(first, part[0]), max(last, part[1])
+        self._parts = sorted([*apart, (first, last)])
+        for block in range(start // BLOCK, (end - 1) // BLOCK + 1):
+            place, length = self._block(block)
+            if first <= place and place + length <= last:
+                os.pwrite(self._sums, _crc(os.pread(self._fd, length, place)), block * _SUM)
+        if self._parts[0][0] == 0:
+            self.offset = self._parts[0][1]
+        if self.offset - self._written_back >= _WRITE_BACK:
             # No bytes are dropped from the cache yet: the unpacker reads them next.
-            self._write_back(offset)
+            self._write_back(self.offset)
+
+    def _block(self, number: int) -> tuple[int, int]:
+        """Where a block begins, and its length: the last one may be short."""
+        place = number * BLOCK
+        return place, min(BLOCK, self.size - place)
 
     def _write_back(self, offset: int) -> None:
         _core.sync_file_range(self._fd, self._written_back, offset - self._written_back)
         self._written_back = offset
 
-    def _sum(self, old: int, new: int) -> None:
-        """Append the sums of the blocks that `new` finishes."""
-        first, last = old // BLOCK, new // BLOCK
-        if first < last:
-            sums = b"".join(_crc(os.pread(self._fd, BLOCK, block * BLOCK)) for block in range(first, last))
-            os.pwrite(self._sums, sums, first * _SUM)
-
-    def _verified(self) -> int:
-        """How far what is on the disk can be trusted, in bytes."""
+    def _take_over(self) -> None:
+        """Count what is on the disk as far as it can be trusted, and forget the rest."""
+        blocks = -(-self.size // BLOCK)
         sums = b""
-        while piece := os.pread(self._sums, 1 << 16, len(sums)):
+        while len(sums) < blocks * _SUM and (piece := os.pread(self._sums, min(1 << 16, blocks * _SUM - len(sums)), len(sums))):
             sums += piece
-        block = 0
-        while block < len(sums) // _SUM and (block + 1) * BLOCK <= self.size:
-            data = os.pread(self._fd, BLOCK, block * BLOCK)
-            if len(data) < BLOCK or _crc(data) != sums[block * _SUM : (block + 1) * _SUM]:
-                break
-            block += 1
-        return block * BLOCK
-
-    def _trim(self) -> None:
-        os.ftruncate(self._fd, self.offset)
-        os.ftruncate(self._sums, self.offset // BLOCK * _SUM)
+        kept = bytearray(len(sums) // _SUM * _SUM)
+        for block in range(len(sums) // _SUM):
+            place, length = self._block(block)
+            at = block * _SUM
+            known = sums[at : at + _SUM]
+            if known == _ABSENT:
+                continue
+            data = os.pread(self._fd, length, place)
+            if len(data) == length and _crc(data) == known:
+                kept[at : at + _SUM] = known
+                if self._parts and self._parts[-1][1] == place:
+                    self._parts[-1] = self._parts[-1][0], place + length
+                else:
+                    self._parts.append((place, place + length))
+        if self._parts and self._parts[0][0] == 0:
+            self.offset = self._parts[0][1]
+        os.ftruncate(self._fd, self._parts[-1][1] if self._parts else 0)
+        if kept != sums or os.fstat(self._sums).st_size != len(kept):
+            os.pwrite(self._sums, kept, 0)
+            os.ftruncate(self._sums, len(kept))
 
     @property
     def complete(self) -> bool:
@@ -115,8 +130,13 @@ class Ingest:
 
     def missing(self, piece: int) -> list[tuple[int, int]]:
         """The ranges (start, end) that are not there, cut into `piece` bytes at most; 0 does not cut."""
-        step = piece or max(1, self.size - self.offset)
-        return [(start, min(start + step, self.size)) for start in range(self.offset, self.size, step)]
+        gaps: list[tuple[int, int]] = []
+        place = 0
+        for start, end in [*self._parts, (self.size, self.size)]:
+            step = piece or max(1, start - place)
+            gaps += [(at, min(at + step, start)) for at in range(place, start, step)]
+            place = end
+        return gaps
 
     def read(self, at: int, length: int) -> bytes:
         """Bytes before `offset`. Any thread."""
@@ -128,14 +148,10 @@ class Ingest:
 
     def restart(self) -> None:
         """Drop everything: what came is not what was wanted."""
-        self._islands.clear()
+        self._parts = []
         self.offset = self.resumed = self._written_back = 0
-        self._trim()
-
-    def settle(self) -> None:
-        """Keep what can be gone on with later: parts behind a gap are cut off. Raises OSError."""
-        self._islands.clear()
-        os.ftruncate(self._fd, self.offset)
+        os.ftruncate(self._fd, 0)
+        os.ftruncate(self._sums, 0)
 
     def sync(self) -> None:
         """Make the bytes durable. Blocks. Raises OSError."""
@@ -161,4 +177,5 @@ def remove(path: str) -> None:
 
 
 def _crc(data: bytes) -> bytes:
-    return zlib.crc32(data).to_bytes(_SUM, "little")
+    """A block's sum. One that happens to be 0 is taken for 1, since 0 says that there is none."""
+    return (zlib.crc32(data) or 1).to_bytes(_SUM, "little")
