@@ -26,7 +26,7 @@ from engine.registry.rate import Rate
 from engine.registry.session import Session
 from engine.registry.transport import Response, Transport, shown
 from engine.registry.upload import Upload
-from engine.spec import image
+from engine.spec import image, manifest
 from engine.spec.digest import check_digest, is_digest
 from engine.spec.image import Descriptor
 from engine.spec.reference import DEFAULT_DOMAIN, Reference
@@ -334,10 +334,10 @@ class Remote:
         async with session.open("HEAD", url, [("Accept", ACCEPT)]) as response:
             digest = response.headers.get("docker-content-digest", "")
             media_type = _media_type(response)
-            if response.status == 200 and is_digest(digest) and response.length is not None and media_type not in manifests.UNSPECIFIC:
+            if response.status == 200 and is_digest(digest) and response.length is not None and media_type not in manifest.UNSPECIFIC:
                 if is_digest(name) and digest != name:
                     raise Damaged(f"asked for {name} of {self.reference.familiar_name}, the registry has {digest}")
-                manifests.refuse_schema1(media_type, self.reference)
+                manifest.refuse_schema1(media_type, self.reference.familiar)
                 return Descriptor(media_type=media_type, digest=digest, size=response.length)
         # Servers that cannot do HEAD, or say too little; and the body of an error tells what is wrong.
         return (await self._manifest(session, name))[0]
@@ -357,12 +357,12 @@ class Remote:
                     continue
                 told = response.headers.get("docker-content-digest", "")
                 expected = name if is_digest(name) else told if is_digest(told) else ""
-                manifests.refuse_schema1(_media_type(response), self.reference)  # before the digest, which leaves its signature out
+                manifest.refuse_schema1(_media_type(response), self.reference.familiar)  # before the digest, which leaves its signature out
                 digest = manifests.digest_like(raw, expected)
                 if expected:
                     manifests.check(raw, expected, f"manifest of {whole}")
                 return Descriptor(
-                    media_type=manifests.kind_of(raw, _media_type(response), self.reference), digest=digest, size=len(raw)
+                    media_type=manifest.kind(raw, _media_type(response), self.reference.familiar), digest=digest, size=len(raw)
                 ), raw
         raise AssertionError("the last attempt returns or raises")
 

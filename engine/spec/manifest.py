@@ -34,6 +34,8 @@ _LAYERS = frozenset(
 _FOREIGN = ("application/vnd.docker.image.rootfs.foreign.", "application/vnd.oci.image.layer.nondistributable.")
 _CONFIGS = frozenset({spec.MEDIA_CONFIG, spec.DOCKER_CONFIG, "application/octet-stream", ""})
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
+# Content types that say nothing.
+UNSPECIFIC = frozenset({"", "application/json", "application/octet-stream", "text/plain", "text/json"})
 
 
 class _Shape(msgspec.Struct, frozen=True, rename="camel"):
@@ -50,28 +52,56 @@ class _Shape(msgspec.Struct, frozen=True, rename="camel"):
 _shape = msgspec.json.Decoder(_Shape).decode
 
 
+def refuse_schema1(media_type: str, what: str) -> None:
+    """Raise InvalidParameter for the media types of Docker's signed manifests, whose digest leaves the signature out."""
+    if media_type.startswith(_SCHEMA1):
+        raise InvalidParameter(
+            f"{what} has an image manifest of version 2, schema 1, which is not supported",
+            hint="have the image pushed again by a newer client",
+        )
+
+
+def _there(value: msgspec.Raw) -> bool:
+    return bytes(value) not in (b"", b"null")
+
+
+def kind(raw: bytes, told: str, what: str) -> str:
+    """The media type of the document `what` (for messages), by the content type `told` with it ("" for none) and by itself.
+
+    Raises InvalidParameter when the two differ or when it could be read as two things: then what one program checks is not what another
+    one runs.
+    """
+    told = told.partition(";")[0].strip().lower()
+    try:
+        shape = _shape(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidParameter(f"the manifest of {what} is not one: {error}") from error
+    for claimed in (told, shape.media_type, _SCHEMA1 if shape.schema_version == 1 or _there(shape.fs_layers) else ""):
+        refuse_schema1(claimed, what)
+    is_index = _there(shape.manifests)
+    if is_index and (_there(shape.config) or _there(shape.layers)):
+        raise InvalidParameter(f"the manifest of {what} is both an index and a manifest")
+    own = shape.media_type
+    if told not in UNSPECIFIC and own and own != told:
+        raise InvalidParameter(f"the manifest of {what} was sent as {told[:100]} and says that it is {own[:100]}")
+    found = own or (told if told not in UNSPECIFIC else "") or (spec.MEDIA_INDEX if is_index else spec.MEDIA_MANIFEST)
+    if (found in spec.INDEXES and not is_index) or (found in spec.MANIFESTS and is_index):
+        raise InvalidParameter(f"the manifest of {what} is not of its media type {found}")
+    return found
+
+
 def parse(raw: bytes, media_type: str, what: str) -> spec.Manifest | spec.Index:
     """The document `what` (for messages) that came with the content type `media_type` ("" when unknown). Raises InvalidParameter."""
     if len(raw) > MANIFEST_MAX:
         raise InvalidParameter(f"{what}: a manifest of {len(raw)} bytes, at most {MANIFEST_MAX} are allowed")
-    media_type = media_type.partition(";")[0].strip().lower()
+    kind(raw, media_type, what)
     try:
         shape = _shape(raw)
-        if shape.schema_version == 1 or bytes(shape.fs_layers) or media_type.startswith(_SCHEMA1) or shape.media_type.startswith(_SCHEMA1):
-            raise InvalidParameter(
-                f"{what}: Docker Image manifest version 2, schema 1 is not supported", hint="have the image pushed again by a newer client"
-            )
         if shape.schema_version != 2:
             raise InvalidParameter(f"{what}: the manifest has the schema version {shape.schema_version}, only 2 is supported")
-        is_index = bool(bytes(shape.manifests))
-        if is_index and (bytes(shape.config) or bytes(shape.layers)):
-            raise InvalidParameter(f"{what}: it claims to be a manifest and an index at once")
-        for claimed in (media_type, shape.media_type):
-            if claimed in (spec.INDEXES if not is_index else spec.MANIFESTS):
-                raise InvalidParameter(f"{what}: its media type {claimed} does not fit its content")
-        return _index(spec.decode_index(raw), what) if is_index else _manifest(spec.decode_manifest(raw), what)
+        return _index(spec.decode_index(raw), what) if _there(shape.manifests) else _manifest(spec.decode_manifest(raw), what)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidParameter(f"{what}: the manifest is malformed: {error}") from error
+        raise InvalidParameter(f"the manifest of {what} is malformed: {error}") from error
 
 
 def _index(index: spec.Index, what: str) -> spec.Index:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from engine.errors import Forbidden, InvalidParameter, KnarrError, NotFound, Unauthorized
-from engine.registry import manifests, retry
+from engine.registry import retry
 from engine.registry.auth import challenges, merged
 from engine.registry.errors import NotThisWay, ServerError, TooManyRequests, failure
 from engine.registry.search import split
-from engine.spec import image
+from engine.spec import image, manifest
 from engine.spec.docker.registry import Credentials, credentials, credentials_by_host, header_of, host_of
 from engine.spec.reference import parse
 
@@ -157,7 +157,7 @@ MANIFEST = {"schemaVersion": 2, "mediaType": image.MEDIA_MANIFEST, "config": {},
 
 def test_kinds_of_manifests() -> None:
     def kind(document: dict[str, object], told: str) -> str:
-        return manifests.kind_of(json.dumps(document).encode(), told, HERE)
+        return manifest.kind(json.dumps(document).encode(), told, HERE.familiar)
 
     assert kind(INDEX, image.MEDIA_INDEX) == kind(INDEX, "text/plain") == image.MEDIA_INDEX
     assert kind({"schemaVersion": 2, "manifests": []}, "") == image.MEDIA_INDEX
@@ -178,7 +178,7 @@ def test_kinds_of_manifests() -> None:
 )
 def test_confusing_manifests_are_refused(document: object, told: str, text: str) -> None:
     with pytest.raises(InvalidParameter, match=text):
-        manifests.kind_of(json.dumps(document).encode(), told, HERE)
+        manifest.kind(json.dumps(document).encode(), told, HERE.familiar)
 
 
 def test_search_terms() -> None:
