@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lib import busybox, images
 from tests.lib import http as api
-from tests.lib import images
 from tests.lib.daemon import Daemon, knarr_command
 from tests.lib.registry import ACCEPT, Client, Served, basic, digest_of, free_port, with_query
 from tests.lib.tokens import TokenServer
@@ -407,6 +408,35 @@ def test_a_wrong_registry_in_daemon_json(tmp_path: Path) -> None:
     result = subprocess.run([*knarr_command(), "daemon", "--config-file", str(file), *roots], capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert "registry in daemon.json: Object contains unknown field `address`" in result.stderr
+
+
+# one store
+
+
+def test_images_and_repositories_share_blobs_and_keep_them_for_each_other(own_daemon: Callable[..., Daemon], name: str) -> None:
+    """Removing an image leaves what a repository has of it, at once and after a restart; deleting from the repository leaves the image."""
+    daemon = own_daemon().start()
+    busybox.load(daemon)
+    digests = [f"sha256:{file.name}" for file in (daemon.data_root / "content/blobs/sha256").iterdir()]
+    contents = {digest: (daemon.data_root / "content/blobs/sha256" / digest.partition(":")[2]).read_bytes() for digest in digests}
+    client = Client(Served(daemon, addr=f"127.0.0.1:{free_port()}").url)
+    for data in contents.values():
+        client.push_blob(name, data)
+    for digest in digests[:1]:
+        assert client.request("DELETE", f"/v2/{name}/blobs/{digest}").status == 202
+        client.push_blob(name, contents[digest])
+    assert daemon.api("DELETE", "/images/busybox:latest").status == 200
+    for _ in range(2):
+        for digest, data in contents.items():
+            assert client.get(f"/v2/{name}/blobs/{digest}").body == data
+        daemon.restart()
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError):
+                client.get("/v2/")
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 # other clients
