@@ -43,6 +43,8 @@ def load(client: Client, name: str, argv: "list[str]") -> int:
 
     given, _ = parse(LOAD.named(name), argv)
     chosen = query_value(given.get("platform", ""))
+    if chosen:
+        client.require("platform", "1.48")
     if given.get("input"):
         source = _open(given["input"])
     elif is_terminal(0):
@@ -61,6 +63,8 @@ def save(client: Client, name: str, argv: "list[str]") -> int:
 
     given, images = parse(SAVE.named(name), argv)
     chosen = query_value(given.get("platform", ""))
+    if chosen:
+        client.require("platform", "1.48")
     path = given.get("output", "")
     if path:
         _check_target(path)

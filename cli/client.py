@@ -66,7 +66,7 @@ def query(path: str, /, **fields: "str | int | bool | None") -> str:
 
 
 class Host:
-    """Where the daemon listens: `unix://PATH` or `tcp://NAME:PORT`."""
+    """Where the daemon listens: `unix://PATH`, `tcp://NAME:PORT` or, through ssh, `ssh://[USER@]NAME[:PORT][/PATH]`."""
 
     def __init__(self, url: str):
         self.url = url
@@ -80,8 +80,12 @@ class Host:
             self.path = rest or DEFAULT_SOCKET
         elif scheme in ("tcp", "http"):
             self.address = _tcp_address(url, rest)
-        elif scheme in ("https", "ssh", "npipe", "fd"):
-            raise Failure(f"not implemented: connecting to a daemon by {scheme}:// ({url}); use unix:// or tcp://")
+        elif scheme == "ssh":
+            from cli.ssh import arguments
+
+            arguments(url)
+        elif scheme in ("https", "npipe", "fd"):
+            raise Failure(f"not implemented: connecting to a daemon by {scheme}:// ({url}); use unix://, tcp:// or ssh://")
         else:
             raise Failure(f"Failed to initialize: unable to resolve docker endpoint: invalid bind address format: {url}")
 
@@ -90,6 +94,10 @@ class Host:
             sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
             sock.connect(self.path)
             return sock
+        if self.url.startswith("ssh://"):
+            from cli.ssh import connect
+
+            return connect(self.url)
         family, kind, protocol, _, address = getaddrinfo(*self.address, 0, SOCK_STREAM)[0]
         sock = socket(family, kind | SOCK_CLOEXEC, protocol)
         sock.connect(address)
@@ -132,14 +140,21 @@ class Connection:
             head += "Content-Type: application/json\r\n"
         if payload or method in ("POST", "PUT"):
             head += f"Content-Length: {len(payload)}\r\n"
-        self.send((head + "\r\n").encode() + payload)
+        try:
+            self.send((head + "\r\n").encode() + payload)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # refused half-way, or nobody is there: `response` finds out
 
     def response(self) -> "Response":
         """The next response's head; read its body before the next request."""
         while (end := self.pending.find(b"\r\n\r\n")) < 0:
             if len(self.pending) > MAX_HEADERS:
                 raise Failure("the daemon's answer is not HTTP: its header does not end")
-            if not (data := self.sock.recv(CHUNK)):
+            try:
+                data = self.sock.recv(CHUNK)
+            except ConnectionResetError:
+                data = b""
+            if not data:
                 raise Unreachable("the daemon closed the connection before it answered")
             self.pending += data
         head = self.pending[:end].decode("latin-1").split("\r\n")
@@ -339,6 +354,12 @@ class Client:
         theirs = response.headers.get("api-version", "")
         if theirs and [int(part) for part in theirs.split(".")] < [int(part) for part in self.version.split(".")]:
             self.version = theirs
+
+    def require(self, flag: str, version: str) -> None:
+        """Refuse a flag that a daemon of an older API would ignore. Raises Failure."""
+        self.negotiate()
+        if [int(part) for part in self.version.split(".")] < [int(part) for part in version.split(".")]:
+            raise Failure(f'"--{flag}" requires API version {version}, but the Docker daemon API version is {self.version}')
 
     def call(self, method: str, path: str, body: "Any" = None, headers: str = "") -> Response:
         """A short request on the shared connection; the caller reads the body whole."""

@@ -78,7 +78,9 @@ def history(client: Client, name: str, argv: "list[str]") -> int:
 
     given, (image,) = parse(HISTORY.named(name), argv)
     human = given.get("human", True)
-    entries = client.get(query(image_path(image) + "/history", platform=query_value(given.get("platform", ""), "")))
+    if chosen := query_value(given.get("platform", ""), ""):
+        client.require("platform", "1.48")
+    entries = client.get(query(image_path(image) + "/history", platform=chosen))
     view = View(given.get("no-trunc", False), human)
     rows = [History(entry, view) for entry in entries]
     show(History, rows, given.get("format", ""), given.get("quiet", False), None if human else History.plain_default)
@@ -91,6 +93,7 @@ def rm(client: Client, name: str, argv: "list[str]") -> int:
     if given.get("platform"):
         from cli.platforms import query_value
 
+        client.require("platform", "1.50")
         platforms = "".join("&platforms=" + quote(query_value(text, "")) for text in given["platform"])
     errors, fatal, out = [], False, []
     for image in images:

@@ -58,6 +58,8 @@ def inspect_containers(client: Client, name: str, argv: "list[str]") -> int:
 def inspect_images(client: Client, name: str, argv: "list[str]") -> int:
     given, names = parse(IMAGES, argv)
     _path("image", names[0], given)  # a platform that is none is refused before anything is printed
+    if given.get("platform"):
+        client.require("platform", "1.49")
     return _print(names, lambda ref: client.call("GET", _path("image", ref, given)).read(), given)
 
 

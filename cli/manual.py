@@ -175,7 +175,7 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
     "version": [("Options", {"format": "json or a Go template"})],
     "info": [("Options", {"format": "json or a Go template"})],
     "": [("Global options", {
-        "host": "The daemon: unix://PATH or tcp://HOST:PORT (also KNARR_HOST, DOCKER_HOST)", "context": "Only 'default'", "config": "Folder of config.json, which holds logins at registries (also DOCKER_CONFIG; ~/.docker)",
+        "host": "The daemon: unix://PATH, tcp://HOST:PORT or ssh://[USER@]HOST (also KNARR_HOST, DOCKER_HOST)", "context": "Only 'default'", "config": "Folder of config.json, which holds logins at registries (also DOCKER_CONFIG; ~/.docker)",
         "debug": "Accepted: this client writes no log", "log-level": "Accepted, likewise", "tls": "Not implemented yet", "tlscacert": "Not implemented yet", "tlscert": "Not implemented yet",
         "tlskey": "Not implemented yet", "tlsverify": "Not implemented yet", "version": "Print the version",
     })],

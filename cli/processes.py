@@ -58,3 +58,12 @@ def run(path: str, arguments: "Sequence[str]", data: bytes) -> "tuple[int, bytes
     posix.close(take)
     _, status = posix.waitpid(process, 0)
     return posix.waitstatus_to_exitcode(status), out
+
+
+def reap() -> None:
+    """Take leave of children that have ended, so that they do not stay as zombies."""
+    try:
+        while posix.waitpid(-1, posix.WNOHANG)[0] > 0:
+            pass
+    except ChildProcessError:
+        pass

@@ -22,7 +22,7 @@ def raise_error(value: "dict[str, Any]") -> None:
 def counts(value: "dict[str, Any]") -> bool:
     """Whether a message only says how far something is."""
     detail = value.get("progressDetail") or {}
-    return detail.get("current", 0) > 0 or detail.get("total", 0) > 0
+    return bool(detail.get("current", 0) > 0 or detail.get("total", 0) > 0)
 
 
 def line(value: "dict[str, Any]") -> str:
@@ -34,7 +34,7 @@ def line(value: "dict[str, Any]") -> str:
     if not status:
         return ""
     key = value.get("id", "")
-    return (f"{key}: " if key else "") + status + "\n"
+    return (f"{key}: " if key else "") + str(status) + "\n"
 
 
 def printable(text: str) -> str:

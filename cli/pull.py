@@ -99,6 +99,8 @@ def push(client: Client, name: str, argv: "list[str]") -> int:
     _trust(given)
     chosen = query_value(given.get("platform", ""))
     limit = rate(given)
+    if chosen:
+        client.require("platform", "1.46")
     if reference_of(text).digest:
         raise Failure("cannot push a digest reference")
     if chosen and not given.get("quiet"):

@@ -1,8 +1,7 @@
 """Another Knarr host as the other end of a push or pull: `unix://PATH` as it is, `ssh://[USER@]HOST[:PORT]` through a socket of our own.
 
-For ssh the daemon is given a unix socket in a private folder; each of its connections becomes the standard input and output of one
-`ssh HOST knarr system dial-stdio`, which the other host's sshd connects to its daemon. So the user's keys, agent and known hosts count, and
-no credential passes through a daemon. The accepting process is a child of the client, and ends with it.
+For ssh the daemon is given a unix socket in a private folder; each of its connections becomes one ssh (`cli/ssh.py`), so no credential
+passes through a daemon. The accepting process is a child of the client, and ends with it.
 """
 
 import posix
@@ -10,32 +9,20 @@ from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET,
 
 from cli.client import Failure, getenv
 
-TYPE_CHECKING = False  # typing itself costs 5 ms
-if TYPE_CHECKING:
-    from typing import Any
-
-_SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 BACKLOG = 64  # connections: a pull opens some, one a layer
-
-
-def ssh_arguments(url: str) -> "list[str]":
-    """Arguments of ssh for `ssh://[USER@]HOST[:PORT]`; what could be taken for an option or a shell's word is refused. Raises Failure."""
-    user, at, rest = url.removeprefix("ssh://").rstrip("/").rpartition("@")
-    host, colon, port = (rest[1:].partition("]")[0], rest[rest.find("]") + 1:][:1], rest[rest.find("]") + 2:]) if rest[:1] == "[" \
-        else rest.partition(":")
-    if (not host or host[0] == "-" or not _SAFE.issuperset(host.replace(":", "")) or (at and (not user or user[0] == "-"
-            or not _SAFE.issuperset(user))) or (colon and not (port.isdigit() and port.isascii() and 0 < int(port) < 65536))):
-        raise Failure(f"{url}: not of the form ssh://[USER@]HOST[:PORT]")
-    return [*(["-l", user] if at else []), *(["-p", port] if colon else []), "-o", "ConnectTimeout=30", "-T", "--", host]
+LOOK = 1000  # milliseconds between two looks whether the client still lives
 
 
 def peer_uid(sock: socket) -> int:
-    """The user on the other side of a unix socket (unix(7), SO_PEERCRED: pid, uid, gid)."""
-    return int.from_bytes(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], "little")
+    """The user on the other side of a unix socket (unix(7), SO_PEERCRED: pid, uid and gid as 32-bit numbers)."""
+    from sys import byteorder
+
+    credentials: bytes = sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], byteorder)
 
 
 class Relay:
-    """`with Relay(url) as target:` target is what the daemon is told: a `unix://` address."""
+    """`with Relay(url) as target:` target is what the daemon is told, a `unix://` address. Raises Failure."""
 
     def __init__(self, url: str):
         self.url = url
@@ -44,78 +31,64 @@ class Relay:
 
     def __enter__(self) -> str:
         if self.url.startswith("unix://"):
-            path = self.url.removeprefix("unix://")
-            if path[:1] != "/":
+            if self.url[7:8] != "/":
                 raise Failure(f"{self.url}: the path of a socket must be absolute")
             return self.url
         if not self.url.startswith("ssh://"):
             raise Failure(f"{self.url}: another host is named by ssh://[USER@]HOST[:PORT] or unix://PATH")
-        from cli.processes import find
+        from cli.ssh import arguments, program
 
-        arguments = [*ssh_arguments(self.url), *(getenv("KNARR_SSH_COMMAND") or "knarr system dial-stdio").split(" ")]
-        program = find("ssh")
-        if not program:
-            raise Failure(f"{self.url}: no ssh on PATH")
+        words, path = arguments(self.url), program(self.url)
         self.folder = f"{getenv('TMPDIR') or '/tmp'}/knarr-relay-{posix.getpid()}-{posix.urandom(8).hex()}"
         posix.mkdir(self.folder, 0o700)
-        path = self.folder + "/s"
         try:
             listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
-            listener.bind(path)
+            listener.bind(self.folder + "/s")
             listener.listen(BACKLOG)
-            parent = posix.getpid()
+            client = posix.getpid()
             self.child = posix.fork()
         except OSError:
             self._remove()
             raise
         if self.child == 0:
             try:
-                _serve(listener, program, arguments, parent)
+                _serve(listener, path, words, client)
+                self._remove()  # the client was killed
             finally:
-                posix._exit(1)
+                posix._exit(0)
         listener.close()
-        return "unix://" + path
+        return f"unix://{self.folder}/s"
 
     def __exit__(self, *exception: object) -> None:
         if self.child:
-            import _signal
-
-            posix.kill(self.child, _signal.SIGKILL)  # its ssh processes end with their connections, which the daemon closes
+            posix.kill(self.child, 9)  # its ssh processes end with their connections, which the daemon closes
             posix.waitpid(self.child, 0)
-        self._remove()
+        if self.folder:
+            self._remove()
 
     def _remove(self) -> None:
-        if self.folder:
-            for remove, path in ((posix.unlink, self.folder + "/s"), (posix.rmdir, self.folder)):
-                try:
-                    remove(path)
-                except FileNotFoundError:
-                    pass
+        for remove, path in ((posix.unlink, self.folder + "/s"), (posix.rmdir, self.folder)):
+            try:
+                remove(path)
+            except FileNotFoundError:
+                pass
 
 
-def _serve(listener: socket, program: str, arguments: "list[str]", parent: int) -> None:
-    """Accept for as long as the parent lives. Only root (the daemon) and this user may come in."""
+def _serve(listener: socket, program: str, arguments: "list[str]", client: int) -> None:
+    """Accept for as long as the client lives. Only root, which the daemon is, and this user may come in."""
     from select import POLLIN, poll
 
-    from cli.processes import spawn
+    from cli.processes import reap, spawn
 
     waiting = poll()
     waiting.register(listener.fileno(), POLLIN)
     allowed = (0, posix.getuid())
-    while posix.getppid() == parent:
-        while _reap():
-            pass
-        if not waiting.poll(1000):
+    while posix.getppid() == client:
+        reap()
+        if not waiting.poll(LOOK):
             continue
         descriptor, _ = listener._accept()  # type: ignore[attr-defined]
-        connection: Any = socket(fileno=descriptor)
+        connection = socket(fileno=descriptor)
         if peer_uid(connection) in allowed:
             spawn(program, arguments, descriptor, descriptor)
         connection.close()
-
-
-def _reap() -> bool:
-    try:
-        return posix.waitpid(-1, posix.WNOHANG)[0] > 0
-    except ChildProcessError:
-        return False

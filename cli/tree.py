@@ -35,6 +35,7 @@ def show_tree(client: Client, given: "dict[str, Any]") -> int:
             raise Failure(f"--{shown} is not yet supported with --tree")
     from cli.terminal import is_terminal, size
 
+    client.require("tree", "1.47")
     path = query("/images/json", all=given.get("all") or None, manifests=True, filters=filters(given))
     summaries = client.get(path)
     colour = False

@@ -6,17 +6,19 @@ It runs in a thread of the test, on a unix socket, and speaks enough HTTP for `r
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 import socket
 import struct
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
 CONTAINER_ID = "4f1d2a3b5c6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708"
-Answer = tuple[int, object]
+Answer = tuple[int, object] | tuple[int, object, dict[str, str]]
 Request = dict[str, object]
 
 
@@ -54,7 +56,7 @@ class FakeDaemon:
 
     def _serve(self, sock: socket.socket) -> None:
         stream = sock.makefile("rb")
-        with sock, stream:
+        with sock, stream, contextlib.suppress(ConnectionError):  # a client may leave early
             while line := stream.readline():
                 method, target, _ = line.decode().split()
                 headers = {}
@@ -88,8 +90,7 @@ class FakeDaemon:
         name = f"{request['method']} {request['path']}"
         for pattern, answer in self.table.items():
             if re.fullmatch(pattern, name):
-                status, body = answer(request) if callable(answer) else answer
-                self._send(sock, status, body)
+                self._send(sock, *(answer(request) if callable(answer) else answer))
                 return True
         path = str(request["path"])
         if path == "/_ping":
@@ -126,10 +127,21 @@ class FakeDaemon:
             self.stdin = stream.read()  # type: ignore[attr-defined]
         sock.sendall(self.output)
 
-    def _send(self, sock: socket.socket, status: int, body: object) -> None:
+    def _send(self, sock: socket.socket, status: int, body: object, headers: dict[str, str] | None = None) -> None:
+        """`body` is bytes, a value to send as JSON, None, or a list of bytes and of pauses in seconds, sent one by one."""
+        extra = "".join(f"{name}: {value}\r\n" for name, value in ({"Content-Type": "application/json"} | (headers or {})).items())
+        if isinstance(body, list) and any(isinstance(piece, bytes) for piece in body):
+            sock.sendall(f"HTTP/1.1 {status} X\r\nApi-Version: 1.51\r\n{extra}Transfer-Encoding: chunked\r\n\r\n".encode())
+            for piece in body:
+                if isinstance(piece, bytes):
+                    sock.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+                else:
+                    time.sleep(piece)
+            sock.sendall(b"0\r\n\r\n")
+            return
         if isinstance(body, bytes):
             payload = body
         else:
             payload = b"" if body is None else json.dumps(body).encode() + b"\n"
-        head = f"HTTP/1.1 {status} X\r\nApi-Version: 1.51\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        head = f"HTTP/1.1 {status} X\r\nApi-Version: 1.51\r\n{extra}Content-Length: {len(payload)}\r\n\r\n"
         sock.sendall(head.encode() + payload)

@@ -262,7 +262,10 @@ def test_hosts(url: str, path: str, address: tuple[str, int]) -> None:
     assert (host.path, host.address) == (path, address)
 
 
-@pytest.mark.parametrize("url", ["foo://x", "https://x", "ssh://x", "tcp://x:y", "tcp://x:99999"])
+@pytest.mark.parametrize("url", [
+    "foo://x", "https://x", "tcp://x:y", "tcp://x:99999", "ssh://", "ssh://-oProxyCommand=x", "ssh://-x@y", "ssh://a:b@c", "ssh://a;b",
+    "ssh://a b", "ssh://a:0", "ssh://a:-p", "ssh://a/$(b)", "ssh://a/b c", "ssh://[::1", "ssh://a@b@c",
+])  # fmt: skip
 def test_refused_hosts(url: str) -> None:
     with pytest.raises(Failure):
         Host(url)
