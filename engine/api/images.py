@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,8 +11,8 @@ import msgspec
 from engine.api.bodies import Body
 from engine.api.call import Call
 from engine.api.views import images as views
-from engine.errors import InvalidParameter, NotFound, NotImplementedYet
-from engine.service import imagefilter
+from engine.errors import InvalidParameter, KnarrError, NotImplementedYet, Unauthorized
+from engine.service import imagefilter, imagemanifests
 from engine.spec import reference
 from engine.spec.digest import check_digest
 from engine.spec.hostimage import HostImage
@@ -34,41 +34,43 @@ _platform = Body(_Platform)
 _HOST_IMAGE = Body(HostImage)
 
 
-def _wanted_platform(call: Call) -> str:
-    """`platform` as `os/arch[/variant]`, however it was written; "" when it is not given. Raises InvalidParameter."""
-    given = call.query.texts("platform")
-    if len(given) > 1:
-        raise NotImplementedYet("several platforms in one request")
-    text = given[0] if given else ""
+def _platforms(call: Call, name: str = "platform") -> list[str]:
+    """A parameter as `os/arch[/variant]` texts, however they were written. Raises InvalidParameter."""
+    return [_platform_text(text) for text in call.query.texts(name) if text]
+
+
+def _platform_text(text: str) -> str:
     if not text.startswith("{"):
         return text
     parsed = _platform.parse(text.encode())
     return "/".join(filter(None, (parsed.os, parsed.architecture, parsed.variant)))
 
 
-def _same_platform(call: Call, image: ImageRecord) -> None:
-    """Raise NotFound when a platform was asked for that the image is not for: there is one for each name."""
-    wanted = _wanted_platform(call)
-    have = "/".join(filter(None, (image.os, image.architecture, image.variant)))
-    if wanted and not f"{have}/".startswith(f"{wanted}/"):
-        raise NotFound(
-            f"image with reference {call.name} was found but does not match the specified platform: wanted {wanted}, actual: {have}"
-        )
+def _wanted_platform(call: Call) -> str:
+    """`platform` of an endpoint that takes one; "" when it is not given. Raises InvalidParameter."""
+    given = _platforms(call)
+    if len(given) > 1:
+        raise InvalidParameter("multiple platform parameters not supported")
+    return given[0] if given else ""
 
 
 async def listing(call: Call) -> None:
     """GET /images/json"""
     query, images = call.query, call.engine.images
-    if query.flag("manifests") and call.version >= (1, 47):
-        raise NotImplementedYet("manifests=1 of GET /images/json")
     filters = query.filters()
     filters.check(imagefilter.KEYS)
     found = images.list(filters, all=query.flag("all"))
     shared = _shared(call, list(images.list())) if query.flag("shared-size") else {}
     using = call.engine.containers.using
-    await call.json(
-        [views.summary(image, call.version, shared=shared.get(image.id, -1), containers=len(using(image.id))) for image in found]
-    )
+    shown = [views.summary(image, call.version, shared=shared.get(image.id, -1), containers=len(using(image.id))) for image in found]
+    if call.version >= (1, 48):
+        targets = await imagemanifests.described(images, [imagemanifests.target_of(images, image) for image in found])
+        for one, target in zip(shown, targets, strict=True):
+            one["Descriptor"] = views.descriptor(target)
+    if query.flag("manifests") and call.version >= (1, 47):
+        for one, image in zip(shown, found, strict=True):
+            one["Manifests"] = [views.manifest(summary) for summary in await imagemanifests.summaries(images, image)]
+    await call.json(shown)
 
 
 def _shared(call: Call, images: Sequence[ImageRecord]) -> dict[str, int]:
@@ -91,7 +93,7 @@ async def create(call: Call) -> None:
         raise InvalidParameter("creating an image: one of fromImage and fromSrc is needed")
     if source != "-":
         raise NotImplementedYet("import from a URL", hint="download it, and import the file")
-    lines = call.engine.images.import_(
+    lines = call.engine.archives.import_(
         call.exchange.chunks(),
         repo=query.text("repo"),
         tag=query.text("tag"),
@@ -113,8 +115,7 @@ async def pull(call: Call) -> None:
         platform=_wanted_platform(call), credentials=_credentials(call), all_tags=all_tags, limit_rate=query.integer("limit-rate") or 0,
         peer=query.text("from"),
     )  # fmt: skip
-    async with call.exchange.while_connected():
-        await call.lines(call.engine.pulls.pull(name, options))
+    await _transfer(call, call.engine.pulls.pull(name, options))
 
 
 async def push(call: Call) -> None:
@@ -124,8 +125,17 @@ async def push(call: Call) -> None:
     name, all_tags = _pulled(call.name, call.query.text("tag"))
     options = Options(platform=_wanted_platform(call), credentials=_credentials(call), all_tags=all_tags, peer=call.query.text("to"))
     await call.exchange.body()  # old clients send credentials here too
-    async with call.exchange.while_connected():
-        await call.lines(call.engine.pushes.push(name, options))
+    await _transfer(call, call.engine.pushes.push(name, options))
+
+
+async def _transfer(call: Call, lines: AsyncIterator[bytes]) -> None:
+    """Answer with the lines of a pull or push, which ends when its client goes."""
+    try:
+        async with call.exchange.while_connected():
+            await call.lines(lines)
+    except Unauthorized as error:
+        # dockerd's status: a client takes a 401 for an invitation to ask its user for a password.
+        raise KnarrError(error.message, hint=error.hint) from error
 
 
 def _pulled(image: str, tag: str) -> tuple[reference.Reference, bool]:
@@ -146,9 +156,21 @@ def _credentials(call: Call) -> Credentials | None:
 
 
 async def load(call: Call) -> None:
-    """POST /images/load"""
-    lines = call.engine.images.load(call.exchange.chunks(), quiet=call.query.flag("quiet"), platform=_wanted_platform(call))
+    """POST /images/load; `platform` may be repeated, as since 1.52."""
+    lines = call.engine.archives.load(call.exchange.chunks(), quiet=call.query.flag("quiet"), platform=_platforms(call))
     await call.lines(lines)
+
+
+async def save(call: Call) -> None:
+    """GET /images/{name}/get and GET /images/get?names=…; `platform` may be repeated, as since 1.52. `since` is an extension: an image
+    whose layers are left out."""
+    exchange = call.exchange
+    names = [call.name] if call.name else call.query.texts("names")
+    with call.engine.archives.save(names, _platforms(call), call.query.text("since")) as archive:
+        await archive.check()
+        await exchange.stream(content_type="application/x-tar")
+        await archive.write(exchange)
+        await exchange.end()
 
 
 async def from_host(call: Call) -> None:
@@ -156,25 +178,31 @@ async def from_host(call: Call) -> None:
     wanted = await call.body(_HOST_IMAGE)
     if wanted is None:
         raise InvalidParameter("making an image from this host: no program was given")
-    image = await call.engine.images.from_host(wanted)
+    image = await call.engine.archives.from_host(wanted)
     await call.json({"Id": image.id, "RepoTags": image.repo_tags}, 201)
 
 
 async def inspect(call: Call) -> None:
     """GET /images/{name}/json"""
-    if call.query.flag("manifests"):
-        raise NotImplementedYet("manifests=1 of GET /images/{name}/json")
-    images = call.engine.images
-    image = images.get(call.name)
-    _same_platform(call, image)
-    await call.json(views.inspect(image, call.version, layers=images.layer_folders(image)))
+    images, wanted = call.engine.images, _wanted_platform(call)
+    with_manifests = call.query.flag("manifests") and call.version >= (1, 48)
+    if with_manifests and wanted:
+        raise InvalidParameter("conflicting options: manifests and platform options cannot both be set")
+    image = images.get(call.name, wanted)
+    shown = views.inspect(image, call.version, layers=images.layer_folders(image))
+    reference = images.find(call.name)[1]
+    if call.version >= (1, 48):
+        (target,) = await imagemanifests.described(images, [imagemanifests.target_of(images, image, reference)])
+        shown["Descriptor"] = views.descriptor(target)
+    if with_manifests:
+        shown["Manifests"] = [views.manifest(one) for one in await imagemanifests.summaries(images, image, reference)]
+    await call.json(shown)
 
 
 async def history(call: Call) -> None:
     """GET /images/{name}/history"""
     images = call.engine.images
-    image = images.get(call.name)
-    _same_platform(call, image)
+    image = images.get(call.name, _wanted_platform(call))
     await call.json(views.history(image, images.layer_sizes(image)))
 
 
@@ -185,8 +213,8 @@ async def tag(call: Call) -> None:
 
 
 async def remove(call: Call) -> None:
-    """DELETE /images/{name}"""
+    """DELETE /images/{name}; `platforms` since 1.50, each as JSON."""
     query = call.query
-    if query.texts("platforms"):
-        raise NotImplementedYet("platforms of DELETE /images/{name}")
-    await call.json(await call.engine.images.delete(call.name, force=query.flag("force"), noprune=query.flag("noprune")))
+    chosen = _platforms(call, "platforms") if call.version >= (1, 50) else []
+    deleted = await call.engine.images.delete(call.name, force=query.flag("force"), noprune=query.flag("noprune"), platforms=chosen)
+    await call.json(deleted)

@@ -25,8 +25,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /build
     POST /build/prune
     POST /build/cancel
-    GET /images/{name:.*}/get
-    GET /images/get
     POST /images/prune
     POST /commit
     GET /networks

@@ -57,6 +57,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/images/json", images.listing),
     Route("POST", "/images/create", images.create),
     Route("POST", "/images/load", images.load),
+    Route("GET", "/images/get", images.save),
+    Route("GET", "/images/{name:.*}/get", images.save),
     Route("POST", "/images/fromhost", images.from_host),
     Route("GET", "/images/search", distribution.search),
     Route("GET", "/images/{name:.*}/json", images.inspect),

@@ -24,7 +24,9 @@ from engine.store.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from engine.registry.client import Registries
+    from engine.service.archives import Archives
     from engine.service.images import Images
+    from engine.service.layers import Layers
     from engine.service.pull import Pulls
     from engine.service.push import Pushes
 
@@ -55,15 +57,27 @@ class Context:
         return Registries(self.settings)
 
     @functools.cached_property
-    def pulls(self) -> Pulls:
-        """Pulling, and unpacking what is here."""
+    def layers(self) -> Layers:
+        """The layers under way: one for all, or two would work on the same blob."""
         from engine.service.layers import Layers
-        from engine.service.pull import Pulls
 
-        layers = Layers(
+        return Layers(
             self.images.content, self.snapshots, self.nursery, downloads=self.settings.max_concurrent_downloads, limits=self.images.limits
         )
-        return Pulls(self.images, self.registries, layers, attempts=self.settings.max_download_attempts)
+
+    @functools.cached_property
+    def archives(self) -> Archives:
+        """Images from and into archives."""
+        from engine.service.archives import Archives
+
+        return Archives(self.images, self.layers, self.nursery)
+
+    @functools.cached_property
+    def pulls(self) -> Pulls:
+        """Pulling, and unpacking what is here."""
+        from engine.service.pull import Pulls
+
+        return Pulls(self.images, self.registries, self.layers, attempts=self.settings.max_download_attempts)
 
     @functools.cached_property
     def pushes(self) -> Pushes:

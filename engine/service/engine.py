@@ -26,7 +26,7 @@ from engine.service.execs import Execs
 from engine.service.images import Images
 from engine.service.reconcile import reconcile
 from engine.service.registries import Registries
-from engine.service.registry import Registry
+from engine.service.registry import Registry, permanent
 from engine.service.specgen import Host
 from engine.service.supervise import Monitors
 from engine.service.system import System
@@ -39,6 +39,7 @@ from engine.store.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from engine.registry.server.app import RegistryApp
+    from engine.service.archives import Archives
     from engine.service.pull import Pulls
     from engine.service.push import Pushes
 
@@ -59,6 +60,11 @@ class Engine:
         self.system = system
         self.registry = registry
         self.registries = registries
+
+    @property
+    def archives(self) -> Archives:
+        """Images from and into archives; made when it is first used."""
+        return self.context.archives
 
     @property
     def pulls(self) -> Pulls:
@@ -94,6 +100,7 @@ def host_facts(settings: Settings, cgroups: Cgroups) -> Host:
 @asynccontextmanager
 async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     """Open stores, find what is running, start the background tasks; undone in the reverse order. Running containers are left alone."""
+    permanent(settings.registry)  # settings that make no sense are refused before anything is opened
     layout = Layout(settings.data_root, settings.exec_root)
     layout.create()
     db = Database(layout.database)
@@ -139,8 +146,9 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     containers = Containers(context)
     holder.append(containers)
     await nursery.start(context.monitors.run)
-    for line in await images.recover():
-        log.error("after the loss of the database: %s", line)
+    if images.incomplete:
+        for line in await context.archives.recover():
+            log.error("after the loss of the database: %s", line)
     registry = Registry(context)
     images.keepers.append(registry.store.roots)
     await images.sweep()

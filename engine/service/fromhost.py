@@ -1,4 +1,5 @@
-"""`image from-host`: programs of this host and what they need become an image of one layer. Synchronous, in a worker thread.
+"""`image from-host`: programs of this host and what they need become an image of one layer: which files those are, the
+layer's archive and the configuration. Reads the host, touches no store; blocks.
 
 The image depends on the files' content, modes and owners alone, never on time or order, so the same programs give the same identifier.
 """
@@ -11,14 +12,9 @@ from collections.abc import Iterator
 
 from engine.errors import InvalidParameter, NotFound
 from engine.linux.closure import Closure
-from engine.service.load import Candidate, Loader
-from engine.service.staging import Staging
 from engine.spec import image as spec
 from engine.spec.hostimage import HostImage
 from engine.spec.platform import Platform
-from engine.spec.reference import Reference
-from engine.store.content import Content
-from engine.store.images import Layer
 from engine.wire import tar, tarwrite
 
 _EPOCH = "1970-01-01T00:00:00Z"
@@ -31,22 +27,6 @@ _TYPES = {
 # Where distributions keep the bundle: Debian and Alpine, Fedora, SUSE.
 _CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/var/lib/ca-certificates/ca-bundle.pem")
 _NAME_SERVICES = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2")
-
-
-def building(loader: Loader, content: Content, wanted: HostImage, names: list[Reference], host: Platform) -> Iterator[bytes]:
-    """Make the image; yields progress lines. Raises InvalidParameter, NotFound (a program, a library), KnarrError."""
-    closure, programs = collect(wanted)
-    staging = Staging(content)
-    try:
-        pieces = _archive(closure)
-        staged = staging.take(lambda: next(pieces, b""), -1)
-        raw = spec.encode(_config(wanted, programs, staged.digest, closure.architecture or host.architecture, host))
-        candidate = Candidate(raw, spec.decode_config(raw), [staged], names)
-        layers: list[Layer] = []
-        yield from loader.add_layers(candidate, staging, layers, quiet=True)
-        loader.finish(candidate, layers)
-    finally:
-        staging.close()
 
 
 def collect(wanted: HostImage) -> tuple[Closure, list[str]]:
@@ -86,8 +66,8 @@ def _add_certificates(closure: Closure) -> None:
         closure.links.setdefault(_CERTIFICATES[0], found)
 
 
-def _archive(closure: Closure) -> Iterator[bytes]:
-    """The layer: every path in order, with no times."""
+def archive(closure: Closure) -> Iterator[bytes]:
+    """The layer's tar, piece by piece: every path in order, with no times."""
     for path in sorted({*closure.paths, *closure.links}):
         if path in closure.links:
             entry = tar.Entry(os.fsencode(path[1:]), tar.SYMLINK)
@@ -132,14 +112,16 @@ def _content(path: str, size: int) -> Iterator[bytes]:
         yield end
 
 
-def _config(wanted: HostImage, programs: list[str], diff_id: str, architecture: str, host: Platform) -> spec.ImageConfig:
+def config(wanted: HostImage, programs: list[str], diff_id: str, architecture: str, host: Platform) -> bytes:
+    """The bytes of the configuration; `architecture` is the programs', "" for the host's own."""
     entrypoint = wanted.entrypoint if wanted.entrypoint is not None else (programs[0],)
     defaults = spec.ContainerConfig(
         env=(_PATH, *wanted.env), entrypoint=entrypoint or None, cmd=wanted.cmd or None, user=wanted.user, working_dir=wanted.working_dir,
         labels=wanted.labels or None,
     )  # fmt: skip
     made_by = "knarr image from-host " + " ".join(programs)
-    return spec.ImageConfig(
+    architecture = architecture or host.architecture
+    return spec.encode(spec.ImageConfig(
         created=_EPOCH, architecture=architecture, variant=host.variant if architecture == host.architecture else "", os="linux",
         config=defaults, rootfs=spec.RootFS(diff_ids=(diff_id,)), history=(spec.History(created=_EPOCH, created_by=made_by),),
-    )  # fmt: skip
+    ))  # fmt: skip

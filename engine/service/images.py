@@ -1,15 +1,14 @@
-"""Images: look them up, name them, load, import, delete. Owns what refers to what, so that nothing in use is collected.
+"""Images: look them up, name them, register them, delete. Owns what refers to what, so that nothing in use is collected.
 
 Everything that blocks runs in worker threads; the stores' memory and the database are touched on the event loop's thread alone.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -17,10 +16,8 @@ import trio
 
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.errors import Conflict, Damaged, InvalidParameter, KnarrError, NotFound
+from engine.errors import Conflict, InvalidParameter, NotFound
 from engine.service import imagedelete, imagefilter
-from engine.service.load import Loader
-from engine.service.unpack import Unpacker
 from engine.spec import platform as platforms
 from engine.spec import reference as references
 from engine.spec.digest import is_digest, short
@@ -36,7 +33,6 @@ from engine.store.unpack import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
     from engine.spec.event import Event
-    from engine.spec.hostimage import HostImage
 
 # A piece handed to the worker thread: a hop costs some 0.2 ms, so several network reads go in one.
 _HOP = 512 << 10
@@ -47,6 +43,7 @@ _CLEANUP_SECONDS = 60.0
 _Records = list[ImageRecord]
 _Names = list[str]
 _Done = list[dict[str, str]]
+_Bytes = int
 _Moved = list[tuple[str, str]]
 _References = list[Reference]
 
@@ -71,6 +68,7 @@ class Images:
         self.leases = Leases(db)
         # Others that keep blobs in the same store: each says which, on the event loop's thread.
         self.keepers: list[Callable[[], set[str]]] = []
+        self.on_stored: Callable[[], object] = lambda: None
         self._db = db
         self._events = events
         self._users = users
@@ -85,7 +83,7 @@ class Images:
 
         With `platform` (`os/arch[/variant]`) the image for it, of those that the name's index has; NotFound when there is none.
         """
-        image, reference = self._find(ref_or_id)
+        image, reference = self.find(ref_or_id)
         if not platform or _is_for(image, platform):
             return image
         for other in self.variants(reference) if reference is not None else ():
@@ -101,8 +99,8 @@ class Images:
         target = self.store.target(reference)
         return self.store.members(target) if target else []
 
-    def _find(self, asked: str) -> tuple[ImageRecord, Reference | None]:
-        """The image, and the name that was meant when it was not an identifier."""
+    def find(self, asked: str) -> tuple[ImageRecord, Reference | None]:
+        """The image, and the name that was meant when it was not an identifier. Raises as `get`."""
         full = asked if asked.startswith("sha256:") else f"sha256:{asked}"
         if is_digest(full):
             exact = self.store.get(full)
@@ -135,14 +133,14 @@ class Images:
         return tuple(self.snapshots.usage(chain)[0] if self.snapshots.has(chain) else 0 for chain in image.chain_ids)
 
     def layer_folders(self, image: ImageRecord) -> tuple[str, ...]:
-        """Host folders of the layers, topmost first."""
-        return self.snapshots.lowers(image.chain_id) if image.chain_id else ()
+        """Host folders of the layers, topmost first; none for an image that is not unpacked."""
+        return self.snapshots.lowers(image.chain_id) if image.chain_id and self.snapshots.has(image.chain_id) else ()
 
     # -- names
 
     async def tag(self, source: str, repository: str, tag: str = "") -> None:
         """Give an image another name. Raises NotFound, InvalidParameter."""
-        image, reference = self._find(source)
+        image, reference = self.find(source)
         target = _parse(repository)
         if target.digest:
             raise InvalidParameter("refusing to create a tag with a digest reference")
@@ -154,13 +152,17 @@ class Images:
         self.emit("tag", image.id, target.familiar)
 
     async def delete(self, asked: str, force: bool = False, noprune: bool = False, platforms: Sequence[str] = ()) -> _Done:
-        """Remove a name, and the image with its last one: Docker's list of {"Untagged": …}, {"Deleted": …}. Raises NotFound, Conflict.
+        """Remove a name, and the image with its last one: Docker's list of {"Untagged": …}, {"Deleted": …}. Raises NotFound, Conflict."""
+        return (await self.remove(asked, force, platforms))[0]
 
-        With `platforms` only the images for those are removed of what the name's index has. `noprune` changes nothing: an image has no
-        parents here that are images.
+    async def remove(self, asked: str, force: bool = False, platforms: Sequence[str] = ()) -> tuple[_Done, _Bytes]:
+        """The same, and the bytes of files and blobs that this freed.
+
+        With `platforms` only the images for those are removed of what the name's index has. (`noprune` of `delete` changes nothing: an
+        image has no parents here that are images.)
         """
-        image, reference = self._find(asked)
-        needed = self._blobs_in_use()
+        image, reference = self.find(asked)
+        needed = self.blobs_in_use()
         untag: tuple[Reference, ...] = ()
         if platforms:
             doomed = self._of_platforms(asked, image, reference, platforms, force)
@@ -172,20 +174,29 @@ class Images:
             self.store.unname(*untag)
             doomed = [image] if decision.delete else []
             doomed += [member for member in group if member.id != image.id and self._is_loose(member.id)]
-        before = set(self.snapshots.chains())
+        sizes = self.snapshot_sizes()
         self.store.delete(*(one.id for one in doomed))
         folders = self.snapshots.collect(self._chains_in_use())
-        gone = before - set(self.snapshots.chains())
+        gone = sizes.keys() - set(self.snapshots.chains())
+        freed = sum(sizes[chain] for chain in gone)
         deleted = {name: None for one in doomed for name in (one.id, *(chain for chain in reversed(one.chain_ids) if chain in gone))}
         done = [{"Untagged": name.familiar} for name in untag] + [{"Deleted": name} for name in deleted]
         with shielded(_CLEANUP_SECONDS):
             await self.durable()
-            await self.delete_files(folders, needed - self._blobs_in_use())
+            freed += await self.delete_files(folders, needed - self.blobs_in_use())
         for _ in untag:
             self.emit("untag", image.id, image.id)
         for one in doomed:
             self.emit("delete", one.id, one.id)
-        return done
+        return done, freed
+
+    def snapshot_sizes(self) -> dict[str, int]:
+        """Bytes of the files of every layer that is unpacked."""
+        return {chain: self.snapshots.usage(chain)[0] for chain in self.snapshots.chains()}
+
+    def users(self, image: ImageRecord) -> Sequence[imagedelete.User]:
+        """The containers made from an image."""
+        return self._users(image.id)
 
     def _is_loose(self, id: str) -> bool:
         """Whether nothing names an image, no named index has it, and no container was made of it."""
@@ -215,7 +226,7 @@ class Images:
     async def delete_files(self, folders: Sequence[str], blobs: Iterable[str]) -> int:
         """After the rows are durably gone; the bytes of the blobs. A blob needed again by now stays; another is out of sight before
         anyone can find it."""
-        used = self._blobs_in_use()
+        used = self.blobs_in_use()
         trash = [path for blob in blobs if blob not in used and (path := self.content.discard(blob))]
 
         def work() -> int:
@@ -229,72 +240,32 @@ class Images:
 
         return await blocking("disk", work)
 
+    async def release(self, blobs: Iterable[str]) -> None:
+        """Give up blobs and layers that a piece of work brought and that nothing needs."""
+        folders = self.snapshots.collect(self._chains_in_use())
+        with shielded(_CLEANUP_SECONDS):
+            await self.durable()
+            await self.delete_files(folders, blobs)
+
     async def collect(self) -> tuple[int, int]:
-        """Mark and sweep: remove every snapshot and blob that nothing needs; how many blobs, and their bytes.
+        """Mark and sweep: remove every snapshot and blob that nothing needs, leases that are over and downloads that were abandoned; how
+        many blobs, and the bytes of blobs and layers.
 
         What counts as needed: images and names, leases, pins of work under way, and what the `keepers` say.
         """
         listed = [digest for digest, _ in await blocking("disk", self.content.list)]
+        sizes = self.snapshot_sizes()
         folders = self.snapshots.collect(self._chains_in_use())
-        used = self._blobs_in_use()
+        freed = sum(sizes.values()) - sum(self.snapshot_sizes().values())
+        used = self.blobs_in_use()
         blobs = [digest for digest in listed if digest not in used]
+        await blocking("disk", self.content.tidy, used)
         if not folders and not blobs:
             return 0, 0
         with shielded(_CLEANUP_SECONDS):
             await self.durable()
-            return len(blobs), await self.delete_files(folders, blobs)
-        return 0, 0
-
-    # -- archives
-
-    async def load(self, stream: AsyncIterator[bytes], quiet: bool = False, platform: str = "") -> AsyncIterator[bytes]:
-        """Load a docker-archive or an OCI layout, plain or compressed; yields lines of Docker's progress stream.
-
-        Close the generator (`aclosing`) when leaving early. Raises InvalidParameter, NotFound, Damaged, KnarrError.
-        """
-        wanted = platforms.parse(platform) if platform else self.host
-        loaded: list[ImageRecord] = []
-        with self.pins() as pin:
-            loader = self._loader(pin, loaded.append)
-            async for line in _driven(lambda source: loader.load(source, quiet=quiet, wanted=wanted), stream):
-                yield line
-        for image in loaded:
-            for name in image.repo_tags or (image.id,):
-                self.emit("load", image.id, name)
-
-    async def import_(
-        self, stream: AsyncIterator[bytes], repo: str = "", tag: str = "", message: str = "", changes: Sequence[str] = (),
-        platform: str = "",
-    ) -> AsyncIterator[bytes]:  # fmt: skip
-        """Make an image of one layer from a root file system's tar, plain or compressed; the last line's status is its identifier.
-
-        `changes` are Dockerfile instructions. Raises InvalidParameter, KnarrError.
-        """
-        from engine.service.fromtar import importing
-
-        names = _target(repo, tag)
-        wanted = platforms.parse(platform) if platform else self.host
-        message = message or "Imported from -"  # dockerd's
-        loaded: list[ImageRecord] = []
-        with self.pins() as pin:
-            loader = self._loader(pin, loaded.append)
-            async for line in _driven(lambda source: importing(loader, self.content, source, names, message, changes, wanted), stream):
-                yield line
-        for image in loaded:
-            self.emit("import", image.id, names[0].familiar if names else image.id)
-
-    async def from_host(self, wanted: HostImage) -> ImageRecord:
-        """Make an image of host programs and what they need: equal files, equal identifier. Raises InvalidParameter, KnarrError."""
-        from engine.service.fromhost import building
-
-        names = _target(wanted.tag, "")
-        loaded: list[ImageRecord] = []
-        with self.pins() as pin:
-            loader = self._loader(pin, loaded.append)
-            async for _ in _driven(lambda source: building(loader, self.content, wanted, names, self.host), _nothing()):
-                pass
-        self.emit("import", loaded[0].id, names[0].familiar if names else loaded[0].id)
-        return self.store.get(loaded[0].id) or loaded[0]
+            freed += await self.delete_files(folders, blobs)
+        return len(blobs), freed
 
     def register(
         self, image: ImageRecord, names: Sequence[Reference] = (), index: Index | None = None
@@ -313,49 +284,27 @@ class Images:
             here = [image, *(other for other in self.store if other.manifest in digests and other.id != image.id)]
             best = platforms.best([other.config.platform for other in here], self.host)
             default = here[best].id if best is not None else ""
+        self.on_stored()
         return self.store.put(msgspec.structs.replace(image, size=size, tagged=tagged), names, index, default)
-
-    def _loader(self, pin: Callable[[Iterable[str]], object], done: Callable[[ImageRecord], object]) -> Loader:
-        unpacker = Unpacker(self.snapshots, trio.from_thread.run_sync, self.limits)
-
-        def register(image: ImageRecord, names: _References) -> _Moved:
-            moved = self.register(image, names)
-            done(self.store.get(image.id) or image)
-            return moved
-
-        return Loader(self.content, unpacker, trio.from_thread.run_sync, register, pin, self.make_durable, self.host)
 
     # -- start and end
 
     async def sweep(self) -> _Names:
         """Remove what an interrupted load or delete left: at the start, before anything else runs. Returns what was removed.
 
-        After the database was lost nothing is removed but temporary files: call `recover`; its leftovers go at the start after it.
+        After the database was lost nothing is removed but temporary files; the leftovers go at the start after `Archives.recover`.
         """
         removed = await blocking("disk", self.content.sweep)
-        if self._db.set_aside or self.store.damaged:
+        if self.incomplete:
             return removed
         before = set(self.snapshots.chains())
         await self.collect()
         return [*removed, *(before - set(self.snapshots.chains()))]
 
-    async def recover(self) -> _Names:
-        """After the database was lost: make images again from their blobs, as the mirror names them. Returns what is lost."""
-        from engine.service.recover import recovering
-
-        if not self._db.set_aside and not self.store.damaged:
-            return []
-        try:
-            entries = self.store.read_mirror()
-        except Damaged as error:
-            return [str(error)]
-        lost: _Names = []
-        with self.pins() as pin:
-            loader = self._loader(pin, lambda image: None)
-            missing = {id: entry for id, entry in entries.items() if self.store.get(id) is None}
-            async for line in _driven(lambda source: recovering(loader, self.content, missing), _nothing()):
-                lost.append(line.decode())
-        return lost
+    @property
+    def incomplete(self) -> bool:
+        """Whether the database was lost, or rows of it: `Archives.recover` brings images back."""
+        return bool(self._db.set_aside or self.store.damaged)
 
     # -- inside
 
@@ -366,7 +315,8 @@ class Images:
     def _chains_in_use(self) -> set[str]:
         return {chain for image in self.store for chain in image.chain_ids} | set(self._pinned) | self.leases.held()
 
-    def _blobs_in_use(self) -> set[str]:
+    def blobs_in_use(self) -> set[str]:
+        """Every blob that must stay: of images and names, under leases, of work under way, and of the `keepers`."""
         return self.store.blobs().union(self._pinned, self.leases.held(), *(keeper() for keeper in self.keepers))
 
     def make_durable(self) -> None:
@@ -380,13 +330,19 @@ class Images:
 
     def emit(self, action: str, id: str, name: str, actor: str = "") -> None:
         """Publish an event about an image; `actor` is what it is about when that is not the identifier."""
-        if self._events is None:
-            return
-        from engine.spec.event import Event
-
         image = self.store.get(id)
         labels = (image.config.defaults.labels or {}) if image is not None else {}
-        self._events.publish(Event.make("image", action, actor or id, {**labels, "name": name}))
+        self._publish(action, actor or id, {**labels, "name": name})
+
+    def emit_pruned(self, size: int) -> None:
+        """Publish that a prune, or a collection, freed so many bytes."""
+        self._publish("prune", "", {"reclaimed": str(size)})
+
+    def _publish(self, action: str, id: str, attributes: dict[str, str]) -> None:
+        if self._events is not None:
+            from engine.spec.event import Event
+
+            self._events.publish(Event.make("image", action, id, attributes))
 
 
 class Pins:
@@ -423,52 +379,3 @@ def _parse(text: str) -> Reference:
     if not text:
         raise InvalidParameter("invalid reference format")
     return references.parse(text)
-
-
-def _target(repository: str, tag: str) -> list[Reference]:
-    """The name a new image gets: none for an empty repository."""
-    if not repository:
-        return []
-    reference = _parse(repository)
-    if reference.digest:
-        raise InvalidParameter("cannot import digest reference")
-    return [reference.with_tag(tag) if tag else reference.with_default_tag()]
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    return
-    yield b""
-
-
-async def _driven(make: Callable[[Callable[[], bytes]], Iterator[bytes]], stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Run a generator in worker threads, one step at a time; it pulls from `stream` through the event loop. No task of its own."""
-
-    async def pull() -> bytes:
-        pieces: list[bytes] = []
-        size = 0
-        while size < _HOP and (piece := await anext(stream, b"")):
-            pieces.append(piece)
-            size += len(piece)
-        return b"".join(pieces)
-
-    def source() -> bytes:
-        trio.from_thread.check_cancelled()
-        return trio.from_thread.run(pull)
-
-    steps: Iterable[bytes] = make(source)
-    iterator = iter(steps)
-
-    def step() -> bytes | None:
-        trio.from_thread.check_cancelled()
-        try:
-            return next(iterator, None)
-        except OSError as error:
-            hint = "free some space on the file system of --data-root" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            raise KnarrError(f"storing an image: {error.strerror or error}", hint=hint) from error
-
-    try:
-        while (line := await blocking("network", step)) is not None:
-            yield line
-    finally:
-        with shielded(_CLEANUP_SECONDS):
-            await blocking("disk", iterator.close)  # type: ignore[attr-defined]

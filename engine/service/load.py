@@ -1,216 +1,143 @@
-"""Image archives into images: docker-archive (manifest.json) and OCI layout (index.json). Owns what is taken from an archive and its names.
+"""What is in an image archive: docker-archive (manifest.json) and OCI layout (index.json), all platforms. Stores nothing.
 
-Synchronous: a generator of progress lines that runs in a worker thread. Follows OCI image-layout.md and the format of `docker save`.
+Follows OCI image-layout.md and image-index.md and the format of `docker save`. Runs in a worker thread: layers that must be packed or
+unpacked again are, on the way.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from engine.errors import InvalidParameter, NotFound
 from engine.service.staging import Staged, Staging
-from engine.service.unpack import Counted, OnLoop, Unpacker, chain
+from engine.spec import archive as documents
 from engine.spec import image as spec
+from engine.spec import manifest as manifests
 from engine.spec import platform as platforms
 from engine.spec import reference as references
-from engine.spec.digest import sha256, short
+from engine.spec.digest import sha256
 from engine.spec.platform import Platform
 from engine.spec.reference import Reference
-from engine.store.content import Content
-from engine.store.images import ImageRecord, Layer
-from engine.wire import compression, jsonstream, tar
-from engine.wire.compression import Source
+from engine.store.images import Index
 
-# Docker draws ten times a second; more often only costs.
-_TICK = 0.1
-_NESTING_MAX = 8
+_CONFIGS = frozenset({spec.MEDIA_CONFIG, spec.DOCKER_CONFIG, "application/octet-stream", ""})
+_DOCUMENTS = spec.INDEXES | spec.MANIFESTS | {""}
+_PLAIN = frozenset({spec.MEDIA_LAYER, "application/vnd.docker.image.rootfs.diff.tar", ""})
 
 
-class DockerManifest(msgspec.Struct, frozen=True, rename="pascal"):
-    """An element of a docker-archive's manifest.json."""
+class Part(msgspec.Struct):
+    """A layer of an image: what its manifest says of it, and the member, None when it is not in the archive."""
 
-    config: str
-    repo_tags: tuple[str, ...] | None = None
-    layers: tuple[str, ...] | None = None
+    digest: str
+    size: int
+    media_type: str
+    diff_id: str
+    staged: Staged | None
 
 
-class Candidate(msgspec.Struct):
-    """An image found in an archive. `manifest` is b"" when the archive has none of its own and the engine writes one."""
+class Found(msgspec.Struct):
+    """One image. `manifest` is b"" when the archive has none and the engine writes one. `annotations` and `platform` as its index has
+    them."""
 
     raw: bytes
     config: spec.ImageConfig
-    layers: list[Staged]
-    names: list[Reference]
+    parts: list[Part]
     manifest: bytes = b""
-    media_types: tuple[str, ...] = ()
+    digest: str = ""
 
 
-_decode_docker = msgspec.json.Decoder(list[DockerManifest]).decode
+class Group(msgspec.Struct):
+    """What a name stands for: the images of an index, or one alone. The first of `images` is what it stands for here.
 
-Register = Callable[[ImageRecord, list[Reference]], list[tuple[str, str]]]
-"""Writes an image and its names (on the event loop's thread); returns (name, former image) for names that were moved."""
+    `held` are blobs of the index that are no images, attestations for example.
+    """
 
-
-class Loader:
-    """Loads archives into the stores of one data root."""
-
-    def __init__(
-        self, content: Content, unpacker: Unpacker, on_loop: OnLoop, register: Register, pin: Callable[[Iterable[str]], object],
-        sync: Callable[[], None], host: Platform,
-    ) -> None:  # fmt: skip
-        self._content = content
-        self._unpacker = unpacker
-        self._on_loop = on_loop
-        self._register = register
-        self._pin = pin
-        self._sync = sync
-        self._host = host
-
-    # -- archives
-
-    def load(self, source: Source, *, quiet: bool = False, wanted: Platform | None = None) -> Iterator[bytes]:
-        """Load every image of an archive; yields progress lines. Raises InvalidParameter, NotFound for a missing member."""
-        staging = Staging(self._content)
-        try:
-            yield from self._stage(source, staging, quiet)
-            candidates = find(staging, wanted or self._host)
-            if not candidates:
-                raise InvalidParameter("loading images: there is no image in the archive")
-            for candidate in candidates:
-                yield from self._take(candidate, staging, quiet)
-        except (tar.TarError, compression.CompressionError) as error:
-            raise InvalidParameter(f"loading images: {error}") from error
-        finally:
-            staging.close()
-
-    def _stage(self, source: Source, staging: Staging, quiet: bool) -> Iterator[bytes]:
-        counted = Counted(source)
-        _, content = compression.decompressed(counted)
-        drawn = 0.0
-        reader = tar.TarReader(content)
-        for entry in reader:
-            staging.add(entry, reader)
-            if not quiet and time.monotonic() - drawn > _TICK:
-                drawn = time.monotonic()
-                yield jsonstream.progress("Reading archive", "archive", counted.count, 0)
-        while content():
-            pass
-
-    def _take(self, candidate: Candidate, staging: Staging, quiet: bool) -> Iterator[bytes]:
-        layers: list[Layer] = []
-        yield from self.add_layers(candidate, staging, layers, quiet)
-        image, moved = self.finish(candidate, layers)
-        for name, old in moved:
-            yield jsonstream.stream(
-                f"The image {references.parse(name).familiar} already exists, renaming the old one with ID {old} to empty string\n"
-            )
-        for reference in candidate.names:
-            yield jsonstream.stream(f"Loaded image: {reference.familiar}\n")
-        if not candidate.names:
-            yield jsonstream.stream(f"Loaded image ID: {image.id}\n")
-
-    def add_layers(self, candidate: Candidate, staging: Staging, layers: list[Layer], quiet: bool) -> Iterator[bytes]:
-        """Store and unpack the layers, bottom first, and append them to `layers`; yields progress."""
-        diff_ids = candidate.config.diff_ids
-        self._on_loop(self._pin, iter(_chains(diff_ids)))
-        parent = ""
-        for index, (diff_id, original) in enumerate(zip(diff_ids, candidate.layers, strict=True)):
-            staged = original if candidate.manifest else staging.packed(original)
-            self._on_loop(self._pin, iter((staged.blob,)))
-            drawn = 0.0
-            for done in self._unpacker.ensure(staged.reopen(self._content), diff_id, parent):
-                if not quiet and time.monotonic() - drawn > _TICK:
-                    drawn = time.monotonic()
-                    yield jsonstream.progress("Loading layer", short(diff_id), done, staged.blob_size)
-            staging.keep(staged)
-            if not quiet:
-                yield jsonstream.progress("Loading layer", short(diff_id), staged.blob_size, staged.blob_size)
-            parent = chain(parent, diff_id)
-            media_type = candidate.media_types[index] if candidate.media_types else staged.media_type
-            layers.append(Layer(staged.blob, staged.blob_size, media_type, diff_id, parent))
-
-    def finish(self, candidate: Candidate, layers: list[Layer]) -> tuple[ImageRecord, list[tuple[str, str]]]:
-        """Store configuration and manifest, then the record, durably."""
-        raw = candidate.manifest or manifest_of(candidate.raw, layers)
-        self._on_loop(self._pin, iter((sha256(candidate.raw), sha256(raw))))
-        id = self._content.put(candidate.raw)
-        manifest = self._content.put(raw)
-        image = ImageRecord(
-            id=id, manifest=manifest, manifest_size=len(raw), config=candidate.config, raw=candidate.raw, layers=tuple(layers), size=0,
-            loaded=time.time_ns(),
-        )  # fmt: skip
-        moved: list[tuple[str, str]] = self._on_loop(self._register, image, candidate.names)
-        self._sync()
-        return image, moved
+    names: list[Reference]
+    images: list[Found]
+    index: Index | None = None
+    held: list[Staged] = []
 
 
-def manifest_of(config: bytes, layers: list[Layer]) -> bytes:
-    """An OCI manifest for an image that came without one."""
-    return spec.encode(
-        spec.Manifest(
-            schema_version=2,
-            media_type=spec.MEDIA_MANIFEST,
-            config=spec.Descriptor(media_type=spec.MEDIA_CONFIG, digest=sha256(config), size=len(config)),
-            layers=tuple(spec.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size) for layer in layers),
+class Contents(msgspec.Struct):
+    """An archive. `since`: the image without whose layers it was saved, "" for none."""
+
+    groups: list[Group]
+    since: str = ""
+
+
+def find(staging: Staging, wanted: Sequence[Platform], host: Platform) -> Contents:
+    """The images of a staged archive; for the platforms `wanted` alone when there are any. Raises InvalidParameter, NotFound."""
+    index = _index_of(staging) if staging.find(documents.INDEX) is not None else None
+    if staging.find(documents.MANIFEST) is not None and (index is None or not _Layout(staging, wanted, host).tells_more(index)):
+        groups = _docker(staging)
+        for group in groups:
+            _picked(group.images, wanted)
+        return Contents(groups)
+    if index is None:
+        raise InvalidParameter(
+            "loading images: unrecognized image format: neither manifest.json nor index.json is in the archive",
+            hint="a root file system is imported with `import`",
         )
-    )
+    return Contents(_Layout(staging, wanted, host).groups(index), (index.annotations or {}).get(documents.ANNOTATION_SINCE, ""))
 
 
-# -- what is in an archive
+def manifest_of(config: bytes, layers: Iterable[spec.Descriptor]) -> bytes:
+    """An OCI manifest for an image that came without one."""
+    described = spec.Descriptor(media_type=spec.MEDIA_CONFIG, digest=sha256(config), size=len(config))
+    return spec.encode(spec.Manifest(schema_version=2, media_type=spec.MEDIA_MANIFEST, config=described, layers=tuple(layers)))
 
 
-def find(staging: Staging, wanted: Platform) -> list[Candidate]:
-    """The images of a staged archive: those of manifest.json, or else those of index.json for the platform `wanted`."""
-    if staging.find("manifest.json") is not None:
-        return _docker(staging)
-    if staging.find("index.json") is not None:
-        return _layout(staging, wanted)
-    raise InvalidParameter(
-        "loading images: unrecognized image format: neither manifest.json nor index.json is in the archive",
-        hint="a root file system is imported with `import`",
-    )
+# -- docker-archive
 
 
-def _docker(staging: Staging) -> list[Candidate]:
+def _docker(staging: Staging) -> list[Group]:
     try:
-        manifests = _decode_docker(staging.document("manifest.json"))
-    except msgspec.MsgspecError as error:
+        elements = documents.decode_docker(staging.document(documents.MANIFEST))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidParameter(f"loading images: manifest.json: {error}") from error
-    return [_docker_image(staging, manifest) for manifest in manifests]
+    return [_docker_image(staging, element) for element in elements]
 
 
-def _docker_image(staging: Staging, manifest: DockerManifest) -> Candidate:
-    raw = staging.document(manifest.config)
-    layers = [staging.get(name) for name in manifest.layers or ()]
-    names = [references.parse(name).with_default_tag() for name in manifest.repo_tags or ()]
-    return _candidate(raw, layers, names, manifest.config)
-
-
-def _candidate(raw: bytes, layers: list[Staged], names: list[Reference], shown: str) -> Candidate:
+def _docker_image(staging: Staging, element: documents.DockerManifest) -> Group:
+    raw = staging.document(element.config)
     try:
         config = spec.decode_config(raw)
-    except msgspec.MsgspecError as error:
-        raise InvalidParameter(f"loading images: {shown} is no image configuration: {error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidParameter(f"loading images: {element.config} is no image configuration: {error}") from error
+    layers = [staging.packed(staging.get(name)) for name in element.layers or ()]
     if len(layers) != len(config.diff_ids):
         raise InvalidParameter(f"invalid manifest, layers length mismatch: expected {len(layers)}, got {len(config.diff_ids)}")
-    return Candidate(raw, config, layers, names)
+    described = tuple(spec.Descriptor(media_type=one.media_type, digest=one.blob, size=one.blob_size) for one in layers)
+    made = manifest_of(raw, described)
+    manifest = manifests.image(manifests.parse(made, "", element.config), element.config)  # type: ignore[arg-type]
+    manifests.config(raw, manifest, element.config)
+    parts = [
+        Part(one.digest, one.size, one.media_type, diff_id, staged)
+        for one, diff_id, staged in zip(described, config.diff_ids, layers, strict=True)
+    ]
+    names = [references.parse(name).with_default_tag() for name in element.repo_tags or ()]
+    return Group(_checked(names, ""), [Found(raw, config, parts, made, sha256(made))])
 
 
-def _layout(staging: Staging, wanted: Platform) -> list[Candidate]:
-    index = _index(staging.document("index.json"), "index.json")
-    groups: dict[str, list[spec.Descriptor]] = {}
-    for place, descriptor in enumerate(index.manifests or ()):
-        name = _name(descriptor)
-        alone = "" if name or descriptor.platform else f"\0{place}"
-        groups.setdefault(name + alone, []).append(descriptor)
-    found: list[Candidate] = []
-    for key, descriptors in groups.items():
-        names = [references.parse(key).with_default_tag()] if key and not key.startswith("\0") else []
-        found.append(_choose(staging, descriptors, names, wanted))
-    return found
+def one_layer(raw: bytes, staged: Staged, names: list[Reference]) -> Group:
+    """An image of one layer that was not in an archive of images: `raw` is its configuration."""
+    part = Part(staged.blob, staged.blob_size, staged.media_type, staged.digest, staged)
+    described = spec.Descriptor(media_type=part.media_type, digest=part.digest, size=part.size)
+    manifest = manifest_of(raw, [described])
+    return Group(names, [Found(raw, spec.decode_config(raw), [part], manifest, sha256(manifest))])
+
+
+# -- OCI layout
+
+
+def _index_of(staging: Staging) -> spec.Index:
+    index = manifests.parse(staging.document(documents.INDEX), "", documents.INDEX)
+    if not isinstance(index, spec.Index):
+        raise InvalidParameter(f"loading images: {documents.INDEX} is no image index")
+    return index
 
 
 def _name(descriptor: spec.Descriptor) -> str:
@@ -220,66 +147,156 @@ def _name(descriptor: spec.Descriptor) -> str:
     return name if ":" in name or "/" in name else ""
 
 
-def _choose(staging: Staging, descriptors: list[spec.Descriptor], names: list[Reference], wanted: Platform, depth: int = 0) -> Candidate:
-    """The image for `wanted` among descriptors of manifests and indexes."""
-    offered = [one for one in descriptors if not _is_attestation(one)]
-    best = platforms.best((one.platform if one.media_type not in spec.INDEXES else None for one in offered), wanted)
-    if best is None:
-        has = ", ".join(sorted({str(one.platform) for one in offered if one.platform})) or "none"
-        raise NotFound(f"loading images: no image for platform {wanted}; the archive has: {has}", hint="choose one of them with --platform")
-    chosen = offered[best]
-    staged = staging.blob(chosen.digest)
-    if staged is None:
-        raise NotFound(f"loading images: blob {chosen.digest} of {chosen.platform or 'the index'} is not in the archive")
-    raw = _bytes(staged)
-    if chosen.media_type in spec.INDEXES or (chosen.media_type not in spec.MANIFESTS and b'"manifests"' in raw):
-        if depth >= _NESTING_MAX:
+class _Layout:
+    def __init__(self, staging: Staging, wanted: Sequence[Platform], host: Platform) -> None:
+        self._staging = staging
+        self._wanted = wanted
+        self._host = host
+
+    def tells_more(self, index: spec.Index) -> bool:
+        """Whether the layout has what manifest.json has not: platforms, manifests of registries, the form that layers were stored in.
+
+        dockerd's classic store makes its manifests up while it saves, and their layers are plain: keeping those would only take disk.
+        """
+        if (index.annotations or {}).get(documents.ANNOTATION_LAYERS) == documents.AS_STORED:
+            return True
+        for one in index.manifests or ():
+            document = self._document(one)
+            if isinstance(document, spec.Index):
+                return True
+            if document is not None and any(layer.media_type not in _PLAIN for layer in document.layers or ()):
+                return True
+        return False
+
+    def groups(self, index: spec.Index) -> list[Group]:
+        named: dict[str, list[spec.Descriptor]] = {}
+        for place, descriptor in enumerate(index.manifests or ()):
+            name = _name(descriptor)
+            alone = "" if name or descriptor.platform else f"\0{place}"
+            named.setdefault(name + alone, []).append(descriptor)
+        found: list[Group] = []
+        for key, descriptors in named.items():
+            names = [references.parse(key).with_default_tag()] if key and not key.startswith("\0") else []
+            found.append(self._group(descriptors, names))
+        return _merged(found)
+
+    def _group(self, descriptors: list[spec.Descriptor], names: list[Reference]) -> Group:
+        """What one name stands for. Several descriptors with one name are an index that the archive has not written down."""
+        if len(descriptors) == 1:
+            (only,) = descriptors
+            document = self._document(only)
+            if document is None:
+                raise NotFound(f"loading images: blob {only.digest} is not in the archive")
+            if isinstance(document, spec.Manifest):
+                return Group(_checked(names, only.digest), _picked([self._image(only, document)], self._wanted))
+            index = Index.of(self._raw(only), document.media_type or only.media_type)
+        else:
+            plain = tuple(msgspec.structs.replace(one, annotations=None) for one in descriptors)
+            index = Index.of(spec.encode(spec.Index(schema_version=2, media_type=spec.MEDIA_INDEX, manifests=plain)))
+        return self._of_index(index, names)
+
+    def _of_index(self, index: Index, names: list[Reference]) -> Group:
+        images, held = self._members(index.manifests, 0)
+        if not images:
+            raise NotFound(f"loading images: none of the images of index {index.digest} is in the archive")
+        images = _picked(images, self._wanted)
+        best = platforms.best((image.config.platform for image in images), self._host) or 0
+        images.insert(0, images.pop(best))
+        if not names:  # nothing would keep the index, or an image that nobody can call
+            return Group(names, images if self._wanted else images[:1])
+        direct = {one.digest for one in index.manifests}
+        # Images of an index within the index: a name stands for one of them at most, the others would be loose.
+        images = [image for place, image in enumerate(images) if not place or image.digest in direct]
+        return Group(_checked(names, index.digest), images, index, held)
+
+    def _members(self, descriptors: Sequence[spec.Descriptor], depth: int) -> tuple[list[Found], list[Staged]]:
+        """Every image of an index that is in the archive, and the blobs of what is no image."""
+        if depth >= manifests.NESTING_MAX:
             raise InvalidParameter("loading images: indexes are nested too deeply")
-        return _choose(staging, list(_index(raw, chosen.digest).manifests or ()), names, wanted, depth + 1)
-    return _oci_image(staging, raw, names, chosen.digest)
+        images: list[Found] = []
+        held: list[Staged] = []
+        for one in descriptors:
+            document = self._document(one) if one.media_type in _DOCUMENTS else None
+            if document is None:
+                held += self._blobs(one)  # something that this program knows nothing of belongs to the index all the same
+            elif isinstance(document, spec.Index):
+                inner, blobs = self._members(document.manifests or (), depth + 1)
+                images += inner
+                held += [*blobs, *self._blobs(one)]
+            elif document.config.media_type not in _CONFIGS:
+                held += self._blobs(one, document.config, *(document.layers or ()))
+            else:
+                images.append(self._image(one, document))
+        return images, held
+
+    def _document(self, descriptor: spec.Descriptor) -> spec.Manifest | spec.Index | None:
+        """A manifest or an index; None when it is not in the archive. Raises InvalidParameter, but not for what is beside the images."""
+        if self._staging.blob(descriptor.digest) is None:
+            return None
+        if manifests.is_attestation(descriptor):
+            with contextlib.suppress(InvalidParameter):
+                return manifests.parse(self._raw(descriptor), descriptor.media_type, descriptor.digest)
+            return None
+        return manifests.parse(self._raw(descriptor), descriptor.media_type, descriptor.digest)
+
+    def _raw(self, descriptor: spec.Descriptor) -> bytes:
+        staged = self._staging.blob(descriptor.digest)
+        if staged is None:
+            raise NotFound(f"loading images: blob {descriptor.digest} is not in the archive")
+        return self._staging.bytes(staged, descriptor.digest)
+
+    def _blobs(self, *descriptors: spec.Descriptor) -> list[Staged]:
+        found = [self._staging.blob(one.digest) for one in descriptors]
+        return [self._staging.plain(staged) for staged in found if staged is not None]
+
+    def _image(self, descriptor: spec.Descriptor, manifest: spec.Manifest) -> Found:
+        shown = descriptor.digest
+        manifests.image(manifest, shown)
+        raw = self._raw(manifest.config)
+        config = manifests.config(raw, manifest, shown)
+        parts: list[Part] = []
+        for layer, diff_id in zip(manifest.layers or (), config.diff_ids, strict=True):
+            staged = self._staging.blob(layer.digest)
+            plain = self._staging.plain(staged) if staged is not None else None
+            parts.append(Part(layer.digest, layer.size, layer.media_type or _media(plain), diff_id, plain))
+        return Found(raw, config, parts, self._raw(descriptor), descriptor.digest)
 
 
-def _is_attestation(descriptor: spec.Descriptor) -> bool:
-    """BuildKit puts provenance beside images, for a platform `unknown/unknown`."""
-    return descriptor.platform is not None and descriptor.platform.os == "unknown"
+def _picked(images: list[Found], wanted: Sequence[Platform]) -> list[Found]:
+    """Those for the platforms that are wanted, the best for each; all when none is. Raises NotFound."""
+    if not wanted:
+        return images
+    have = [image.config.platform for image in images]
+    places: dict[int, None] = {}
+    for one in wanted:
+        best = platforms.best(have, one)
+        if best is None:
+            has = ", ".join(sorted(map(str, have)))
+            what = f"loading images: no image for platform {one}; the archive has: {has}"
+            raise NotFound(what, hint="choose one of them with --platform")
+        places[best] = None
+    return [images[place] for place in places]
 
 
-def _index(raw: bytes, shown: str) -> spec.Index:
-    try:
-        return spec.decode_index(raw)
-    except msgspec.MsgspecError as error:
-        raise InvalidParameter(f"loading images: {shown} is no image index: {error}") from error
+def _checked(names: list[Reference], digest: str) -> list[Reference]:
+    """Names; one with a digest must be of that digest, or an archive could call anything so. Raises InvalidParameter."""
+    for name in names:
+        if name.digest and name.digest != digest:
+            raise InvalidParameter(f"loading images: {name.familiar} is not what the archive calls so")
+    return names
 
 
-def _oci_image(staging: Staging, raw: bytes, names: list[Reference], digest: str) -> Candidate:
-    try:
-        manifest = spec.decode_manifest(raw)
-    except msgspec.MsgspecError as error:
-        raise InvalidParameter(f"loading images: {digest} is no image manifest: {error}") from error
-    if manifest.config.media_type not in (spec.MEDIA_CONFIG, spec.DOCKER_CONFIG, ""):
-        raise InvalidParameter(f"loading images: {digest} is no image but {manifest.artifact_type or manifest.config.media_type}")
-    config = staging.blob(manifest.config.digest)
-    layers = [staging.blob(layer.digest) for layer in manifest.layers or ()]
-    wanted = (manifest.config, *(manifest.layers or ()))
-    missing = [one.digest for one, staged in zip(wanted, (config, *layers), strict=True) if staged is None]
-    if missing or config is None:
-        raise NotFound(f"loading images: blob {missing[0]} is not in the archive")
-    plain = [staging.plain(staged) for staged in layers if staged is not None]
-    candidate = _candidate(_bytes(config), plain, names, manifest.config.digest)
-    candidate.manifest = raw
-    candidate.media_types = tuple(layer.media_type for layer in manifest.layers or ())
-    return candidate
+def _media(staged: Staged | None) -> str:
+    return staged.media_type if staged is not None else spec.MEDIA_LAYER + "+gzip"
 
 
-def _bytes(staged: Staged) -> bytes:
-    if staged.size > 8 << 20:
-        raise InvalidParameter(f"loading images: blob {staged.digest} is no document")
-    with staged.open() as file:
-        return file.read()
-
-
-def _chains(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
-    found: list[str] = []
-    for diff_id in diff_ids:
-        found.append(chain(found[-1] if found else "", diff_id))
-    return tuple(found)
+def _merged(groups: list[Group]) -> list[Group]:
+    """Groups that stand for the same thing as one with all their names."""
+    found: dict[tuple[str, ...], Group] = {}
+    for group in groups:
+        key = (group.index.digest if group.index is not None else "", *(image.digest for image in group.images))
+        if key in found and found[key].names and group.names:
+            found[key].names += group.names
+        else:
+            found.setdefault(key, group)
+    return list(found.values())

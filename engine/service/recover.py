@@ -1,42 +1,97 @@
-"""Images back from their blobs after the database was lost. Synchronous, in a worker thread; yields what could not be recovered."""
+"""Images back from their blobs after the database was lost, as the mirror names them. Blocks: for a worker thread; registers nothing.
+
+Manifests and configurations are read and checked, layers only looked for: they are checked when they are unpacked, which is when an image
+is first used, so the daemon starts at once however many images there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from engine.errors import KnarrError
-from engine.service.load import Candidate, Loader
-from engine.service.staging import Staging
+from engine.errors import InvalidParameter, KnarrError, NotFound
 from engine.spec import image as spec
+from engine.spec import manifest as manifests
 from engine.spec import reference as references
+from engine.spec.digest import chain_ids
+from engine.spec.reference import Reference
 from engine.store.content import Content
-from engine.store.images import Layer, MirrorEntry
+from engine.store.images import ImageRecord, Index, Layer, MirrorEntry
 
 
-def recovering(loader: Loader, content: Content, entries: Mapping[str, MirrorEntry]) -> Iterator[bytes]:
-    """Unpack and register every image of `entries` (by identifier) whose blobs are whole; a line for each one that is lost."""
+class Recovered(msgspec.Struct, frozen=True):
+    """An image, and names of it that stand for one thing: the image's manifest, or `index`."""
+
+    image: ImageRecord
+    names: tuple[Reference, ...] = ()
+    index: Index | None = None
+
+
+def find(content: Content, entries: Mapping[str, MirrorEntry]) -> tuple[list[Recovered], list[str]]:
+    """The images of `entries` (by identifier) whose blobs are here, and a line for each one that is lost."""
+    found: list[Recovered] = []
+    lost: list[str] = []
     for id, entry in entries.items():
         try:
-            yield from (line for line in _recover(loader, content, entry) if not line)
+            found += _recover(content, id, entry)
         except (KnarrError, msgspec.MsgspecError) as error:
             names = ", ".join(references.parse(name).familiar for name in entry.names) or id
-            yield f"image {names} cannot be recovered: {error}".encode()
+            lost.append(f"image {names} cannot be recovered: {error}")
+    return found, lost
 
 
-def _recover(loader: Loader, content: Content, entry: MirrorEntry) -> Iterator[bytes]:
+def in_order(found: Iterable[Recovered]) -> list[Recovered]:
+    """Those without names first: a name that stands for an index is given to the best image of it that is here by then."""
+    return sorted(found, key=lambda one: bool(one.names))
+
+
+def _recover(content: Content, id: str, entry: MirrorEntry) -> list[Recovered]:
     raw = content.read(entry.manifest)
-    manifest = spec.decode_manifest(raw)
-    config = content.read(manifest.config.digest)
-    staging = Staging(content)
+    manifest = manifests.parse(raw, "", entry.manifest)
+    if not isinstance(manifest, spec.Manifest) or manifest.config.digest != id:
+        raise InvalidParameter(f"manifest {entry.manifest} is not that of image {id}")
+    config_raw = content.read(manifest.config.digest)
+    config = manifests.config(config_raw, manifest, entry.manifest)
+    layers = manifest.layers or ()
+    for layer in layers:
+        if not content.exists(layer.digest, layer.size):
+            raise NotFound(f"no blob {layer.digest}")
+    image = ImageRecord(
+        id=id, manifest=entry.manifest, manifest_size=len(raw), config=config, raw=config_raw, size=0, loaded=time.time_ns(),
+        layers=tuple(
+            Layer(one.digest, one.size, one.media_type or spec.MEDIA_LAYER + "+gzip", diff_id, chain)
+            for one, diff_id, chain in zip(layers, config.diff_ids, chain_ids(config.diff_ids), strict=True)
+        ),
+    )  # fmt: skip
+    by_target: dict[str, list[Reference]] = {}
+    for name in entry.names:
+        by_target.setdefault(entry.targets.get(name, ""), []).append(references.parse(name))
+    found = [Recovered(image, tuple(names), _index(content, target)) for target, names in by_target.items()]
+    return [Recovered(image), *found]
+
+
+def _index(content: Content, target: str) -> Index | None:
+    """An index with what is here of it beside images; None when it is damaged: the names stand for the manifest then."""
+    if not target:
+        return None
     try:
-        stored = [staging.stored(layer) for layer in manifest.layers or ()]
-        names = [references.parse(name) for name in entry.names]
-        media_types = tuple(layer.media_type for layer in manifest.layers or ())
-        candidate = Candidate(config, spec.decode_config(config), stored, names, raw, media_types)
-        layers: list[Layer] = []
-        yield from loader.add_layers(candidate, staging, layers, quiet=True)
-        loader.finish(candidate, layers)
-    finally:
-        staging.close()
+        index = Index.of(content.read(target))
+    except (KnarrError, msgspec.MsgspecError):
+        return None
+    held: list[str] = []
+    for one in index.manifests:
+        if manifests.is_attestation(one) and content.exists(one.digest):
+            held.append(one.digest)
+            held += _blobs(content, one.digest)
+    return Index(index.digest, index.media_type, index.raw, index.manifests, tuple(held))
+
+
+def _blobs(content: Content, digest: str) -> list[str]:
+    try:
+        document = manifests.parse(content.read(digest), "", digest)
+    except KnarrError:
+        return []
+    named = (document.config, *(document.layers or ())) if isinstance(document, spec.Manifest) else ()
+    return [one.digest for one in named if content.exists(one.digest)]

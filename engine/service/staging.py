@@ -1,7 +1,9 @@
 """The members of an image archive while it is read: small ones in memory, large ones in files, each with its digest.
 
-Owns temporary files in the content store's ingest folder and removes what was not taken. An archive is read once, front to back, and says
-only at its end which of its members are layers; so a plain tar is compressed on its way in, which is what it will be stored as.
+Owns temporary files in the content store's ingest folder, and folders of layers that were unpacked on their way in; removes what was not
+taken. An archive is read once, front to back. Most say only at their end which members are layers, so whatever is a plain tar is treated
+as one: it is compressed, which is what it will be stored as, and unpacked beside that. Where it lies in an image is not known yet; a layer
+that needs to look at those below it (a folder that it only implies, a hard link to a file below) is unpacked later, from its blob.
 """
 
 from __future__ import annotations
@@ -11,13 +13,23 @@ import hashlib
 import io
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import BinaryIO
 
-from engine.errors import InvalidParameter, NotFound
+import trio
+
+from engine import _core
+from engine.aio.blocking import blocking
+from engine.aio.handoff import Closed, Handoff
+from engine.errors import InvalidParameter, KnarrError, NotFound
+from engine.service.unpack import Counted
+from engine.spec import archive as documents
 from engine.spec import image as spec
-from engine.spec.digest import sha256
+from engine.spec.digest import is_digest, sha256
 from engine.store.content import Content
+from engine.store.images import Layer
+from engine.store.snapshots import Snapshots
+from engine.store.unpack import Limits, Unpacked, unpacking
 from engine.wire import compression, tar
 from engine.wire.compression import Source
 
@@ -26,13 +38,23 @@ _SMALL = 256 << 10
 _MEMORY = 32 << 20
 _MEMBERS_MAX = 100_000
 _DOCUMENT_MAX = 8 << 20
+# A piece handed to a worker thread: a hop costs some 0.2 ms, so several network reads go in one.
+_HOP = 512 << 10
+# Pieces that wait between two threads, of `_HOP` bytes each.
+_ROOM = 4
+# Dirty pages are handed to the disk in steps of this size, so that the sync at the end finds little to do.
+_WRITE_BACK = 8 << 20
 _MEDIA = {"": spec.MEDIA_LAYER, "gzip": spec.MEDIA_LAYER + "+gzip", "zstd": spec.MEDIA_LAYER + "+zstd"}
+
+Known = Callable[[str], Layer | None]
+"""The layer that is here with this digest, of its blob or of its content (for the event loop's thread)."""
 
 
 class Staged:
     """One member. `digest` and `size` are of the member as it was; `blob` and `blob_size` of what lies in `path` or `data`.
 
-    `compression` is that of the blob. They differ when a plain tar was compressed on its way in.
+    `compression` is that of the blob. They differ when a plain tar was compressed on its way in. `folder` holds the layer unpacked, when
+    that was possible; `unpacked` tells of it, and `hides` whether it has whiteouts, which a bottom layer must not.
     """
 
     def __init__(self) -> None:
@@ -44,6 +66,9 @@ class Staged:
         self.path = ""
         self.data = b""
         self.kept = False
+        self.folder = ""
+        self.unpacked = Unpacked()
+        self.hides = False
 
     @property
     def media_type(self) -> str:
@@ -54,59 +79,144 @@ class Staged:
         """The blob's bytes."""
         return open(self.path, "rb", buffering=0) if self.path else io.BytesIO(self.data)
 
-    def reopen(self, content: Content) -> Callable[[], BinaryIO]:
-        """How to open it again later, also after it was stored."""
-        return lambda: content.open(self.blob) if content.exists(self.blob) else self.open()
-
 
 class Staging:
-    """The members of one archive by name. Close it whatever happens."""
+    """The members of one archive by name. Close it whatever happens. `taken` counts bytes of the archive."""
 
-    def __init__(self, content: Content) -> None:
+    def __init__(self, content: Content, snapshots: Snapshots, limits: Limits, known: Known = lambda digest: None) -> None:
         self._content = content
+        self._snapshots = snapshots
+        self._limits = limits
+        self._known = known
         self._members: dict[str, Staged] = {}
         self._all: list[Staged] = []
         self._aliases: dict[str, str] = {}
         self._memory = 0
+        self._as_they_are = False
+        self.taken = 0
 
-    def add(self, entry: tar.Entry, reader: tar.TarReader) -> Staged | None:
-        """Take the reader's current member. Raises InvalidParameter when there are too many."""
-        name = posixpath.normpath(entry.name.decode("utf-8", "surrogateescape")).lstrip("/")
-        if len(self._members) + len(self._aliases) >= _MEMBERS_MAX:
-            raise InvalidParameter(f"loading images: the archive has more than {_MEMBERS_MAX} members")
-        if entry.type in (tar.SYMLINK, tar.LINK):
-            target = entry.linkname.decode("utf-8", "surrogateescape")
-            base = posixpath.dirname(name) if entry.type == tar.SYMLINK else ""
-            self._aliases[name] = posixpath.normpath(posixpath.join(base, target)).lstrip("/")
-            return None
-        if entry.type != tar.REGULAR:
-            return None
-        if entry.sparse is not None:
-            raise InvalidParameter(f"loading images: {tar.show(entry.name)} is stored as a sparse file")
-        pieces = iter(reader.data())
-        staged = self._members[name] = self.take(lambda: bytes(next(pieces, b"")), entry.stored)
-        return staged
+    # -- in
 
-    def take(self, source: Source, size: int) -> Staged:
-        """Stage what `source` gives, `size` bytes when known (else -1)."""
-        if 0 <= size <= _SMALL and self._memory + size <= _MEMORY:
-            self._memory += size
-            return _in_memory(b"".join(iter(source, b"")))
-        head, source = compression.peek(source, tar.BLOCK)
-        staged = self._new_file()
-        with open(staged.path, "xb", buffering=0) as file:
-            _store(file, head, source, staged)
-        return staged
+    async def read(self, stream: AsyncIterator[bytes]) -> None:
+        """Take every member of an archive, plain or compressed. Raises InvalidParameter, OSError, and what the stream raises."""
+        counted = Counted(pulling(stream))
 
-    def _new_file(self) -> Staged:
+        def counting() -> bytes:
+            piece = counted()
+            self.taken = counted.count
+            return piece
+
+        try:
+            content = await blocking("layers", lambda: compression.decompressed(counting)[1])
+            reader = tar.TarReader(content)
+            entries = iter(reader)
+            while (entry := await blocking("layers", self._small_ones, entries, reader)) is not None:
+                self._members[_name(entry)] = await self.take(_data(reader), _hinted(_name(entry)))
+            await blocking("layers", _drain, content)
+        except (tar.TarError, compression.CompressionError) as error:
+            raise InvalidParameter(f"loading images: {error}") from error
+
+    def _small_ones(self, entries: Iterator[tar.Entry], reader: tar.TarReader) -> tar.Entry | None:
+        """In a worker thread: take members up to the next large one, which is returned, or up to the end."""
+        for entry in entries:
+            name = _name(entry)
+            if len(self._members) + len(self._aliases) >= _MEMBERS_MAX:
+                raise InvalidParameter(f"loading images: the archive has more than {_MEMBERS_MAX} members")
+            if entry.type in (tar.SYMLINK, tar.LINK):
+                target = entry.linkname.decode("utf-8", "surrogateescape")
+                base = posixpath.dirname(name) if entry.type == tar.SYMLINK else ""
+                self._aliases[name] = posixpath.normpath(posixpath.join(base, target)).lstrip("/")
+            elif entry.type != tar.REGULAR:
+                continue
+            elif entry.sparse is not None:
+                raise InvalidParameter(f"loading images: {tar.show(entry.name)} is stored as a sparse file")
+            elif entry.stored > _SMALL or self._memory + entry.stored > _MEMORY:
+                return entry
+            else:
+                self._memory += entry.stored
+                self._members[name] = _in_memory(b"".join(iter(_data(reader), b"")))
+                if name == "index.json":
+                    self._as_they_are = documents.keeps_layers(self._members[name].data)
+        return None
+
+    async def take(self, source: Source, hint: str = "") -> Staged:
+        """Take one large member from a source that worker threads may call. With `hint`, the digest that its name claims, nothing is done
+        again for a layer that is here. Raises InvalidParameter, OSError."""
+        head, source = await blocking("layers", compression.peek, source, tar.BLOCK)
+        known = self._known(hint) if hint else None
+        if known is not None:
+            return await blocking("layers", _known, source, hint, known, self._content.path(known.digest))
         staged = Staged()
         staged.path = self._content.temporary()
         self._all.append(staged)
+        if head[257:262] != b"ustar" or self._as_they_are:
+            staged.compression = compression.detect(head[:6])
+            await blocking("layers", _store, source, staged)
+        else:
+            await self._layer(source, staged)
         return staged
 
-    def names(self) -> list[str]:
-        """Names of all members that are files."""
-        return list(self._members)
+    async def _layer(self, source: Source, staged: Staged) -> None:
+        """A plain tar: read and hashed in one thread, compressed in another, unpacked in a third."""
+        staged.folder = self._snapshots.begin()
+        packing, placing = Handoff(_ROOM), Handoff(_ROOM)
+        failures: list[Exception] = []
+
+        def read() -> None:
+            sums = hashlib.sha256()
+            try:
+                while piece := source():
+                    sums.update(piece)
+                    staged.size += len(piece)
+                    packing.put(piece)
+                    with contextlib.suppress(Closed):
+                        placing.put(piece)
+            except Closed:
+                pass  # the packer's own failure tells
+            except BaseException:
+                packing.end(Closed())
+                placing.end(Closed())
+                raise
+            staged.digest = "sha256:" + sums.hexdigest()
+            packing.end()
+            placing.end()
+
+        def pack() -> None:
+            try:
+                _store_packed(packing.get, staged)
+            except Closed:
+                pass  # the reader's own failure tells
+            finally:
+                packing.close()
+
+        def place() -> None:
+            try:
+                root = f"{staged.folder}/fs"
+                for entry in unpacking(tar.TarReader(placing.get), root, staged.unpacked, _nothing_below, self._limits):
+                    staged.hides = staged.hides or b"/.wh." in b"/" + entry.name
+                while placing.get():  # padding behind the archive's end
+                    pass
+                return
+            except (_Below, Closed, tar.TarError, KnarrError):
+                pass  # when it turns out to be a layer it is unpacked from its blob, and what is wrong with it is told then
+            finally:
+                placing.close()
+            folder, staged.folder = staged.folder, ""
+            self._snapshots.discard(folder)
+
+        async def run(step: Callable[[], None]) -> None:
+            try:
+                await blocking("layers", step)
+            except (KnarrError, OSError, tar.TarError, compression.CompressionError) as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for step in (read, pack, place):
+                nursery.start_soon(run, step)
+        if failures:
+            raise failures[0]
+
+    # -- look-ups
 
     def find(self, name: str) -> Staged | None:
         """A member by name, through the archive's own links."""
@@ -126,69 +236,122 @@ class Staging:
 
     def document(self, name: str) -> bytes:
         """A small member's bytes. Raises NotFound, InvalidParameter."""
-        staged = self.get(name)
+        return self.bytes(self.get(name), name)
+
+    def bytes(self, staged: Staged, shown: str) -> bytes:
+        """The bytes of a small member; `shown` for messages. Raises InvalidParameter."""
         if staged.size > _DOCUMENT_MAX or staged.digest != staged.blob:
-            raise InvalidParameter(f"loading images: {name!r} is no document")
+            raise InvalidParameter(f"loading images: {shown!r} is no document")
         with staged.open() as file:
             return file.read()
 
     def blob(self, digest: str) -> Staged | None:
         """A member by digest: of an OCI layout, with the name that its digest demands. Raises InvalidParameter when it is another one."""
         algorithm, _, encoded = digest.partition(":")
+        if algorithm != "sha256":
+            raise InvalidParameter(f"loading images: {digest[:100]}: digests of {algorithm[:20]} are not supported in archives")
         found = self.find(f"blobs/{algorithm}/{encoded}")
-        if found is not None and algorithm == "sha256" and found.digest != digest:
+        if found is not None and found.digest != digest:
             raise InvalidParameter(f"loading images: blob {digest} has the content of {found.digest}")
         return found
 
+    # -- forms of a layer
+
     def packed(self, staged: Staged) -> Staged:
-        """The same layer as it shall be stored when its form is ours to choose: gzip, unless it is gzip or zstd already."""
+        """The same layer as it shall be stored when its form is ours to choose: gzip, unless it is gzip or zstd already. Blocks."""
         if staged.compression in ("gzip", "zstd"):
             return staged
         with staged.open() as file:
-            return self._again(lambda: file.read(1 << 20), pack=True)
+            _, source = compression.decompressed(lambda: file.read(_HOP))
+            return self._again(source, staged, _store_packed)
 
     def plain(self, staged: Staged) -> Staged:
-        """The member as it was in the archive."""
+        """The member as it was in the archive. Blocks."""
         if staged.digest == staged.blob:
             return staged
         with staged.open() as file:
-            _, source = compression.decompressed(lambda: file.read(1 << 20))
-            return self._again(source, pack=False)
+            _, source = compression.decompressed(lambda: file.read(_HOP))
+            return self._again(source, staged, _store)
 
-    def _again(self, source: Source, *, pack: bool) -> Staged:
-        staged = self._new_file()
-        with open(staged.path, "xb", buffering=0) as file:
-            _, source = compression.decompressed(source) if pack else ("", source)
-            (_store_packed if pack else _store_plain)(file, source, staged)
-        return staged
-
-    def stored(self, layer: spec.Descriptor) -> Staged:
-        """A layer that is in the content store already; unpacking it checks its content. Raises NotFound."""
-        if not self._content.exists(layer.digest, layer.size):
-            raise NotFound(f"blob {layer.digest} is gone")
+    def _again(self, source: Source, former: Staged, store: Callable[[Source, Staged], None]) -> Staged:
         staged = Staged()
-        staged.path, staged.kept = self._content.path(layer.digest), True
-        staged.digest = staged.blob = layer.digest
-        staged.size = staged.blob_size = layer.size
+        staged.path = self._content.temporary()
+        self._all.append(staged)
+        hashed = _Sums(source)
+        store(hashed, staged)
+        staged.digest, staged.size = hashed.digest, hashed.size
+        staged.folder, former.folder, staged.unpacked = former.folder, "", former.unpacked
+        staged.hides = former.hides
         return staged
 
-    def keep(self, staged: Staged) -> None:
-        """Move a member into the content store, durably."""
-        if self._content.exists(staged.blob, staged.blob_size):
-            return
-        if not staged.path:
+    def keep(self, staged: Staged) -> bool:
+        """Move a member into the content store, durably; False when it was there already. Blocks."""
+        if staged.kept or self._content.exists(staged.blob, staged.blob_size):
+            return False
+        if staged.path:
+            self._content.adopt(staged.path, staged.blob)
+            staged.path = self._content.path(staged.blob)
+        else:
             self._content.put(staged.data)
-            return
-        self._content.adopt(staged.path, staged.blob)
-        staged.path = self._content.path(staged.blob)
         staged.kept = True
+        return True
 
     def close(self) -> None:
-        """Remove everything that was not kept."""
+        """Remove everything that was not kept. Blocks."""
         for staged in self._all:
             if not staged.kept:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(staged.path)
+            if staged.folder:
+                self._snapshots.discard(staged.folder)
+                staged.folder = ""
+
+
+class _Below(Exception):
+    """The layers below are wanted, and not known yet."""
+
+
+def _nothing_below() -> tuple[str, ...]:
+    raise _Below
+
+
+def pulling(stream: AsyncIterator[bytes]) -> Source:
+    """A stream of the event loop as a source for worker threads."""
+
+    async def pull() -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        while size < _HOP and (piece := await anext(stream, b"")):
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+
+    def source() -> bytes:
+        trio.from_thread.check_cancelled()
+        return trio.from_thread.run(pull)
+
+    return source
+
+
+def _name(entry: tar.Entry) -> str:
+    return posixpath.normpath(entry.name.decode("utf-8", "surrogateescape")).lstrip("/")
+
+
+def _hinted(name: str) -> str:
+    """The digest that a member's name claims: `blobs/sha256/…`."""
+    folder, _, encoded = name.rpartition("/")
+    digest = f"sha256:{encoded}"
+    return digest if folder == "blobs/sha256" and is_digest(digest) else ""
+
+
+def _data(reader: tar.TarReader) -> Source:
+    pieces = reader.data()
+    return lambda: bytes(next(pieces, b""))
+
+
+def _drain(source: Source) -> None:
+    while source():
+        pass
 
 
 def _in_memory(data: bytes) -> Staged:
@@ -200,51 +363,76 @@ def _in_memory(data: bytes) -> Staged:
     return staged
 
 
-def _store(file: io.RawIOBase | BinaryIO, head: bytes, source: Source, staged: Staged) -> None:
-    if head[257:262] == b"ustar":
-        _store_packed(file, source, staged)
-    else:
-        staged.compression = compression.detect(head[:6])
-        _store_plain(file, source, staged)
+class _Sums:
+    """A source that hashes and counts what goes through it."""
 
-
-class _Sink:
-    """Writes and hashes."""
-
-    def __init__(self, file: io.RawIOBase | BinaryIO) -> None:
-        self._file = file
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self._hash = hashlib.sha256()
         self.size = 0
 
-    def write(self, data: bytes) -> None:
-        self._hash.update(data)
-        self.size += len(data)
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) or 0 :]
+    def __call__(self) -> bytes:
+        piece = self._source()
+        self._hash.update(piece)
+        self.size += len(piece)
+        return piece
 
     @property
     def digest(self) -> str:
         return "sha256:" + self._hash.hexdigest()
 
 
-def _store_plain(file: io.RawIOBase | BinaryIO, source: Source, staged: Staged) -> None:
-    sink = _Sink(file)
-    while piece := source():
-        sink.write(piece)
+class _Sink:
+    """Writes a new file and hashes it."""
+
+    def __init__(self, path: str) -> None:
+        self.file = open(path, "xb", buffering=0)  # noqa: SIM115 closed by its user
+        self._hash = hashlib.sha256()
+        self.size = self._handed = 0
+
+    def write(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.size += len(data)
+        view = memoryview(data)
+        while view:
+            view = view[self.file.write(view) or 0 :]
+        if self.size - self._handed >= _WRITE_BACK:
+            _core.sync_file_range(self.file.fileno(), self._handed, self.size - self._handed)
+            self._handed = self.size
+
+    @property
+    def digest(self) -> str:
+        return "sha256:" + self._hash.hexdigest()
+
+
+def _known(source: Source, hint: str, layer: Layer, path: str) -> Staged:
+    """A layer that is here, in `path`: its bytes are only compared."""
+    sums = _Sums(source)
+    _drain(sums)
+    if sums.digest != hint:
+        raise InvalidParameter(f"loading images: blob {hint} has the content of {sums.digest}")
+    staged = Staged()
+    staged.digest, staged.size, staged.path, staged.kept = sums.digest, sums.size, path, True
+    staged.blob, staged.blob_size = layer.digest, layer.size
+    staged.compression = next((name for name, media in _MEDIA.items() if name and layer.media_type.endswith(name)), "")
+    return staged
+
+
+def _store(source: Source, staged: Staged) -> None:
+    sink = _Sink(staged.path)
+    with sink.file:
+        while piece := source():
+            sink.write(piece)
     staged.digest = staged.blob = sink.digest
     staged.size = staged.blob_size = sink.size
 
 
-def _store_packed(file: io.RawIOBase | BinaryIO, source: Source, staged: Staged) -> None:
+def _store_packed(source: Source, staged: Staged) -> None:
     """gzip rather than zstd: every registry and engine takes it, and igzip is as fast as zstd at the lowest level."""
-    sink = _Sink(file)
-    packer = compression.GzipWriter(sink.write)
-    plain = hashlib.sha256()
-    while piece := source():
-        plain.update(piece)
-        staged.size += len(piece)
-        packer.write(piece)
-    packer.finish()
-    staged.digest = "sha256:" + plain.hexdigest()
+    sink = _Sink(staged.path)
+    with sink.file:
+        packer = compression.GzipWriter(sink.write)
+        while piece := source():
+            packer.write(piece)
+        packer.finish()
     staged.blob, staged.blob_size, staged.compression = sink.digest, sink.size, "gzip"

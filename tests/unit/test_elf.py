@@ -16,8 +16,11 @@ import trio
 from engine.errors import InvalidParameter, NotFound
 from engine.linux import elf
 from engine.linux.closure import Closure
+from engine.service.archives import Archives
 from engine.service.images import Images
+from engine.service.layers import Layers
 from engine.spec.hostimage import HostImage
+from engine.store.images import ImageRecord
 from tests.lib.images import BUSYBOX
 from tests.lib.stores import open_stores
 
@@ -196,6 +199,11 @@ def test_scripts_bring_their_interpreter(tmp_path: Path) -> None:
             Closure().program(name)
 
 
+async def from_host(images: Images, wanted: HostImage) -> ImageRecord:
+    async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        return await Archives(images, Layers(images.content, images.snapshots, nursery), nursery).from_host(wanted)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")
 def test_from_host(tmp_path: Path) -> None:
     (tmp_path / "extra").mkdir()
@@ -206,8 +214,8 @@ def test_from_host(tmp_path: Path) -> None:
             programs=("cat", BUSYBOX), tag="tools", passwd=True, nsswitch=True, files=(f"{tmp_path}/extra",), env=("A=b",), user="0",
             labels={"x": "y"}, cmd=("/etc/passwd",),
         )  # fmt: skip
-        image = trio.run(images.from_host, wanted)
-        again = trio.run(images.from_host, wanted)
+        image = trio.run(from_host, images, wanted)
+        again = trio.run(from_host, images, wanted)
         assert image.id == again.id
         assert images.get("tools").id == image.id
         defaults = image.config.defaults
@@ -217,7 +225,7 @@ def test_from_host(tmp_path: Path) -> None:
         for command in (["cat", "/etc/passwd"], ["/bin/busybox", "cat", "/etc/passwd"], ["cat", f"{tmp_path}/extra/file"]):
             subprocess.run(["chroot", folder, *command], check=True, capture_output=True)
         with pytest.raises(NotFound):
-            trio.run(images.from_host, HostImage(programs=("nope-nope",)))
+            trio.run(from_host, images, HostImage(programs=("nope-nope",)))
         with pytest.raises(InvalidParameter):
-            trio.run(images.from_host, HostImage(programs=()))
+            trio.run(from_host, images, HostImage(programs=()))
         assert os.listdir(stores.layout.ingest) == []

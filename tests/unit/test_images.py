@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,12 @@ import trio
 import zstandard
 
 from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
+from engine.service.archives import Archives
 from engine.service.images import Images
+from engine.service.layers import Layers
+from engine.service.pull import Pulls
 from engine.spec.platform import parse as platform
+from engine.spec.reference import parse as reference_of
 from engine.store.images import ImageRecord
 from engine.store.unpack import Limits
 from engine.wire import jsonstream
@@ -50,21 +54,54 @@ class Box:
             **options,
         )
 
+    @asynccontextmanager
+    async def archives(self) -> AsyncIterator[Archives]:
+        """Archives over these images, with a nursery of their own."""
+        failure: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            layers = Layers(self.stores.content, self.stores.snapshots, nursery, limits=self.images.limits)
+            try:
+                yield Archives(self.images, layers, nursery)
+            except Exception as error:  # raised below, so that it does not arrive wrapped in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
     def load(self, data: bytes, **options: Any) -> list[jsonstream.Message]:
         async def run() -> list[jsonstream.Message]:
             decoder = jsonstream.Decoder()
-            return [message async for line in self.images.load(chunks(data), **options) for message in decoder.feed(line)]
+            async with self.archives() as archives:
+                return [message async for line in archives.load(chunks(data), **options) for message in decoder.feed(line)]
 
         return trio.run(run)
 
     def do(self, call: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
         return trio.run(lambda: call(*args))
 
+    def recover(self) -> list[str]:
+        async def run() -> list[str]:
+            async with self.archives() as archives:
+                return await archives.recover()
+
+        return trio.run(run)
+
     def import_(self, data: bytes, *args: Any) -> str:
         async def run() -> list[bytes]:
-            return [line async for line in self.images.import_(chunks(data), *args)]
+            async with self.archives() as archives:
+                return [line async for line in archives.import_(chunks(data), *args)]
 
         return str(json.loads(trio.run(run)[-1])["status"])
+
+    def unpack(self, image: ImageRecord) -> ImageRecord:
+        """Make an image ready to run that is here in blobs alone, as making a container does."""
+
+        async def run() -> None:
+            async with self.archives() as archives:
+                await Pulls(self.images, None, archives.layers).unpack(image)  # type: ignore[arg-type]
+
+        trio.run(run)
+        return self.images.get(image.id)
 
     def left(self) -> dict[str, list[str]]:
         """What is on the disk, by kind."""
@@ -290,14 +327,25 @@ def test_the_right_platform_of_an_index(tmp_path: Path, wanted: str, found: str)
     with opened(tmp_path, host=platform(wanted)) as box:
         box.load(multi(), quiet=True)
         assert box.text(box.images.get("multi:1"), "arch") == found
-        assert len(box.left()["blobs"]) == 3
+        image = box.images.get("multi:1")
+        assert len(box.left()["snapshots"]) == 1, "the others are unpacked when they are first used"
+        reference = reference_of("multi:1")
+        variants = box.images.variants(reference)
+        assert [f"{one.architecture}{one.variant}" for one in variants] == ["amd64", "arm64v8", "armv6", "armv7", "386"]
+        assert len(box.images.list()) == 1, "the others are part of what the name stands for"
+        assert len(box.left()["blobs"]) == 5 * 3 + 2, "with the index, and what is beside the images"
+        for other in variants:
+            assert box.text(box.unpack(other), "arch") == f"{other.architecture}{other.variant}"
+        box.do(box.images.delete, "multi:1")
+        assert box.empty
+        assert image.repo_tags == ("multi:1",)
 
 
 def test_a_platform_that_is_not_there(box: Box) -> None:
     with pytest.raises(NotFound, match="no image for platform linux/s390x; the archive has: linux/386, linux/amd64, linux/arm/v6"):
-        box.load(multi(), platform="linux/s390x")
+        box.load(multi(), platform=["linux/s390x"])
     assert box.empty
-    box.load(multi(), platform="linux/arm64")
+    box.load(multi(), platform=["linux/arm64"])
     assert box.images.get("multi:1").architecture == "arm64"
 
 
@@ -330,7 +378,7 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "no config": (archive(manifest__json=json.dumps(document).encode()), "'c.json' is not in the archive"),
         "outside": (archive(manifest__json=b'[{"Config": "../../../../etc/passwd", "Layers": []}]'), "is not in the archive"),
         "no layer": (archive(manifest__json=json.dumps(document).encode(), c__json=config), "'l.tar' is not in the archive"),
-        "other digest": (archive(manifest__json=json.dumps(document).encode(), c__json=config, l__tar=BASE), "its content is sha256:"),
+        "other digest": (archive(manifest__json=json.dumps(document).encode(), c__json=config, l__tar=BASE), "unpacks to sha256:"),
         "bad name": (docker_archive([BASE], ["Bad:x"]), "must be lowercase"),
         "too few layers": (archive(manifest__json=b'[{"Config": "c.json", "Layers": []}]', c__json=config), "layers length mismatch"),
         "layer no tar": (docker_archive([os.urandom(3000)], ["app"]), "no tar archive|checksum"),
@@ -602,8 +650,9 @@ def test_cancelled_loads_leave_nothing(box: Box) -> None:
 
     async def run(seconds: float) -> None:
         with trio.move_on_after(seconds):
-            async for _ in box.images.load(slow(docker_archive([BASE, TOP], ["app"]))):
-                pass
+            async with box.archives() as archives, aclosing(archives.load(slow(docker_archive([BASE, TOP], ["app"])))) as lines:
+                async for _ in lines:
+                    pass
 
     for number in range(8):
         trio.run(run, 0.03 * number)
@@ -616,9 +665,9 @@ def test_cancelled_loads_leave_nothing(box: Box) -> None:
 def test_loads_and_deletes_at_once(box: Box) -> None:
     archive = docker_archive([BASE, TOP], ["app"])
 
-    async def load() -> None:
+    async def load(archives: Archives) -> None:
         for _ in range(4):
-            async for _ in box.images.load(chunks(archive)):
+            async for _ in archives.load(chunks(archive)):
                 pass
 
     async def delete() -> None:
@@ -630,9 +679,10 @@ def test_loads_and_deletes_at_once(box: Box) -> None:
                 continue
 
     async def run() -> None:
-        async with trio.open_nursery() as nursery:
-            for function in (load, load, load, delete):
-                nursery.start_soon(function)
+        async with box.archives() as archives, trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(load, archives)
+            nursery.start_soon(delete)
 
     trio.run(run)
     box.load(archive)
@@ -654,11 +704,11 @@ def test_images_come_back_after_the_database_is_lost(tmp_path: Path) -> None:
         assert box.stores.db.set_aside
         assert box.images.count() == 0
         box.do(box.images.sweep)
-        (message,) = box.do(box.images.recover)
+        (message,) = box.recover()
         assert message.startswith("image lost:latest cannot be recovered: no blob")
         found = box.images.get("app:2")
         assert (found.id, found.layers, found.repo_tags) == (app.id, app.layers, ("app:1", "app:2"))
-        assert box.text(found, "etc/name") == "top"
+        assert box.text(box.unpack(found), "etc/name") == "top"
     with opened(tmp_path) as box:
         box.do(box.images.sweep)
         box.stores.snapshots.sweep()

@@ -10,8 +10,11 @@ import msgspec
 from engine.api.version import Version
 from engine.api.views.times import NEVER, rfc3339, seconds_from_rfc3339
 from engine.spec.image import ContainerConfig, History
+from engine.spec.platform import Platform
 
 if TYPE_CHECKING:
+    from engine.service.imagemanifests import Summary
+    from engine.spec.image import Descriptor
     from engine.store.images import ImageRecord
 
 Json = dict[str, Any]
@@ -111,6 +114,35 @@ def summary(image: ImageRecord, version: Version, *, shared: int = -1, container
     if version < (1, 44):
         shown["VirtualSize"] = image.size
     return shown
+
+
+def descriptor(value: Descriptor) -> Json:
+    """`Descriptor`: OCI's own form and names."""
+    shown: Json = msgspec.to_builtins(value)
+    return {"mediaType": value.media_type, "digest": value.digest, "size": value.size, **shown}
+
+
+def manifest(one: Summary) -> Json:
+    """One member of `Manifests`: `ImageManifestSummary`."""
+    shown: Json = {
+        "ID": one.descriptor.digest,
+        "Descriptor": descriptor(one.descriptor),
+        "Available": one.available,
+        "Size": {"Content": one.content, "Total": one.content + one.unpacked},
+        "Kind": one.kind,
+    }
+    if one.kind == "image":
+        shown["ImageData"] = {
+            "Platform": platform(one.platform or Platform()), "Containers": list(one.containers), "Size": {"Unpacked": one.unpacked},
+        }  # fmt: skip
+    if one.kind == "attestation":
+        shown["AttestationData"] = {"For": one.attests}
+    return shown
+
+
+def platform(value: Platform) -> Json:
+    """OCI's platform; the operating system and the architecture are always there."""
+    return {"architecture": value.architecture, "os": value.os, **({"variant": value.variant} if value.variant else {})}
 
 
 def history(image: ImageRecord, sizes: Sequence[int]) -> list[Json]:
