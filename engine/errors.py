@@ -76,6 +76,13 @@ class Damaged(KnarrError):
     """Stored data does not match its digest or cannot be read; the object was set aside: 500."""
 
 
+class DiskFull(KnarrError):
+    """The file system has no room: 500."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="free some space on the file system of --data-root")
+
+
 class LaunchError(KnarrError):
     """A plan failed while it ran. Carries the failing operation, so that the exit code (126, 127, 125) can be chosen.
 

@@ -35,9 +35,10 @@ class Handoff:
             self._changed.notify_all()
 
     def end(self, failure: BaseException | None = None) -> None:
-        """Nothing more will come; with `failure` the taker gets that instead of the end."""
+        """Nothing more will come; with `failure` the taker gets that instead of the end. The first call counts."""
         with self._changed:
-            self._ended, self._failure = True, failure
+            if not self._ended:
+                self._ended, self._failure = True, failure
             self._changed.notify_all()
 
     def get(self) -> bytes:

@@ -11,6 +11,7 @@ started jobs alone, so they cannot wait for each other in a circle.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -26,7 +27,7 @@ from engine.aio.blocking import blocking
 from engine.aio.handoff import Closed, Handoff
 from engine.aio.locks import KeyedLocks
 from engine.aio.scopes import shielded
-from engine.errors import Conflict, Damaged, InvalidParameter, KnarrError
+from engine.errors import Conflict, Damaged, DiskFull, InvalidParameter, KnarrError
 from engine.service.unpack import READ, Counted, Hashed, bounded
 from engine.store.content import Content
 from engine.store.ingest import Ingest
@@ -43,6 +44,7 @@ _CLEANUP_SECONDS = 120.0
 _TIDY_SECONDS = 1.0
 # Pages of a blob that was unpacked are given back in steps of this size.
 _CACHED = 16 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -70,25 +72,26 @@ class GivenUp(KnarrError):
 
 
 class Job:
-    """One layer under way. `phase` is waiting, downloading, verifying, extracting or complete; `done` of `total` bytes in that phase.
+    """One layer under way. `phase` is waiting, downloading, extracting or complete; `done` of `total` bytes in that phase.
 
-    `existed`: nothing had to be done. `fetched` counts the bytes that came over the network.
+    `fetch` is from where the blob comes, None when it must be here. `existed`: nothing had to be done. `fetched` counts the bytes that came
+    over the network.
     """
 
-    def __init__(self, wanted: Wanted, below: Job | None) -> None:
+    def __init__(self, wanted: Wanted, below: Job | None, fetch: Fetch | None) -> None:
         self.wanted = wanted
         self.below = below
+        self.fetch = fetch
         self.phase = "waiting"
         self.done, self.total = 0, wanted.size
         self.existed = False
         self.fetched = 0
-        self.folder = ""
+        self.placed = False
         self.scope = trio.CancelScope()
         self.waiters = 0
         self.failure: Exception | None = None
         self.started = trio.Event()  # holds its blob's lock
         self.unpacking = trio.Event()  # holds its place among those that unpack
-        self.files = trio.Event()  # its files are there and checked
         self.ended = trio.Event()
         self.grown = trio.Event()
 
@@ -97,13 +100,22 @@ class Job:
         """Whether nobody wanted it any more."""
         return self.scope.cancel_called
 
+    @property
+    def trouble(self) -> Exception | None:
+        """Why it ended without its layer; None before the end too."""
+        if self.failure is None and self.ended.is_set() and self.phase != "complete":
+            return GivenUp(f"unpacking layer {self.wanted.digest}: it was given up")
+        return self.failure
+
     async def reached(self, event: trio.Event) -> None:
         """Wait until this job is so far. Raises KnarrError when it failed before."""
         await event.wait()
-        if self.failure is not None:
-            raise self.failure
-        if self.ended.is_set() and self.phase != "complete":
-            raise GivenUp(f"unpacking layer {self.wanted.digest}: it was given up")
+        if (trouble := self.trouble) is not None:
+            raise trouble
+
+    def is_of_those_below(self, error: Exception) -> bool:
+        """Whether an error was handed on by the job below."""
+        return self.below is not None and error is self.below.failure
 
 
 class Layers:
@@ -126,8 +138,9 @@ class Layers:
         key = (wanted.chain, wanted.digest)
         job = self._jobs.get(key)
         if job is None or job.cancelled or job.ended.is_set():
-            job = self._jobs[key] = Job(wanted, below)
-            self._nursery.start_soon(self._run, key, job, fetch)
+            job = self._jobs[key] = Job(wanted, below, fetch)
+            self._nursery.start_soon(self._run, key, job)
+        job.fetch = job.fetch or fetch
         job.waiters += 1
         return job
 
@@ -143,11 +156,11 @@ class Layers:
             if job.cancelled:
                 await job.ended.wait()
 
-    async def _run(self, key: tuple[str, str], job: Job, fetch: Fetch | None) -> None:
+    async def _run(self, key: tuple[str, str], job: Job) -> None:
         try:
             with job.scope:
                 try:
-                    await self._bring(job, fetch)
+                    await self._bring(job)
                 except (KnarrError, OSError) as error:  # handed to everyone who waits for it, see Job.reached
                     job.failure = explained(error, job.wanted.digest) if isinstance(error, OSError) else error
                 except Exception as error:  # a defect in one layer must not end the daemon
@@ -156,7 +169,9 @@ class Layers:
         finally:
             if self._jobs.get(key) is job:
                 del self._jobs[key]
-            for event in (job.started, job.unpacking, job.files, job.ended):
+            if job.placed:
+                self._unpackings.release()
+            for event in (job.started, job.unpacking, job.ended):
                 event.set()
             if not self._jobs and not job.existed:
                 self._nursery.start_soon(self._tidy)
@@ -167,47 +182,66 @@ class Layers:
         if not self._jobs:
             await blocking("kernel", _core.release_memory)
 
-    async def _bring(self, job: Job, fetch: Fetch | None) -> None:
+    async def _bring(self, job: Job) -> None:
         wanted = job.wanted
         if job.below is not None:
             await job.below.reached(job.below.started)
         async with self._blobs.hold(wanted.digest):
             job.started.set()
             here = await blocking("disk", self._content.exists, wanted.digest, wanted.size)
-            unpacked = self._snapshots.has(wanted.chain)
-            if here and unpacked:
+            if here and self._snapshots.has(wanted.chain):
                 job.existed = True
-            elif here:
-                await self._unpack(job, None)
-            elif fetch is None:
-                raise Damaged(f"blob {wanted.digest} is not here", hint="pull or load the image again")
-            else:
-                await self._pull(job, fetch)
+            elif not here or not await self._from_blob(job):
+                await self._pull(job)
         job.phase = "complete"
+
+    async def _from_blob(self, job: Job) -> bool:
+        """Unpack a blob that is here. False when it turned out damaged and can be fetched: it is set aside then."""
+        try:
+            await self._unpack(job, None)
+        except BlobDamaged as error:
+            if job.is_of_those_below(error):
+                raise
+            with contextlib.suppress(FileNotFoundError):  # a check of the store found it too
+                await blocking("disk", self._content.set_aside, job.wanted.digest)
+            if job.fetch is None:
+                raise
+            return False
+        return True
 
     # -- fetching
 
-    async def _pull(self, job: Job, fetch: Fetch) -> None:
+    async def _pull(self, job: Job) -> None:
         """Fetch and unpack side by side. What turns out damaged is fetched once more from the beginning: something on the way, or a prefix
-        that was here before, may be to blame."""
-        wanted = job.wanted
+        that was here before, may be to blame. What cannot be used is not kept, and nothing where the disk is full: that harms more than a
+        download that begins anew."""
+        wanted, fetch = job.wanted, job.fetch
+        if fetch is None:
+            raise Damaged(f"blob {wanted.digest} is not here", hint="pull or load the image again")
         ingest = await blocking("disk", self._content.ingest, wanted.digest, wanted.size)
+        dispose = ingest.close
         try:
             try:
                 await self._attempt(job, ingest, fetch)
-            except BlobDamaged:
+            except BlobDamaged as error:
+                if job.is_of_those_below(error):
+                    raise
                 await blocking("disk", ingest.restart)
+                job.phase, job.done = "downloading", 0
                 await self._attempt(job, ingest, fetch)
-        except BlobDamaged:
-            ingest.remove()
+        except (KnarrError, OSError) as error:
+            useless = isinstance(error, Damaged | InvalidParameter | DiskFull) or (isinstance(error, OSError) and error.errno in _FULL)
+            if useless and not job.is_of_those_below(error):
+                dispose = ingest.remove
             raise
         finally:
             with shielded(_CLEANUP_SECONDS):
-                await blocking("disk", ingest.close)
+                await blocking("disk", dispose)
 
     async def _attempt(self, job: Job, ingest: Ingest, fetch: Fetch) -> None:
         failures: list[Exception] = []
         fetched = trio.Event()
+        job.grown = trio.Event()
 
         def grown() -> None:
             job.grown.set()
@@ -265,51 +299,53 @@ class Layers:
 
     # -- unpacking
 
+    async def _take_place(self, job: Job) -> None:
+        """A place among those that unpack, kept until the job ends, also over a second attempt: the layers above may have taken all others
+        and wait for this one."""
+        if job.placed:
+            return
+        if job.below is not None:
+            await job.below.reached(job.below.unpacking)
+        await self._unpackings.acquire()
+        job.placed = True
+        job.unpacking.set()
+
     async def _unpack(self, job: Job, ingest: Ingest | None, read: Callable[[int], bytes] | None = None) -> None:
         wanted, below = job.wanted, job.below
-        if below is not None:
-            await below.reached(below.unpacking)
-        async with self._unpackings:
-            job.unpacking.set()
-            job.folder = self._snapshots.begin()
+        await self._take_place(job)
+        folder = self._snapshots.begin()
+        try:
+            result = await self._flow(job, folder, ingest, read)
+            await blocking("disk", self._settle, folder, ingest)
+            if below is not None:
+                await below.reached(below.ended)
             try:
-                result = await self._flow(job, ingest, read)
-                await blocking("disk", self._settle, job, ingest)
-                job.files.set()
-                if below is not None:
-                    await below.reached(below.ended)
-                self._snapshots.commit(job.folder, wanted.chain, wanted.parent, result.size, result.inodes)
+                self._snapshots.commit(folder, wanted.chain, wanted.parent, result.size, result.inodes, wanted.digest)
+                folder = ""
             except Conflict:
-                if not self._snapshots.has(wanted.chain):
-                    raise
-                # The same layer came as another blob, and was faster.
-                await blocking("disk", self._snapshots.discard, job.folder)
-            except BaseException:
+                pass  # the same layer came another way, and was faster
+        finally:
+            if folder:
                 with shielded(_CLEANUP_SECONDS):
-                    await blocking("disk", self._snapshots.discard, job.folder)
-                raise
+                    await blocking("disk", self._snapshots.discard, folder)
 
-    async def _flow(self, job: Job, ingest: Ingest | None, read: Callable[[int], bytes] | None) -> Unpacked:
+    async def _flow(self, job: Job, folder: str, ingest: Ingest | None, read: Callable[[int], bytes] | None) -> Unpacked:
         """Inflating and hashing in one thread, unpacking in another."""
         result = Unpacked()
         pieces = Handoff(_ROOM)
         failures: list[Exception] = []
 
         def inflate() -> None:
-            try:
-                if read is not None:
-                    self._inflate(job, _Packed(read, job.wanted.digest, ingest), pieces)
-                else:
-                    with self._content.open(job.wanted.digest) as file:
-                        self._inflate(job, _Packed(_from(file.fileno()), job.wanted.digest, None), pieces)
-            except BaseException:
-                pieces.end(Closed())
-                raise
+            if read is not None:
+                self._inflate(job, _Packed(read, job.wanted.digest, ingest), pieces)
+            else:
+                with self._content.open(job.wanted.digest) as file:
+                    self._inflate(job, _Packed(_from(file.fileno()), job.wanted.digest, None), pieces)
 
         def place() -> None:
             try:
                 reader = tar.TarReader(pieces.get)
-                for _ in unpacking(reader, f"{job.folder}/fs", result, self._lowers(job), self._limits):
+                for _ in unpacking(reader, f"{folder}/fs", result, self._lowers(job), self._limits):
                     pass
                 while pieces.get():  # padding behind the archive's end belongs to its digest
                     pass
@@ -317,19 +353,19 @@ class Layers:
                 trio.from_thread.check_cancelled()  # else the other thread's failure tells
             except (tar.TarError, compression.CompressionError) as error:
                 raise InvalidParameter(f"unpacking layer {job.wanted.digest}: {error}") from error
-            finally:
-                pieces.close()
 
-        async def run(step: Callable[[], None], first: bool) -> None:
+        async def run(step: Callable[[], None], over: Callable[[], None], first: bool) -> None:
             try:
                 await blocking("layers", step)
             except (KnarrError, OSError) as error:
                 failures.insert(0 if first else len(failures), error)
+            finally:
+                over()  # here and not in the thread: one that is cancelled may never have begun, and the other waits for it
 
         async with trio.open_nursery() as nursery:
             # What the digest says comes first: a layer is called malformed only when it is the one that was asked for.
-            nursery.start_soon(run, inflate, True)
-            nursery.start_soon(run, place, False)
+            nursery.start_soon(run, inflate, lambda: pieces.end(Closed()), True)
+            nursery.start_soon(run, place, pieces.close, False)
         if failures:
             raise failures[0]
         return result
@@ -347,7 +383,10 @@ class Layers:
                     job.phase, job.done, job.total = "extracting", counted.count, wanted.size
                 pieces.put(piece)
             if hashed.digest != wanted.diff_id:
-                failure = Damaged(f"unpacking layer {wanted.diff_id}: its content is {hashed.digest}", hint="the image is damaged")
+                failure = InvalidParameter(
+                    f"layers from manifest don't match image configuration: {wanted.digest} unpacks to {hashed.digest}, "
+                    f"not to {wanted.diff_id}"
+                )
         except Closed:
             pass  # the unpacker's own failure tells
         except compression.CompressionError as error:
@@ -362,36 +401,22 @@ class Layers:
 
     def _lowers(self, job: Job) -> Callable[[], tuple[str, ...]] | tuple[str, ...]:
         """The folders below a job's, when they are asked for: a worker thread waits for them."""
-        if job.below is None:
-            return self._snapshots.lowers(job.wanted.parent)
+        below, parent = job.below, job.wanted.parent
+        if below is None:
+            return self._snapshots.lowers(parent)
 
         def wait() -> tuple[str, ...]:
-            folders, parent = trio.from_thread.run(_files_below, job)
-            return (*(f"{folder}/fs" for folder in folders), *trio.from_thread.run_sync(self._snapshots.lowers, parent))
+            trio.from_thread.run(below.reached, below.ended)
+            return trio.from_thread.run_sync(self._snapshots.lowers, parent)
 
         return wait
 
-    def _settle(self, job: Job, ingest: Ingest | None) -> None:
+    def _settle(self, folder: str, ingest: Ingest | None) -> None:
         """In a worker thread: files and bytes durable, then the blob's name."""
-        self._snapshots.sync_files(job.folder)
+        self._snapshots.sync_files(folder)
         if ingest is not None:
             ingest.forget_cached(ingest.size)
             self._content.commit(ingest, synced=True)
-
-
-async def _files_below(job: Job) -> tuple[list[str], str]:
-    """The folders of the jobs below, topmost first, that have no row yet, and the chain below those."""
-    folders: list[str] = []
-    below = job.below
-    while below is not None:
-        await below.reached(below.files)
-        if below.phase == "complete":
-            return folders, below.wanted.chain
-        folders.append(below.folder)
-        if below.below is None:
-            return folders, below.wanted.parent
-        below = below.below
-    return folders, job.wanted.parent
 
 
 class _Packed:
@@ -434,5 +459,7 @@ def _from(fd: int) -> Callable[[int], bytes]:
 
 def explained(error: OSError, what: str) -> KnarrError:
     """The disk's trouble in words for the client."""
-    hint = "free some space on the file system of --data-root" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return KnarrError(f"storing {what}: {error.strerror or error}", hint=hint)
+    text = f"storing {what}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return DiskFull(text)
+    return KnarrError(text)

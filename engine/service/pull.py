@@ -7,15 +7,17 @@ with by the next pull of that name. Layers are the business of `service.layers`,
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 
 import msgspec
 import trio
 
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.errors import InvalidParameter, KnarrError, NotFound
+from engine.errors import DiskFull, InvalidParameter, KnarrError, NotFound
 from engine.registry.auth import Credentials
 from engine.registry.client import Registries, Remote
 from engine.registry.rate import Rate
@@ -35,6 +37,8 @@ from engine.wire import jsonstream
 # Docker draws ten times a second; more often only costs.
 _TICK = 0.1
 _COMMIT_SECONDS = 60.0
+# How often layers are begun again because others who worked on them gave up or failed; each time takes somebody else's leaving.
+_ROUNDS = 20
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,13 +52,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     peer: str = ""
 
 
-class Found(msgspec.Struct, frozen=True):
-    """What a name stands for: the image's manifest for one platform, and the index that has it, where it is one."""
+class Found(msgspec.Struct):
+    """What a name stands for: the image's manifest for one platform, and the index that has it, where it is one. `known`: the name stood
+    for the same before."""
 
     descriptor: spec.Descriptor
     raw: bytes
     manifest: spec.Manifest
     index: Index | None
+    known: bool = False
 
     @property
     def target(self) -> str:
@@ -78,8 +84,9 @@ class Pulls:
         """
         rate = Rate(options.limit_rate) if options.limit_rate else None
         if not options.all_tags:
-            async for line in self._one(reference.with_default_tag(), options, rate):
-                yield line
+            async with aclosing(self._one(reference.with_default_tag(), options, rate)) as lines:
+                async for line in lines:
+                    yield line
             return
         async with self._connect(reference, options, rate)() as remote:
             tags = [tag async for tag in remote.tags()]
@@ -87,21 +94,20 @@ class Pulls:
             raise NotFound(f"manifest for {reference.familiar_name} not found: it has no tags")
         newer = False
         for tag in tags:
-            async for line in self._one(reference.with_tag(tag), options, rate, summary=False):
-                newer = newer or b"Pull complete" in line
-                yield line
+            async with aclosing(self._one(reference.with_tag(tag), options, rate, summary=False)) as lines:
+                async for line in lines:
+                    newer = newer or b"Pull complete" in line
+                    yield line
         verdict = "Downloaded newer image" if newer else "Image is up to date"
         yield jsonstream.status(f"Status: {verdict} for {reference.familiar_name}")
 
     async def unpack(self, image: ImageRecord) -> None:
         """Make the layers of an image that is here ready to run: one of another platform, or one that lost some. Raises KnarrError."""
-        wanted = [
-            Wanted(layer.digest, layer.size, layer.diff_id, layer.chain_id, image.layers[n - 1].chain_id if n else "")
-            for n, layer in enumerate(image.layers)
-        ]
+        wanted = _wanted(image.layers)
         with self._images.pins() as pin:
             pin(image.chain_ids)
-            await self._bring(wanted, [None] * len(wanted))
+            pin(layer.digest for layer in image.layers)
+            await self._bring(wanted)
             current = self._images.store.get(image.id)
             if current is not None:
                 self._images.register(current)
@@ -115,38 +121,54 @@ class Pulls:
 
     async def _one(
         self, reference: Reference, options: Options, rate: Rate | None, *, summary: bool = True
-    ) -> AsyncIterator[bytes]:  # fmt: skip
+    ) -> AsyncGenerator[bytes, None]:  # fmt: skip
         connect = self._connect(reference, options, rate)
         wanted = platforms.parse(options.platform) if options.platform else self._images.host
-        async with connect() as remote:
+        async with connect() as remote:  # to the end, so that connections and tokens serve for the layers too
             found = await self._find(remote, reference, wanted)
             config_raw = await self._document(remote, found.manifest.config)
-        config = manifests.config(config_raw, found.manifest, reference.familiar)
-        if options.platform and platforms.rank(config.platform, wanted) < 0 and config.architecture:
-            raise NotFound(
-                f"image with reference {reference.familiar} was found but its platform ({config.platform}) does not match the specified "
-                f"platform ({wanted})"
-            )
-        yield _pulling(reference)
-        layers = layers_of(found.manifest, config)
-        holder = f"pull {reference}"
-        chains = [layer.chain_id for layer in layers]
-        blobs = [layer.digest for layer in layers]
-        own = [found.manifest.config.digest, found.descriptor.digest, found.target]
-        self._images.leases.add(holder, [*own, *blobs, *chains])
-        try:
-            async for line in self._layers_of(layers, connect, found.manifest):
-                yield line
-        except (InvalidParameter, NotFound):
-            self._images.leases.release(holder)  # another try would end the same way
-            raise
-        newer = False
-        with shielded(_COMMIT_SECONDS):
-            newer = await self._commit(reference, found, config, config_raw, layers, holder)
+            config = manifests.config(config_raw, found.manifest, reference.familiar)
+            if options.platform and platforms.rank(config.platform, wanted) < 0 and config.architecture:
+                raise NotFound(
+                    f"image with reference {reference.familiar} was found but its platform ({config.platform}) does not match the "
+                    f"specified platform ({wanted})"
+                )
+            yield _pulling(reference)
+            image = ImageRecord(
+                id=found.manifest.config.digest, manifest=found.descriptor.digest, manifest_size=len(found.raw), config=config,
+                raw=config_raw, layers=tuple(layers_of(found.manifest, config)), size=0, loaded=time.time_ns(),
+                manifest_type=found.descriptor.media_type,
+            )  # fmt: skip
+            async with aclosing(self._stored(reference, found, image, connect)) as lines:
+                async for line in lines:
+                    yield line
         yield jsonstream.status(f"Digest: {found.target}")
         if summary:
-            verdict = "Downloaded newer image" if newer else "Image is up to date"
+            verdict = "Image is up to date" if found.known else "Downloaded newer image"
             yield jsonstream.status(f"Status: {verdict} for {reference.familiar}")
+
+    async def _stored(self, reference: Reference, found: Found, image: ImageRecord, connect: Connect) -> AsyncGenerator[bytes, None]:
+        """Layers, documents, the record with its names. What came stays under a lease until then; after a refusal there is none."""
+        images, holder = self._images, f"pull {reference}"
+        needed = [*image.blobs, *image.chain_ids, found.target]
+        try:
+            # The lease is for what comes after this work, and another pull of the same name may end it; the pins are for the work itself.
+            with images.pins() as pin:
+                pin(needed)
+                images.leases.add(holder, needed)
+                async with aclosing(self._layers_of(image.layers, connect, found.manifest)) as lines:
+                    async for line in lines:
+                        yield line
+                with shielded(_COMMIT_SECONDS) as scope:
+                    await self._commit(reference, found, image, holder)
+                if scope.cancelled_caught:
+                    raise KnarrError(f"storing {reference.familiar}: the disk needed more than {_COMMIT_SECONDS:.0f} s")
+        except (InvalidParameter, NotFound, DiskFull):
+            # Another try would end the same way, and a full disk needs the room.
+            images.leases.release(holder)
+            with shielded(_COMMIT_SECONDS):
+                await images.collect()
+            raise
 
     # -- what is meant
 
@@ -192,60 +214,66 @@ class Pulls:
 
     # -- layers
 
-    async def _layers_of(self, layers: Sequence[Layer], connect: Connect, manifest: spec.Manifest) -> AsyncIterator[bytes]:
-        wanted = [
-            Wanted(layer.digest, layer.size, layer.diff_id, layer.chain_id, layers[n - 1].chain_id if n else "")
-            for n, layer in enumerate(layers)
-        ]
-        fetchers = [Fetcher(connect, descriptor, self._attempts) for descriptor in manifest.layers or ()]
-        shown = Shown([layer.digest for layer in layers])
-        while True:
-            jobs = self._join(wanted, fetchers)
+    async def _layers_of(self, layers: Sequence[Layer], connect: Connect, manifest: spec.Manifest) -> AsyncGenerator[bytes, None]:
+        wanted = _wanted(layers)
+        fetchers: list[Fetch | None] = [Fetcher(connect, descriptor, self._attempts) for descriptor in manifest.layers or ()]
+        progress = Shown([layer.digest for layer in layers])
+        for rounds in itertools.count(1):
+            jobs: list[Job] = []
             try:
+                self._join(jobs, wanted, fetchers)
                 while True:
-                    for line in shown.lines(jobs):
+                    waiting = next((job for job in jobs if not job.ended.is_set()), None)
+                    failed = next((place for place, job in enumerate(jobs) if job.trouble is not None), None)
+                    for line in progress.lines(jobs):
                         yield line
-                    waiting = [job for job in jobs if not job.ended.is_set()]
-                    failed = next((job.failure for job in jobs if job.failure is not None), None)
-                    if failed is not None or not waiting:
+                    if failed is not None or waiting is None:
                         break
                     with trio.move_on_after(_TICK):
-                        await waiting[0].ended.wait()
+                        await waiting.ended.wait()
             finally:
                 for job in jobs:
                     self._layers.leave(job)
             with shielded(_COMMIT_SECONDS):
                 await self._layers.settled(jobs)
-            if not isinstance(failed, GivenUp):
-                break
-        if failed is not None:
-            raise failed
+            if failed is None:
+                return
+            trouble = jobs[failed].trouble
+            assert trouble is not None
+            # What somebody else's pull has come to grief with may work from where this one would fetch it.
+            not_ours = jobs[failed].fetch is not fetchers[failed] and not isinstance(trouble, InvalidParameter)
+            if rounds == _ROUNDS or not (not_ours or isinstance(trouble, GivenUp)):
+                raise trouble
 
-    async def _bring(self, wanted: Sequence[Wanted], fetchers: Sequence[Fetch | None]) -> None:
-        jobs = self._join(wanted, fetchers)
-        try:
-            for job in jobs:
-                await job.reached(job.ended)
-        finally:
-            for job in jobs:
-                self._layers.leave(job)
+    async def _bring(self, wanted: Sequence[Wanted]) -> None:
+        """Unpack blobs that are here."""
+        for rounds in itertools.count(1):
+            jobs: list[Job] = []
+            try:
+                self._join(jobs, wanted, [None] * len(wanted))
+                for job in jobs:
+                    await job.reached(job.ended)
+                return
+            except GivenUp:
+                if rounds == _ROUNDS:
+                    raise
+            finally:
+                for job in jobs:
+                    self._layers.leave(job)
 
-    def _join(self, wanted: Sequence[Wanted], fetchers: Sequence[Fetch | None]) -> list[Job]:
-        jobs: list[Job] = []
+    def _join(self, jobs: list[Job], wanted: Sequence[Wanted], fetchers: Sequence[Fetch | None]) -> None:
+        """Append the jobs of all layers, bottom first."""
         for layer, fetch in zip(wanted, fetchers, strict=True):
             jobs.append(self._layers.job(layer, jobs[-1] if jobs else None, fetch))
-        return jobs
 
     # -- the end
 
-    async def _commit(
-        self, reference: Reference, found: Found, config: spec.ImageConfig, raw: bytes, layers: Sequence[Layer], holder: str
-    ) -> bool:  # fmt: skip
-        """Documents, then the record with its names, then the lease is over. Whether the name stood for something else before."""
+    async def _commit(self, reference: Reference, found: Found, image: ImageRecord, holder: str) -> None:
+        """Documents, then the record with its names, then the lease is over."""
         images = self._images
 
         def store() -> None:
-            images.content.put(raw, found.manifest.config.digest)
+            images.content.put(image.raw, image.id)
             images.content.put(found.raw, found.descriptor.digest)
             if found.index is not None:
                 images.content.put(found.index.raw, found.index.digest)
@@ -253,16 +281,12 @@ class Pulls:
         await blocking("disk", store)
         names = [] if reference.digest else [reference]
         names.append(reference.with_digest(found.target))
-        before = images.store.target(names[0]), {member.id for member in images.store.members(found.target)}
-        image = ImageRecord(
-            id=found.manifest.config.digest, manifest=found.descriptor.digest, manifest_size=len(found.raw), config=config, raw=raw,
-            layers=tuple(layers), size=0, loaded=time.time_ns(), manifest_type=found.descriptor.media_type,
-        )  # fmt: skip
+        members = {member.id for member in images.store.members(found.target)}
+        found.known = images.store.target(names[0]) == found.target and image.id in members
         images.register(image, names, found.index)
         await images.durable()
         images.leases.release(holder)
         images.emit("pull", image.id, reference.familiar_name, reference.familiar)
-        return before[0] != found.target or image.id not in before[1]
 
 
 def _pulling(reference: Reference) -> bytes:
@@ -277,3 +301,10 @@ def layers_of(manifest: spec.Manifest, config: spec.ImageConfig) -> list[Layer]:
         Layer(one.digest, one.size, one.media_type or spec.MEDIA_LAYER + "+gzip", diff_id, chain)
         for one, diff_id, chain in zip(manifest.layers or (), config.diff_ids, chains, strict=True)
     ]
+
+
+def _wanted(layers: Sequence[Layer]) -> list[Wanted]:
+    below = ["", *(layer.chain_id for layer in layers)]
+    return [
+        Wanted(layer.digest, layer.size, layer.diff_id, layer.chain_id, parent) for layer, parent in zip(layers, below, strict=False)
+    ]  # fmt: skip

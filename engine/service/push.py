@@ -7,13 +7,16 @@ sent as they came, nothing is packed again. The work is a task of the engine's, 
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
 
 import msgspec
 import trio
 
 from engine.aio.blocking import blocking
+from engine.aio.locks import KeyedLocks
 from engine.aio.scopes import shielded
 from engine.errors import Damaged, InvalidParameter, KnarrError, NotFound
 from engine.registry.client import Registries, Remote
@@ -25,6 +28,8 @@ from engine.spec.digest import short
 from engine.spec.reference import Reference
 from engine.store.images import ImageRecord
 from engine.wire import jsonstream
+
+log = logging.getLogger("knarr.push")
 
 _TICK = 0.1
 _READ = 1 << 20
@@ -60,6 +65,11 @@ class Layer:
         self.phase = "Preparing"
         self.done, self.total = 0, size
 
+    @property
+    def over(self) -> bool:
+        """Whether the registry has it by what was done here."""
+        return self.phase == "Pushed" or self.phase.startswith("Mounted")
+
 
 class Pushes:
     """The pushes of one daemon. `uploads`: how many layers go at a time."""
@@ -88,8 +98,9 @@ class Pushes:
                 plan = await self._plan(name, options.platform)
                 pin({blob.digest for part in plan.parts for blob in part.blobs})
                 pin((plan.top.digest, *(part.descriptor.digest for part in plan.parts)))
-                async for line in self._one(name, plan, options):
-                    yield line
+                async with aclosing(self._one(name, plan, options)) as lines:
+                    async for line in lines:
+                        yield line
 
     async def _plan(self, name: Reference, platform: str) -> Plan:
         """What a name stands for, as far as it is here."""
@@ -127,19 +138,27 @@ class Pushes:
 
     # -- one name
 
-    async def _one(self, name: Reference, plan: Plan, options: Options) -> AsyncIterator[bytes]:
+    async def _one(self, name: Reference, plan: Plan, options: Options) -> AsyncGenerator[bytes, None]:
         layers = _shown(plan)
-        failures: list[Exception] = []
+        failures: list[KnarrError] = []
+        done = False
         ended = trio.Event()
         scope = trio.CancelScope()
 
         async def work() -> None:
+            nonlocal done
             try:
                 with scope:
                     try:
                         await self._send(name, plan, options, layers)
-                    except (KnarrError, OSError) as error:
+                        done = True
+                    except KnarrError as error:
                         failures.append(error)
+                    except OSError as error:
+                        failures.append(KnarrError(f"pushing {name.familiar}: {error.strerror or error}"))
+                    except Exception as error:  # a defect in one push must not end the daemon
+                        log.exception("push of %s", name)
+                        failures.append(KnarrError(f"pushing {name.familiar}: internal error: {error}"))
             finally:
                 ended.set()
 
@@ -160,7 +179,7 @@ class Pushes:
                 await ended.wait()
         if failures:
             raise failures[0]
-        if scope.cancelled_caught:
+        if not done:
             raise KnarrError(f"pushing {name.familiar}: it was stopped")
         for line in _end(name, plan):
             yield line
@@ -171,10 +190,11 @@ class Pushes:
             connect = functools.partial(self._registries.peer, options.peer, name, push=True)
         async with connect() as remote:
             failures: list[Exception] = []
+            blobs = KeyedLocks()  # what several platforms share goes once
 
             async def one(part: Part) -> None:
                 try:
-                    await self._send_part(remote, name, part, layers, as_top=part.descriptor.digest == plan.top.digest)
+                    await self._send_part(remote, name, part, layers, blobs, as_top=part.descriptor.digest == plan.top.digest)
                 except (KnarrError, OSError) as error:
                     failures.append(error)
                     nursery.cancel_scope.cancel()
@@ -195,7 +215,9 @@ class Pushes:
         if image is not None:
             self._images.emit("push", image.id, name.familiar_name, name.familiar)
 
-    async def _send_part(self, remote: Remote, name: Reference, part: Part, layers: dict[str, Layer], *, as_top: bool) -> None:
+    async def _send_part(
+        self, remote: Remote, name: Reference, part: Part, layers: dict[str, Layer], blobs: KeyedLocks, *, as_top: bool
+    ) -> None:  # fmt: skip
         """The blobs of one manifest, and the manifest itself unless the tag will bring it. A registry that has it has its blobs."""
         if await remote.has_manifest(part.descriptor.digest):
             for blob in part.blobs:
@@ -205,7 +227,7 @@ class Pushes:
 
         async def one(blob: spec.Descriptor) -> None:
             try:
-                async with self._uploads:
+                async with blobs.hold(blob.digest), self._uploads:
                     await self._send_blob(remote, name, blob, layers[blob.digest])
             except (KnarrError, OSError) as error:
                 failures.append(error)
@@ -221,7 +243,7 @@ class Pushes:
 
     async def _send_blob(self, remote: Remote, name: Reference, blob: spec.Descriptor, layer: Layer) -> None:
         if await remote.has_blob(blob.digest):
-            layer.phase = "Layer already exists"
+            layer.phase = layer.phase if layer.over else "Layer already exists"
             return
         for source in self._sources(name, blob.digest):
             if await remote.mount(blob.digest, source.path):

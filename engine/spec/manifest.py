@@ -24,6 +24,8 @@ NESTING_MAX = 4
 # As many layers as an overlay can be mounted with.
 LAYERS_MAX = 128
 _ENTRIES_MAX = 1000
+# What image specification 1.1 registers (descriptor.md, "Registered algorithms"), as far as blobs are kept by it.
+_ALGORITHMS = frozenset({"sha256", "sha512"})
 _LAYER_MAX = 1 << 42
 
 _LAYERS = frozenset(
@@ -123,7 +125,7 @@ def _manifest(manifest: spec.Manifest, what: str) -> spec.Manifest:
 
 
 def _descriptor(one: spec.Descriptor, most: int, what: str) -> None:
-    if not is_digest(one.digest):
+    if not is_digest(one.digest) or one.digest.partition(":")[0] not in _ALGORITHMS:
         raise InvalidParameter(f"{what}: {one.digest[:100]!r} is no digest")
     if not 0 <= one.size <= most:
         raise InvalidParameter(f"{what}: {one.digest} has a size of {one.size} bytes, at most {most} are allowed")
@@ -133,7 +135,7 @@ def image(manifest: spec.Manifest, what: str) -> spec.Manifest:
     """The same, when it is an image that can be run: layers of known kinds, none of them elsewhere. Raises InvalidParameter."""
     if manifest.config.media_type not in _CONFIGS:
         kind = manifest.artifact_type or manifest.config.media_type
-        raise InvalidParameter(f"{what} is no image but {kind}")
+        raise InvalidParameter(f"{what} is no image but {kind[:100]!r}")
     for layer in manifest.layers or ():
         if layer.media_type.startswith(_FOREIGN) or layer.urls:
             raise InvalidParameter(f"{what}: layer {layer.digest} is kept at foreign URLs, which are not fetched")

@@ -45,6 +45,7 @@ _ARCHITECTURES = {
     "loongarch64": ("loong64", ""),
     "loong64": ("loong64", ""),
 }
+_SHOWN = 100
 _DEFAULT_VARIANT = {"arm": "v7", "arm64": "v8"}
 
 
@@ -58,7 +59,9 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
     os_features: tuple[str, ...] = msgspec.field(name="os.features", default=())
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+        text = "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+        # It may come from a registry, and is shown on terminals.
+        return text if text.isprintable() and len(text) <= _SHOWN else "".join(filter(str.isprintable, text))[:_SHOWN]
 
     def normalised(self) -> Platform:
         """The same with Go's architecture name; arm64/v8 and amd64/v1 lose their variant, a bare arm gets v7."""

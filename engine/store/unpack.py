@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from engine.errors import KnarrError
+from engine.errors import DiskFull, KnarrError
 from engine.store.merged import FOLDER, Lowers, Merged, Place, Refused, components, is_whiteout
 from engine.wire import tar
 
@@ -348,7 +348,7 @@ def _explain(error: OSError, name: bytes) -> KnarrError:
     """Troubles of the host stay the host's; everything else is the layer's fault."""
     text = f"entry {tar.show(name)}: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return KnarrError(f"unpacking {text}", hint="free some space on the file system of --data-root")
+        return DiskFull(f"unpacking {text}")
     if error.errno in (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES):
         return KnarrError(f"unpacking {text}")
     return Refused(text)
