@@ -156,7 +156,8 @@ class Pulls:
             with images.pins() as pin:
                 pin(needed)
                 images.leases.add(holder, needed)
-                async with aclosing(self._layers_of(image.layers, connect, found.manifest)) as lines:
+                known = images.store.get(image.id) is not None  # dockerd says nothing of the layers then
+                async with aclosing(self._layers_of(image.layers, connect, found.manifest, known)) as lines:
                     async for line in lines:
                         yield line
                 with shielded(_COMMIT_SECONDS) as scope:
@@ -214,10 +215,14 @@ class Pulls:
 
     # -- layers
 
-    async def _layers_of(self, layers: Sequence[Layer], connect: Connect, manifest: spec.Manifest) -> AsyncGenerator[bytes, None]:
+    async def _layers_of(
+        self, layers: Sequence[Layer], connect: Connect, manifest: spec.Manifest, known: bool
+    ) -> AsyncGenerator[bytes, None]:  # fmt: skip
         wanted = _wanted(layers)
         fetchers: list[Fetch | None] = [Fetcher(connect, descriptor, self._attempts) for descriptor in manifest.layers or ()]
-        progress = Shown([layer.digest for layer in layers])
+        here = await blocking("disk", self._are_here, layers)
+        progress = Shown([layer.digest for layer in layers], here)
+        silent = all(here) and known
         for rounds in itertools.count(1):
             jobs: list[Job] = []
             try:
@@ -225,9 +230,11 @@ class Pulls:
                 while True:
                     waiting = next((job for job in jobs if not job.ended.is_set()), None)
                     failed = next((place for place, job in enumerate(jobs) if job.trouble is not None), None)
-                    for line in progress.lines(jobs):
-                        yield line
-                    if failed is not None or waiting is None:
+                    over = failed is not None or waiting is None
+                    for line in progress.finish(jobs) if over and failed is None else progress.lines(jobs):
+                        if not silent:
+                            yield line
+                    if waiting is None or over:
                         break
                     with trio.move_on_after(_TICK):
                         await waiting.ended.wait()
@@ -244,6 +251,12 @@ class Pulls:
             not_ours = jobs[failed].fetch is not fetchers[failed] and not isinstance(trouble, InvalidParameter)
             if rounds == _ROUNDS or not (not_ours or isinstance(trouble, GivenUp)):
                 raise trouble
+
+    def _are_here(self, layers: Sequence[Layer]) -> list[bool]:
+        """In a worker thread: of each layer, whether nothing needs to be done."""
+        content = self._images.content
+        unpacked = trio.from_thread.run_sync(lambda: [self._images.snapshots.has(one.chain_id) for one in layers])
+        return [there and content.exists(one.digest, one.size) for one, there in zip(layers, unpacked, strict=True)]
 
     async def _bring(self, wanted: Sequence[Wanted]) -> None:
         """Unpack blobs that are here."""

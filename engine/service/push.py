@@ -284,11 +284,12 @@ async def _bytes(path: str, start: int) -> AsyncIterator[bytes]:
 
 
 def _shown(plan: Plan) -> dict[str, Layer]:
-    """What is shown of each blob: layers under the short identifier of what they unpack to, as in dockerd; a configuration is not."""
+    """What is shown of each blob, the top first: layers under the short identifier of what they unpack to, as in dockerd; a configuration
+    is not."""
     shown: dict[str, Layer] = {}
     for part in plan.parts:
         diff_ids = dict(zip((one.digest for one in part.image.layers), part.image.diff_ids, strict=True)) if part.image else {}
-        for blob in part.blobs:
+        for blob in reversed(part.blobs):
             shown.setdefault(blob.digest, Layer(short(diff_ids[blob.digest]) if blob.digest in diff_ids else "", blob.size))
     return shown
 
