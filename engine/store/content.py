@@ -152,13 +152,14 @@ class Content:
         return digest
 
     def exists(self, digest: str, size: int = -1) -> bool:
-        """Whether the blob is there, with `size` when that is given: a blob of another length is damaged and set aside."""
+        """Whether the blob is there, with `size` when that is given. A blob of another length is hashed, and set aside when it is damaged:
+        the size may come from outside, and be the one that is wrong."""
         try:
             found = os.stat(self.path(digest)).st_size
         except FileNotFoundError:
             return False
         if 0 <= size != found:
-            self.set_aside(digest)
+            self.verify(digest)
             return False
         return True
 
