@@ -48,18 +48,19 @@ def _line() -> str:
     return data.decode("utf-8", "surrogateescape").strip()
 
 
-def _secret() -> str:
-    """A line typed without echo; the terminal's mode comes back in any case."""
+def _secret(prompt: str) -> str:
+    """A line typed without echo, which ends before the prompt asks for it; the terminal's mode comes back in any case."""
     import termios
 
     saved = termios.tcgetattr(0)
     mode = termios.tcgetattr(0)
     mode[3] &= ~termios.ECHO
-    termios.tcsetattr(0, termios.TCSAFLUSH, mode)
+    termios.tcsetattr(0, termios.TCSANOW, mode)
     try:
+        output(prompt)
         return _line()
     finally:
-        termios.tcsetattr(0, termios.TCSAFLUSH, saved)
+        termios.tcsetattr(0, termios.TCSANOW, saved)
         output("\n")
 
 
@@ -91,8 +92,7 @@ def _prompt(server: str, user: str, password: str) -> "tuple[str, str]":
         if server == HUB:
             output("\nInfo → A Personal Access Token (PAT) can be used instead.\n"
                 "         To create a PAT, visit https://app.docker.com/settings\n\n\n")
-        output("Password: ")
-        password = _secret()
+        password = _secret("Password: ")
         if not password:
             raise Failure("Error: Password Required")
     return user, password
