@@ -114,6 +114,8 @@ def _rest(connection: Connection) -> "Any":
 def _show(value: "dict[str, Any]", quiet: bool) -> None:
     if "Listening" in value:
         output(f"Registry listens on {value['Listening']}\n")
+        if value["Warning"]:
+            write_error(f"WARNING: {value['Warning']}")
     elif "Lost" in value:
         output(f"({value['Lost']} requests not shown)\n")
     elif not quiet:

@@ -1,7 +1,7 @@
 """`POST /registry/serve`, an extension: open the registry's listener for as long as this request lasts, and stream a line per request.
 
-The body is `registry.server.settings`. The reply is JSON lines: first `{"Listening": URL}`, then one object for each request that the
-registry answered, or `{"Lost": N}` when the client did not read as fast as they came.
+The body is `registry.server.settings`. The reply is JSON lines: first `{"Listening": URL, "Warning": TEXT}`, then one object for each
+request that the registry answered, or `{"Lost": N}` when the client did not read as fast as they came.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ async def serve(call: Call) -> None:
     listening = await registry.listen(settings, lines.put)
     try:
         await exchange.stream()
-        await exchange.write(Call.encode({"Listening": listening.url}) + b"\n")
+        await exchange.write(Call.encode({"Listening": listening.url, "Warning": listening.warning}) + b"\n")
         try:
             async with exchange.while_connected():
                 while True:

@@ -6,7 +6,9 @@ show the same repositories. The server's modules are loaded when the first liste
 
 from __future__ import annotations
 
+import ipaddress
 import logging
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -35,10 +37,11 @@ log = logging.getLogger("knarr.registry")
 
 
 class Listening:
-    """One open listener. `url` is where it is reached."""
+    """One open listener. `url` is where it is reached, `warning` what the operator should know, or ""."""
 
-    def __init__(self, url: str, server: Server) -> None:
+    def __init__(self, url: str, server: Server, warning: str) -> None:
         self.url = url
+        self.warning = warning
         self._server = server
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
@@ -97,10 +100,13 @@ class Registry:
         tls = TlsFiles(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
         listeners = open_listener(settings.listen, tls=tls, root=False)
         scheme = "https" if tls else "http"
-        listening = Listening(listeners[0].address.replace("tcp://", f"{scheme}://", 1), Server(app.handle, _BASE_HEADERS))
+        url = listeners[0].address.replace("tcp://", f"{scheme}://", 1)
+        listening = Listening(url, Server(app.handle, _BASE_HEADERS), exposed(settings, listeners[0].socket))
         await self._context.nursery.start(listening.run, listeners)
         self.open.append(listening)
         log.info("registry listens on %s", listening.url)
+        if listening.warning:
+            log.warning("%s", listening.warning)
         return listening
 
     def _upstream(self, settings: RegistrySettings, app: RegistryApp) -> Upstream:
@@ -161,6 +167,18 @@ class Registry:
                     self._context.durability.lazily()
             except (OSError, DatabaseError) as error:
                 log.error("tidying the registry: %s", error)
+
+
+def exposed(settings: RegistrySettings, sock: socket.socket) -> str:
+    """A warning when others than this host reach the registry and it asks nobody who they are, or their passwords can be read; else ""."""
+    address = sock.getsockname()
+    if sock.family == socket.AF_UNIX or ipaddress.ip_address(address[0]).is_loopback:
+        return ""
+    if not (settings.htpasswd or settings.token) and not (settings.read_only or settings.proxy):
+        return "whoever reaches this address can push and delete images: see --htpasswd, --token-realm and --read-only"
+    if (settings.htpasswd or settings.token) and not settings.tls_cert:
+        return "passwords and tokens can be read on the way: see --tls-cert"
+    return ""
 
 
 def permanent(members: dict[str, Any]) -> RegistrySettings | None:

@@ -65,6 +65,26 @@ def test_every_request_is_shown(serve: Serve, name: str) -> None:
     assert "127.0.0.1:" in line
 
 
+def test_a_registry_for_everybody_is_warned_of(serve: Serve, tmp_path: Path) -> None:
+    assert "WARNING" not in serve().said()
+    assert "can push and delete" in serve(addr="0.0.0.0:0").wait_said("WARNING: ")
+    assert "WARNING" not in serve("--read-only", addr="0.0.0.0:0").said()
+
+
+def test_a_damaged_blob_is_repaired_by_the_next_push(serve: Serve, name: str, daemon: Daemon) -> None:
+    """Of another length: noticed when it is asked for, so that a client pushes it. Bits flipped: replaced when it is pushed."""
+    client = Client(serve().url)
+    for damage in (b"short", b"wrong " + b"y" * 1000):
+        data = b"right " + os.urandom(5).hex().encode() + b"x" * 990
+        digest = client.push_blob(name, data)
+        file = daemon.data_root / "content/blobs/sha256" / digest.partition(":")[2]
+        file.write_bytes(damage)
+        if len(damage) != len(data):
+            assert client.head(f"/v2/{name}/blobs/{digest}").status == 404
+        client.push_blob(name, data)
+        assert client.get(f"/v2/{name}/blobs/{digest}").body == data
+
+
 def test_quiet_shows_no_request(serve: Serve) -> None:
     served = serve("--quiet")
     Client(served.url).get("/v2/")

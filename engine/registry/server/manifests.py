@@ -17,12 +17,13 @@ from engine.errors import Damaged, NotFound
 from engine.http.errors import TooLarge
 from engine.registry.server import names
 from engine.registry.server.backend import Backend
-from engine.registry.server.documents import MANIFEST_MAX, Document, checked_sizes, parse
+from engine.registry.server.documents import Document, checked_sizes, parse
 from engine.registry.server.errors import ManifestErrors, RegistryError
 from engine.registry.server.request import Request, location
 from engine.registry.server.uploads import make_folder, no_space
 from engine.spec.digest import sha256
 from engine.spec.image import MEDIA_INDEX
+from engine.spec.manifest import MANIFEST_MAX
 from engine.store.content import Content
 from engine.store.repositories import StoredManifest
 

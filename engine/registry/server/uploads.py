@@ -215,7 +215,7 @@ class Uploads:
             if computed != encoded:
                 raise RegistryError("DIGEST_INVALID", {"digest": digest, "computed": f"{algorithm}:{computed}"})
             try:
-                await blocking("disk", _commit, self._content, session.path, digest, session.offset)
+                await blocking("disk", _commit, self._content, session.path, digest)
             except OSError as error:
                 raise no_space(error) or error
         finally:
@@ -273,10 +273,8 @@ def _hash_file(path: str, algorithm: str) -> Hash:
         return hashlib.file_digest(file, algorithm)
 
 
-def _commit(content: Content, path: str, digest: str, size: int) -> None:
-    """Make the file a blob, unless the store has it already, whole as far as its length tells."""
-    if content.exists(digest, size):
-        return
+def _commit(content: Content, path: str, digest: str) -> None:
+    """Make the file a blob. One that is there already is replaced: its bytes were checked long ago, these were just now."""
     make_folder(content, digest)
     content.adopt(path, digest)
 
