@@ -57,6 +57,11 @@ _FLAGS: tuple[tuple[str, str, str, str], ...] = (
     ("--http-proxy", "http-proxy", "text", "Proxy for HTTP (default the environment's)"),
     ("--https-proxy", "https-proxy", "text", "Proxy for HTTPS (default the environment's)"),
     ("--no-proxy", "no-proxy", "text", "Hosts that are reached without a proxy, comma-separated"),
+    ("--gc-high-watermark", "gc-high-watermark", "integer", "Remove images, least recently used first, when the disk is so full, percent"),
+    ("--gc-low-watermark", "gc-low-watermark", "integer", "... until it is only so full, percent (default the high watermark)"),
+    ("--gc-keep", "gc-keep", "integer", "Tags of each repository to keep, newest first; others are removed (default all)"),
+    ("--gc-unused-for", "gc-unused-for", "text", "Remove images that were not used for so long: 30d"),
+    ("--gc-pin", "gc-pins", "list", "Images never to be removed by these: docker.io/library/*"),
     ("--monitors", "monitors", "integer", "Forked monitors kept waiting for the next start (default 2)"),
 )
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.errors import InvalidParameter, NotImplementedYet
-from engine.spec.units import memory_bytes
+from engine.spec.units import memory_bytes, seconds
 
 DEFAULT_DATA_ROOT = "/var/lib/knarr"
 DEFAULT_EXEC_ROOT = "/run/knarr"
@@ -47,7 +47,9 @@ class Settings(msgspec.Struct, rename="kebab", kw_only=True):
     """Everything the daemon can be told. Sizes in bytes, times in seconds; `idle_exit` 0 means never.
 
     `limit_rate` is bytes per second for all downloads together, 0 for no limit. `proxies` is dockerd's member of daemon.json; after
-    `settings` its values are in `http_proxy`, `https_proxy` and `no_proxy`.
+    `settings` its values are in `http_proxy`, `https_proxy` and `no_proxy`. `gc` likewise may hold `high-watermark`, `low-watermark`
+    (percent of the file system of the data root), `keep` (tags of each repository), `unused-for` (a duration) and `pins` (patterns of
+    names); 0 turns a rule off.
     """
 
     hosts: list[str] = []
@@ -83,6 +85,12 @@ class Settings(msgspec.Struct, rename="kebab", kw_only=True):
     http_proxy: str = ""
     https_proxy: str = ""
     no_proxy: str = ""
+    gc: dict[str, Any] = {}
+    gc_high_watermark: int = 0
+    gc_low_watermark: int = 0
+    gc_keep: int = 0
+    gc_unused_for: float | str = 0.0
+    gc_pins: list[str] = []
 
     def endpoints(self) -> list[str]:
         """Addresses to listen on; the default unix socket when none is given."""
@@ -130,6 +138,7 @@ def settings(flags: dict[str, Any], members: dict[str, Any]) -> Settings:
     if isinstance(result.default_shm_size, str):  # daemon.json may say "64m", as dockerd's
         result.default_shm_size = memory_bytes(result.default_shm_size)
     _registries(result)
+    _collection(result)
     if result.log_driver not in ("json-file", "none"):
         raise NotImplementedYet(f"--log-driver {result.log_driver}")
     if result.storage_driver not in ("", "overlay2", "overlay", "overlayfs"):
@@ -163,6 +172,34 @@ def _registries(result: Settings) -> None:
         if getattr(result, name) not in ("", value):
             raise InvalidParameter(f"the following directives are specified both as a flag and in the configuration file: {key}")
         setattr(result, name, value)
+
+
+_GC = {"high-watermark": int, "low-watermark": int, "keep": int, "unused-for": str, "pins": list[str]}
+
+
+def _collection(result: Settings) -> None:
+    """Check what is said of garbage collection, and bring it into one form. Raises InvalidParameter."""
+    for key, value in result.gc.items():
+        if key not in _GC:
+            raise InvalidParameter(f"the following directives don't match any configuration option: gc.{key}")
+        name = "gc_" + key.replace("-", "_")
+        if getattr(result, name):
+            raise InvalidParameter(f"the following directives are specified both as a flag and in the configuration file: gc-{key}")
+        try:
+            setattr(result, name, msgspec.convert(value, _GC[key]))
+        except msgspec.ValidationError as error:
+            raise InvalidParameter(f"daemon settings: gc.{key}: {error}")
+    if isinstance(result.gc_unused_for, str):
+        result.gc_unused_for = seconds(result.gc_unused_for)
+    for name in ("gc_high_watermark", "gc_low_watermark"):
+        if not 0 <= getattr(result, name) <= 100:
+            raise InvalidParameter(f"invalid {name.replace('_', '-')}: {getattr(result, name)}: want a percentage from 0 to 100")
+    if result.gc_low_watermark > result.gc_high_watermark:
+        raise InvalidParameter(
+            f"invalid gc-low-watermark: {result.gc_low_watermark} is more than gc-high-watermark, {result.gc_high_watermark}"
+        )
+    if result.gc_keep < 0 or result.gc_unused_for < 0:
+        raise InvalidParameter("invalid gc-keep or gc-unused-for: less than 0")
 
 
 def _check_mirror(mirror: str) -> None:

@@ -206,3 +206,10 @@ async def attach(call: Call) -> None:
 def upgraded_type(call: Call, tty: bool) -> str:
     """Of a connection taken over: clients that do not ask for an upgrade are older than the name of framed streams."""
     return content_type(call, tty) if b"upgrade" in call.exchange.headers else RAW
+
+
+async def prune(call: Call) -> None:
+    """POST /containers/prune"""
+    from engine.api.views import df
+
+    await call.json(df.pruned_containers(await call.engine.pruner.containers(call.query.filters())))

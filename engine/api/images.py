@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,10 +12,10 @@ from engine.api.call import Call
 from engine.api.views import images as views
 from engine.errors import InvalidParameter, KnarrError, NotImplementedYet, Unauthorized
 from engine.service import imagefilter, imagemanifests
+from engine.service.df import shared_sizes
 from engine.spec import reference
 from engine.spec.digest import check_digest
 from engine.spec.hostimage import HostImage
-from engine.store.images import ImageRecord
 
 if TYPE_CHECKING:
     from engine.registry.auth import Credentials
@@ -60,7 +59,7 @@ async def listing(call: Call) -> None:
     filters = query.filters()
     filters.check(imagefilter.KEYS)
     found = images.list(filters, all=query.flag("all"))
-    shared = _shared(call, list(images.list())) if query.flag("shared-size") else {}
+    shared = shared_sizes(images, images.list()) if query.flag("shared-size") else {}
     using = call.engine.containers.using
     shown = [views.summary(image, call.version, shared=shared.get(image.id, -1), containers=len(using(image.id))) for image in found]
     if call.version >= (1, 48):
@@ -71,15 +70,6 @@ async def listing(call: Call) -> None:
         for one, image in zip(shown, found, strict=True):
             one["Manifests"] = [views.manifest(summary) for summary in await imagemanifests.summaries(images, image)]
     await call.json(shown)
-
-
-def _shared(call: Call, images: Sequence[ImageRecord]) -> dict[str, int]:
-    """Image -> bytes of its layers that another image has too."""
-    count = Counter(chain for image in images for chain in image.chain_ids)
-    sizes = call.engine.images.layer_sizes
-    return {
-        image.id: sum(size for chain, size in zip(image.chain_ids, sizes(image), strict=True) if count[chain] > 1) for image in images
-    }
 
 
 async def create(call: Call) -> None:
@@ -189,8 +179,10 @@ async def inspect(call: Call) -> None:
     if with_manifests and wanted:
         raise InvalidParameter("conflicting options: manifests and platform options cannot both be set")
     image = images.get(call.name, wanted)
+    named, reference = images.find(call.name)
+    if image is not named:  # another platform's: it has the name as well
+        image = msgspec.structs.replace(image, repo_tags=named.repo_tags, repo_digests=named.repo_digests)
     shown = views.inspect(image, call.version, layers=images.layer_folders(image))
-    reference = images.find(call.name)[1]
     if call.version >= (1, 48):
         (target,) = await imagemanifests.described(images, [imagemanifests.target_of(images, image, reference)])
         shown["Descriptor"] = views.descriptor(target)
@@ -218,3 +210,10 @@ async def remove(call: Call) -> None:
     chosen = _platforms(call, "platforms") if call.version >= (1, 50) else []
     deleted = await call.engine.images.delete(call.name, force=query.flag("force"), noprune=query.flag("noprune"), platforms=chosen)
     await call.json(deleted)
+
+
+async def prune(call: Call) -> None:
+    """POST /images/prune"""
+    from engine.api.views import df
+
+    await call.json(df.pruned_images(await call.engine.pruner.images(call.query.filters())))

@@ -21,11 +21,9 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /containers/{name}/copy
     GET /containers/{name}/checkpoints
     POST /containers/{name}/checkpoints
-    POST /containers/prune
     POST /build
     POST /build/prune
     POST /build/cancel
-    POST /images/prune
     POST /commit
     GET /networks
     GET /networks/
@@ -38,7 +36,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /volumes/create
     DELETE /volumes/{name}
     POST /volumes/prune
-    GET /system/df
     POST /session
     POST /grpc
     GET /plugins

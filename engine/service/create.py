@@ -262,7 +262,7 @@ async def create(
 ) -> tuple[Container, list[str]]:
     """Make a container. On return it is durable (unless it is an --rm one) and listed. Raises KnarrError."""
     image = find_image(context, request, platform)
-    if image.chain_id and not context.snapshots.has(image.chain_id):
+    if image.chain_id and not context.snapshots.whole(image.chain_id):
         await context.pulls.unpack(image)
     container_id = new_id(by_id)
     name = choose_name(asked_name, container_id, by_name)

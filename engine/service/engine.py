@@ -9,13 +9,15 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
+from engine.aio.blocking import blocking
 from engine.config import Settings
+from engine.errors import KnarrError
 from engine.linux import devices
 from engine.linux.cgroups import Cgroups
 from engine.service.containers import Containers
@@ -35,11 +37,15 @@ from engine.store.containers import ContainerStore
 from engine.store.content import Content
 from engine.store.db import Database, DatabaseError
 from engine.store.layout import Layout
+from engine.store.mark import Mark
 from engine.store.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from engine.registry.server.app import RegistryApp
     from engine.service.archives import Archives
+    from engine.service.check import Checks
+    from engine.service.collect import Collector
+    from engine.service.prune import Pruner
     from engine.service.pull import Pulls
     from engine.service.push import Pushes
 
@@ -65,6 +71,27 @@ class Engine:
     def archives(self) -> Archives:
         """Images from and into archives; made when it is first used."""
         return self.context.archives
+
+    @functools.cached_property
+    def pruner(self) -> Pruner:
+        """Removing what nothing uses."""
+        from engine.service.prune import Pruner
+
+        return Pruner(self.context, self.containers)
+
+    @functools.cached_property
+    def checks(self) -> Checks:
+        """Looking for damage in the store."""
+        from engine.service.check import Checks
+
+        return Checks(self.context, self.containers, self.registry.store)
+
+    @functools.cached_property
+    def collector(self) -> Collector:
+        """The rules by which an edge host gives up images."""
+        from engine.service.collect import Collector, policy
+
+        return Collector(self.images, self.context.layout.data_root, policy(self.context.settings))
 
     @property
     def pulls(self) -> Pulls:
@@ -103,12 +130,15 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     permanent(settings.registry)  # settings that make no sense are refused before anything is opened
     layout = Layout(settings.data_root, settings.exec_root)
     layout.create()
+    mark = Mark(layout.data_root)
+    unclean_since = mark.unclean_since()
     db = Database(layout.database)
     if db.set_aside:
         log.error("the database was damaged (%s) and set aside as %s", db.set_aside_reason, db.set_aside)
     try:
         async with trio.open_nursery() as nursery:
             engine = await _assemble(settings, layout, db, nursery)
+            nursery.start_soon(_set_mark, mark, engine, unclean_since)
             yield engine
             nursery.cancel_scope.cancel()
             try:
@@ -120,6 +150,28 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     finally:
         db.sync()
         db.close()
+        mark.clear()
+
+
+async def _set_mark(mark: Mark, engine: Engine, unclean_since: float) -> None:
+    """Background task, once. The mark of a host that stopped stays until what was stored shortly before was checked."""
+    try:
+        if unclean_since:
+            from engine.service.check import after_unclean_stop
+
+            await after_unclean_stop(engine.checks, unclean_since)
+        await blocking("disk", mark.set)
+    except OSError as error:
+        log.error("marking the data root as in use: %s", error)
+
+
+@contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Nothing that is found on the disk, or that a full one refuses, keeps the daemon from starting."""
+    try:
+        yield
+    except (OSError, KnarrError, DatabaseError) as error:
+        log.error("%s: %s", what, error)
 
 
 async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: trio.Nursery) -> Engine:
@@ -147,17 +199,19 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     holder.append(containers)
     await nursery.start(context.monitors.run)
     if images.incomplete:
-        for line in await context.archives.recover():
-            log.error("after the loss of the database: %s", line)
+        with _going_on("making images again from their blobs"):
+            for line in await context.archives.recover():
+                log.error("after the loss of the database: %s", line)
     registry = Registry(context)
     images.keepers.append(registry.store.roots)
-    await images.sweep()
+    with _going_on("removing what an interrupted load, pull or delete left"):
+        await images.sweep()
+    for key in snapshots.lost:
+        log.error("container %s: what it had written is gone, its folder is missing", key[:12])
     await reconcile(context, containers)
     chores.after = snapshots.refill
-    try:
+    with _going_on("making folders ahead"):
         snapshots.refill()
-    except OSError as error:
-        log.error("making folders ahead: %s", error)
     nursery.start_soon(durability.run)
     nursery.start_soon(chores.run)
     nursery.start_soon(registry.run)
@@ -165,4 +219,8 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     execs = Execs(context, containers)
     system = System(context, containers)
     events.publish(Event.make("daemon", "start", system.id, {"name": os.uname().nodename}))
-    return Engine(context, containers, execs, system, Registries(context), registry)
+    engine = Engine(context, containers, execs, system, Registries(context), registry)
+    if settings.gc_high_watermark or settings.gc_keep or settings.gc_unused_for:
+        images.on_stored = engine.collector.came
+        nursery.start_soon(engine.collector.run)
+    return engine

@@ -60,13 +60,20 @@ def load(context: Context, containers: Containers) -> None:
             continue
         if not context.snapshots.has(record.id):
             log.error("container %s (%s): its snapshot is gone; dropping its record", record.id[:12], record.name)
-            context.store.delete(record.id)
+            _drop(context, record.id)
             continue
         container = Container(context, record)
         containers.by_id[record.id] = container
         if record.name in containers.by_name:
             record.name = record.id[:12]
         containers.by_name[record.name] = container
+
+
+def _drop(context: Context, id: str) -> None:
+    try:
+        context.store.delete(id)
+    except DatabaseError as error:
+        log.error("container %s: dropping its record: %s", id[:12], error)
 
 
 async def recover(context: Context, containers: Containers, container: Container) -> None:
@@ -146,9 +153,17 @@ def sweep(context: Context, containers: Containers) -> None:
     context.chores.later("removing snapshots that no container owns", context.snapshots.sweep)
     for key in context.snapshots.keys():  # noqa: SIM118 - not a mapping
         if key not in known:
-            folder = context.snapshots.forget(key)
-            remove = functools.partial(context.snapshots.delete_files, folder)
-            context.chores.later(f"removing {folder}, which no container owns", remove)
+            _sweep_snapshot(context, key)
+
+
+def _sweep_snapshot(context: Context, key: str) -> None:
+    try:
+        folder = context.snapshots.forget(key)
+    except DatabaseError as error:
+        log.error("removing snapshot %s, which no container owns: %s", key[:12], error)
+        return
+    remove = functools.partial(context.snapshots.delete_files, folder)
+    context.chores.later(f"removing {folder}, which no container owns", remove)
 
 
 def _sweep_one(path: str) -> None:

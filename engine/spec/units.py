@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from engine.errors import InvalidParameter
 
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _FACTORS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4, "p": 1024**5}
 
 
@@ -32,3 +35,11 @@ def decimal_bytes(text: str) -> int:
         return int(float(digits) * 1000 ** powers[unit])
     except (ValueError, KeyError):
         raise InvalidParameter(f"invalid size: '{text}'")
+
+
+def seconds(text: str) -> float:
+    """`90s`, `1h30m`, `30d`, `2w` -> seconds: Go's durations, and days and weeks. Raises InvalidParameter."""
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhdw])", text) if len(text) < 64 else []
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise InvalidParameter(f"invalid duration {text!r}", hint="for example 12h, 30d or 2w")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)

@@ -144,7 +144,7 @@ class Content:
         if hashlib.new(algorithm, data).hexdigest() != encoded:
             raise Damaged(f"storing a blob: its bytes are not those of {digest}")
         digest = f"{algorithm}:{encoded}"
-        if not self.exists(digest):
+        if not self.exists(digest, len(data)):
             path = self.temporary()
             with open(path, "xb", buffering=0) as file:
                 file.write(data)

@@ -155,6 +155,18 @@ class Database:
         finally:
             connection.close()
 
+    def verify(self) -> list[str]:
+        """What SQLite finds wrong with the file; [] for nothing. Reads all of it on a connection of its own: any thread."""
+        connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+        try:
+            connection.execute("PRAGMA query_only=1")
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(20)")]
+        except sqlite3.DatabaseError as error:
+            found = [str(error)]
+        finally:
+            connection.close()
+        return [] if found == ["ok"] else found
+
     def close(self) -> None:
         """Durable, checkpointed and closed."""
         self.sync()

@@ -263,7 +263,29 @@ class ImageStore:
         image = self._images.get(id)
         return max(self._used.get(id, 0), image.loaded if image is not None else 0)
 
+    def lost_names(self) -> list[tuple[str, str]]:
+        """(name, image) of every row whose image is not here."""
+        rows = self._db.query("SELECT name, image FROM image_names")
+        return [(str(name), str(image)) for name, image in rows if image not in self._images]
+
+    def lost_records(self) -> list[str]:
+        """Identifiers of images whose rows cannot be read, and that did not come again since."""
+        return [id for id in self.damaged if id not in self._images and id not in self._indexes]
+
     # -- changes
+
+    def forget(self, names: Iterable[str], ids: Iterable[str] = ()) -> None:
+        """Delete rows of names and images that lead nowhere."""
+        with self._db.transaction() as cursor:
+            cursor.executemany("DELETE FROM image_names WHERE name = ?", [(name,) for name in names])
+            for id in ids:
+                cursor.execute("DELETE FROM images WHERE id = ?", (id,))
+                cursor.execute("DELETE FROM image_indexes WHERE digest = ?", (id,))
+                self.damaged.remove(id)
+
+    def indexes(self) -> list[Index]:
+        """Every index that some name stands for."""
+        return list(self._indexes.values())
 
     def put(
         self, image: ImageRecord, names: Iterable[Reference] = (), index: Index | None = None, default: str = ""

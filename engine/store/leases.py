@@ -44,9 +44,13 @@ class Leases:
         """Each holder and when its lease ends, Unix seconds."""
         return {holder: max(held.values(), default=0) for holder, held in self._ends.items()}
 
+    def ended(self) -> list[str]:
+        """Holders whose leases are over and were not dropped yet."""
+        now = time.time()
+        return [holder for holder, end in self.holders().items() if end <= now]
+
     def held(self) -> set[str]:
         """Every resource under a lease that has not ended; leases that have are dropped. Raises sqlite3.Error."""
-        now = time.time()
-        for holder in [holder for holder, end in self.holders().items() if end <= now]:
+        for holder in self.ended():
             self.release(holder)
         return {resource for held in self._ends.values() for resource in held}

@@ -73,8 +73,8 @@ class Snapshots:
         self._damaged: set[str] = set()
         # Folders that are being filled.
         self._begun: set[int] = set()
-        for row in db.query(f"SELECT {_COLUMNS} FROM snapshots"):
-            self._remember(_row(row))
+        for values in db.query(f"SELECT {_COLUMNS} FROM snapshots"):
+            self._remember(_row(values))
         found = [name for name in os.listdir(self._folder) if not _is_kept(name)]
         owned = {str(row.number) for row in self._rows.values()}
         # Keys of active snapshots whose folders were gone, with what was written there: they are empty from here on.
@@ -331,6 +331,10 @@ class Snapshots:
         names = sorted(os.listdir(self._folder))
         aside = [f"{self._folder}/{name}" for name in names if name.endswith(DAMAGED)]
         return [f"{self._folder}/{name}" for name in names if name not in owned and not _is_kept(name)], aside
+
+    def chain_of(self, key: str) -> list[str]:
+        """The committed snapshots that an active one lies on, topmost first. Raises NotFound."""
+        return self._chain(self.parent(key))
 
     def used_by(self, path: str) -> set[str]:
         """The active snapshots that a damaged folder which was set aside may still be mounted for."""

@@ -1,0 +1,69 @@
+"""What `system df`, the prunes and `system gc` answer. Source: the Engine API reference 1.51, and dockerd's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from engine.api.version import Version
+from engine.api.views import containers as container_views
+from engine.api.views import images as image_views
+
+if TYPE_CHECKING:
+    from engine.service.collect import Collected
+    from engine.service.df import ContainerUse, ImageUse
+    from engine.service.mounts import MountPoint
+    from engine.service.prune import Pruned
+
+Json = dict[str, Any]
+
+
+def disk_usage(
+    version: Version, layers: int, images: Sequence[ImageUse] | None, containers: Sequence[ContainerUse] | None,
+    points: Callable[[str], Sequence[MountPoint]], wanted: Collection[str],
+) -> Json:  # fmt: skip
+    """`GET /system/df`. Kinds that were not asked for are null, but containers: there dockerd has an empty list."""
+    return {
+        "LayersSize": layers,
+        "Images": None if images is None else [_image(one, version) for one in images],
+        "Containers": [
+            container_views.summary(one.record, version, points=points(one.record.id), size=(one.written, one.whole))
+            for one in containers or ()
+        ],
+        "Volumes": [] if "volume" in wanted else None,
+        "BuildCache": [] if "build-cache" in wanted else None,
+    }
+
+
+def _image(use: ImageUse, version: Version) -> Json:
+    shown = image_views.summary(use.image, version, shared=use.shared, containers=use.containers)
+    return {**shown, "Containers": use.containers, "RepoDigests": shown["RepoDigests"] or None, "RepoTags": shown["RepoTags"] or None}
+
+
+def pruned_images(pruned: Pruned) -> Json:
+    """`POST /images/prune`."""
+    return {"ImagesDeleted": list(pruned.images) or None, "SpaceReclaimed": pruned.bytes}
+
+
+def pruned_containers(pruned: Pruned) -> Json:
+    """`POST /containers/prune`."""
+    return {"ContainersDeleted": list(pruned.containers) or None, "SpaceReclaimed": pruned.bytes}
+
+
+def collected(found: Collected, dry_run: bool) -> Json:
+    """`POST /system/gc`."""
+    return {
+        "DryRun": dry_run,
+        "Removed": [
+            {
+                "Id": removal.id,
+                "Names": [f"{repository}:{tag}" for repository, tag in removal.names],
+                "Reason": removal.reason,
+                "Size": removal.bytes,
+            }
+            for removal in found.removals
+        ],
+        "SpaceReclaimed": found.bytes,
+        "Used": found.before.used,
+        "Total": found.before.total,
+    }
