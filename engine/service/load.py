@@ -223,7 +223,7 @@ class _Layout:
                 inner, blobs = self._members(document.manifests or (), depth + 1)
                 images += inner
                 held += [*blobs, *self._blobs(one)]
-            elif document.config.media_type not in _CONFIGS:
+            elif manifests.is_attestation(one) or document.config.media_type not in _CONFIGS:
                 held += self._blobs(one, document.config, *(document.layers or ()))
             else:
                 images.append(self._image(one, document))

@@ -55,12 +55,13 @@ class Sink(Protocol):
 
 
 class _Chosen(msgspec.Struct):
-    """What an archive has of one target: `default` is what readers of manifest.json get."""
+    """What an archive has of one target: `default` is what readers of manifest.json get; `whole` all that is here of its index."""
 
     names: tuple[Reference, ...]
     default: ImageRecord
     members: list[ImageRecord]
     index: Index | None
+    whole: bool = True
 
 
 def plan(images: Images, names: Sequence[str], platform: Sequence[str] = (), since: str = "") -> Plan:
@@ -89,7 +90,7 @@ def plan(images: Images, names: Sequence[str], platform: Sequence[str] = (), sin
 
 
 def _key(one: _Chosen) -> tuple[str, ...]:
-    return (one.index.digest if one.index is not None else "", *(member.id for member in one.members))
+    return (one.index.digest if one.index is not None else "", one.default.id, *(member.id for member in one.members))
 
 
 def _chosen(images: Images, asked: str, wanted: Sequence[Platform]) -> list[_Chosen]:
@@ -127,7 +128,7 @@ def _target(images: Images, asked: str, wanted: Sequence[Platform]) -> _Chosen:
     members = [member for member in members if member in picked]
     default = image if image in members else members[0]
     # One manifest alone needs no index, and readers that know nothing of platforms find it.
-    return _Chosen(names, default, members, index if len(members) > 1 else None)
+    return _Chosen(names, default, members, index if len(members) > 1 else None, whole=False)
 
 
 def _picked(members: list[ImageRecord], wanted: Platform, asked: str) -> ImageRecord:
@@ -155,8 +156,8 @@ def _blobs(one: _Chosen, without: set[str]) -> Iterable[Blob]:
         for layer in member.layers:
             if layer.digest not in without and layer.diff_id not in without:
                 yield Blob(layer.digest, layer.size)
-    if one.index is not None:
-        yield from (Blob(digest) for digest in one.index.held)
+    if one.index is not None and one.whole:
+        yield from (Blob(digest) for digest in sorted(one.index.held))
 
 
 def _descriptor(one: _Chosen) -> spec.Descriptor:

@@ -40,6 +40,7 @@ _MEMBERS_MAX = 100_000
 _DOCUMENT_MAX = 8 << 20
 # A piece handed to a worker thread: a hop costs some 0.2 ms, so several network reads go in one.
 _HOP = 512 << 10
+_CUT = 256 << 10
 # Pieces that wait between two threads, of `_HOP` bytes each.
 _ROOM = 4
 # Dirty pages are handed to the disk in steps of this size, so that the sync at the end finds little to do.
@@ -428,11 +429,20 @@ def _store(source: Source, staged: Staged) -> None:
 
 
 def _store_packed(source: Source, staged: Staged) -> None:
-    """gzip rather than zstd: every registry and engine takes it, and igzip is as fast as zstd at the lowest level."""
+    """gzip rather than zstd: every registry and engine takes it, and igzip is as fast as zstd at the lowest level.
+
+    What comes out depends on where the input is cut, so it is cut anew: equal layers must give equal blobs.
+    """
     sink = _Sink(staged.path)
     with sink.file:
         packer = compression.GzipWriter(sink.write)
+        pending = bytearray()
         while piece := source():
-            packer.write(piece)
+            pending += piece
+            whole = len(pending) - len(pending) % _CUT
+            for start in range(0, whole, _CUT):
+                packer.write(bytes(pending[start : start + _CUT]))
+            del pending[:whole]
+        packer.write(bytes(pending))
         packer.finish()
     staged.blob, staged.blob_size, staged.compression = sink.digest, sink.size, "gzip"

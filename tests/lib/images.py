@@ -10,6 +10,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 BUSYBOX = "/bin/busybox"
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64", "i686": "386"}
@@ -74,6 +75,51 @@ def docker_archive(layers: list[bytes], tags: list[str], config: Mapping[str, ob
     manifest = json.dumps([{"Config": config_name, "RepoTags": tags, "Layers": names}]).encode()
     members = {config_name: raw, **dict(zip(names, bodies, strict=True)), "manifest.json": manifest}
     return tar(entry(name, data=data) for name, data in members.items())
+
+
+class Layout:
+    """Makes OCI layouts by hand, of several platforms too."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def blob(self, data: bytes, media_type: str, **more: Any) -> dict[str, Any]:
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        self.blobs[digest] = data
+        return {"mediaType": media_type, "digest": digest, "size": len(data), **more}
+
+    def image(
+        self, layers: list[bytes], architecture: str = ARCHITECTURE, variant: str = "", *, compress: bool = False, **more: Any
+    ) -> dict[str, Any]:  # fmt: skip
+        diff_ids = ["sha256:" + hashlib.sha256(layer).hexdigest() for layer in layers]
+        config = self.blob(image_config(diff_ids, architecture=architecture, variant=variant), "application/vnd.oci.image.config.v1+json")
+        media = "application/vnd.oci.image.layer.v1.tar"
+        descriptors = [self.blob(gzip.compress(one, 1, mtime=0), f"{media}+gzip") if compress else self.blob(one, media) for one in layers]
+        media_type = "application/vnd.oci.image.manifest.v1+json"
+        manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": descriptors}
+        where = {"os": "linux", "architecture": architecture, **({"variant": variant} if variant else {})}
+        return self.blob(json.dumps(manifest).encode(), media_type, platform=where, **more)
+
+    def attestation(self, image: Mapping[str, Any]) -> dict[str, Any]:
+        """What BuildKit puts beside an image: a manifest that is none of an image."""
+        config = self.blob(b'{"architecture":"unknown","os":"unknown"}', "application/vnd.oci.image.config.v1+json")
+        statement = self.blob(json.dumps({"subject": image["digest"]}).encode(), "application/vnd.in-toto+json")
+        media_type = "application/vnd.oci.image.manifest.v1+json"
+        manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [statement]}
+        notes = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": image["digest"]}
+        where = {"os": "unknown", "architecture": "unknown"}
+        return self.blob(json.dumps(manifest).encode(), media_type, platform=where, annotations=notes)
+
+    def index(self, manifests: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        media_type = "application/vnd.oci.image.index.v1+json"
+        return self.blob(json.dumps({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests}).encode(), media_type, **more)
+
+    def archive(self, manifests: list[dict[str, Any]]) -> bytes:
+        return tar([
+            entry("oci-layout", data=b'{"imageLayoutVersion":"1.0.0"}'),
+            entry("index.json", data=json.dumps({"schemaVersion": 2, "manifests": manifests}).encode()),
+            *(entry("blobs/" + digest.replace(":", "/"), data=data) for digest, data in self.blobs.items()),
+        ])  # fmt: skip
 
 
 def busybox_archive(path: str | os.PathLike[str], tag: str = "busybox:latest", config: Mapping[str, object] | None = None) -> str:

@@ -32,7 +32,7 @@ from engine.spec.reference import parse as reference_of
 from engine.store.images import ImageRecord
 from engine.store.unpack import Limits
 from engine.wire import jsonstream
-from tests.lib.images import ARCHITECTURE, busybox_layer, docker_archive, entry, image_config, tar
+from tests.lib.images import ARCHITECTURE, Layout, busybox_layer, docker_archive, entry, image_config, tar
 from tests.lib.stores import Stores, open_stores
 
 HOST = platform(f"linux/{ARCHITECTURE}")
@@ -276,38 +276,6 @@ def test_a_layout_of_umoci(box: Box, tmp_path: Path) -> None:
 
 def tar_of(folder: Path) -> bytes:
     return subprocess.run(["tar", "-C", folder, "-cf", "-", "."], check=True, capture_output=True).stdout
-
-
-class Layout:
-    """Makes OCI layouts by hand."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def blob(self, data: bytes, media_type: str, **more: Any) -> dict[str, Any]:
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return {"mediaType": media_type, "digest": digest, "size": len(data), **more}
-
-    def image(self, layers: list[bytes], architecture: str = ARCHITECTURE, variant: str = "", **more: Any) -> dict[str, Any]:
-        diff_ids = ["sha256:" + hashlib.sha256(layer).hexdigest() for layer in layers]
-        config = self.blob(image_config(diff_ids, architecture=architecture, variant=variant), "application/vnd.oci.image.config.v1+json")
-        descriptors = [self.blob(layer, "application/vnd.oci.image.layer.v1.tar") for layer in layers]
-        media_type = "application/vnd.oci.image.manifest.v1+json"
-        manifest = {"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": descriptors}
-        where = {"os": "linux", "architecture": architecture, **({"variant": variant} if variant else {})}
-        return self.blob(json.dumps(manifest).encode(), media_type, platform=where, **more)
-
-    def index(self, manifests: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        media_type = "application/vnd.oci.image.index.v1+json"
-        return self.blob(json.dumps({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests}).encode(), media_type, **more)
-
-    def archive(self, manifests: list[dict[str, Any]]) -> bytes:
-        return tar([
-            entry("oci-layout", data=b'{"imageLayoutVersion":"1.0.0"}'),
-            entry("index.json", data=json.dumps({"schemaVersion": 2, "manifests": manifests}).encode()),
-            *(entry("blobs/" + digest.replace(":", "/"), data=data) for digest, data in self.blobs.items()),
-        ])  # fmt: skip
 
 
 def multi() -> bytes:
