@@ -8,9 +8,11 @@ from cli.flags import PROGRAM, Command, parse
 from cli.listing import Row
 from cli.progress import printable, raise_error
 from cli.streams import output
+from cli.tables import human_size
 
-CHECK = Command("system check", "[OPTIONS]", {"format": "string", "repair": "bool"}, {}, 0, 0)
-SOUND = ("ok", "sound")
+CHECK = Command("system check", "[OPTIONS]", {"all": "bool", "format": "string", "quick": "bool", "repair": "bool"}, {"a": "all"}, 0, 0)
+FLAGS = ("repair", "all", "quick")
+HARMLESS = ("ok", "orphan", "set aside")  # `orphan`: nothing needs it; `set aside`: damaged earlier, and out of the way since
 
 
 class Finding(Row):
@@ -41,7 +43,7 @@ class Finding(Row):
 
     @property
     def damaged(self) -> bool:
-        return self.data.get("state") not in SOUND and not self.data.get("repaired")
+        return self.data.get("state") not in HARMLESS and not self.data.get("repaired")
 
 
 def check(client: Client, name: str, argv: "list[str]") -> int:
@@ -52,7 +54,7 @@ def check(client: Client, name: str, argv: "list[str]") -> int:
     given, _ = parse(CHECK, argv)
     form = given.get("format", "")
     findings, summary = [], None
-    for value in client.open("GET", query("/system/check", repair=given.get("repair") or None)).values():
+    for value in client.open("GET", query("/system/check", **{flag: given.get(flag) or None for flag in FLAGS})).values():
         raise_error(value)
         if "summary" in value:
             summary = value["summary"]
@@ -64,12 +66,11 @@ def check(client: Client, name: str, argv: "list[str]") -> int:
         show(Finding, findings, form, False)
     left = sum(finding.damaged for finding in findings)
     if form in ("", "table"):
-        numbers = [(value, str(key).replace("_", " ")) for key, value in summary.items() if not isinstance(value, (dict, list))]
-        counted = ", ".join(f"{value} {noun}" for value, noun in numbers)
-        output(("\n" if findings else "") + (f"Checked: {counted}\n" if counted else ""))
+        counted = f"{summary.get('checked', 0)} things looked at, {human_size(summary.get('bytes', 0))} compared"
+        output(("\n" if findings else "") + f"{counted}, {summary.get('damaged', 0)} damaged, {summary.get('repaired', 0)} repaired\n")
         if left:
             hint = "pull the images named again" if given.get("repair") else f"'{PROGRAM} system check --repair' repairs what it can"
-            output(f"{left} damaged: {hint}\n")
+            output(f"Damage is left: {hint}\n")
         else:
-            output("No damage found\n" if not findings else "No damage is left\n")
+            output("No damage is left\n" if summary.get("damaged") else "No damage found\n")
     return 1 if left else 0

@@ -163,7 +163,7 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
     })],
     "system df": [("Options", {"verbose": "Each image, container, volume and cache entry", "format": "table, json, table TEMPLATE or a Go template, such as '{{.Type}} {{.Size}}'"})],
     "system check": [("Options", {
-        "repair": "Repair what can be repaired here, set aside what cannot", "format": "table, json, table TEMPLATE or a Go template, such as '{{.Kind}} {{.Name}} {{.State}}'",
+        "repair": "Repair what can be repaired here, set aside what cannot", "all": "Also what is sound", "quick": "Without comparing the content of files", "format": "table, json, table TEMPLATE or a Go template, such as '{{.Kind}} {{.Name}} {{.State}}'",
     })],
     "manifest inspect": [("Options", {"verbose": "With descriptors, platforms and the manifest as it is", "insecure": "Also without TLS or with a certificate nobody knows"})],
     "manifest create": [("Options", {"amend": "Add to a list that exists", "insecure": "Also without TLS or with a certificate nobody knows"})],

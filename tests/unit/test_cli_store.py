@@ -18,7 +18,9 @@ from cli.help import summary_key
 from tests.golden.cli_fake import FakeDaemon
 from tests.lib.daemon import knarr_command
 
-SOUND = b'{"summary":{"blobs":3,"snapshots":2}}\n'
+SOUND = b'{"summary":{"checked":5,"bytes":1089276,"damaged":0,"repaired":0}}\n'
+BROKEN = b'{"summary":{"checked":5,"bytes":0,"damaged":2,"repaired":1}}\n'
+ORPHAN = b'{"kind":"ingest","name":"x","state":"orphan","detail":"","repaired":false}\n'
 DAMAGED = b'{"kind":"blob","name":"sha256:ab","state":"damaged","detail":"digest is\\tsha256:cd\\u001b[2J","repaired":false}\n'
 REPAIRED = b'{"kind":"snapshot","name":"7","state":"missing","detail":"unpacked again","repaired":true}\n'
 
@@ -53,21 +55,23 @@ def user() -> Iterator[User]:
 
 def test_a_sound_store(user: User) -> None:
     user.table["GET /system/check"] = (200, [SOUND])
-    assert user("system", "check") == (0, "Checked: 3 blobs, 2 snapshots\nNo damage found\n", "")
-    assert user("system", "check", "--repair")[0] == 0
-    assert [one["query"] for one in user.fake.requests] == [{}, {"repair": "1"}]
+    assert user("system", "check") == (0, "5 things looked at, 1.09MB compared, 0 damaged, 0 repaired\nNo damage found\n", "")
+    assert user("system", "check", "--repair", "--quick", "-a")[0] == 0
+    assert [one["query"] for one in user.fake.requests] == [{}, {"repair": "1", "all": "1", "quick": "1"}]
+    user.table["GET /system/check"] = (200, [ORPHAN, SOUND])
+    assert user("system", "check")[0] == 0
 
 
 def test_damage_is_an_exit_status(user: User) -> None:
-    user.table["GET /system/check"] = (200, [DAMAGED, REPAIRED, SOUND])
+    user.table["GET /system/check"] = (200, [DAMAGED, REPAIRED, BROKEN])
     code, out, error = user("system", "check")
     assert (code, error) == (1, "")
     assert out.splitlines() == [
         "KIND       NAME        STATE     REPAIRED   DETAIL", "blob       sha256:ab   damaged   no         digest is sha256:cd[2J",
-        "snapshot   7           missing   yes        unpacked again", "", "Checked: 3 blobs, 2 snapshots",
-        "1 damaged: 'knarr system check --repair' repairs what it can",
+        "snapshot   7           missing   yes        unpacked again", "", "5 things looked at, 0B compared, 2 damaged, 1 repaired",
+        "Damage is left: 'knarr system check --repair' repairs what it can",
     ]  # fmt: skip
-    user.table["GET /system/check"] = (200, [REPAIRED, SOUND])
+    user.table["GET /system/check"] = (200, [REPAIRED, BROKEN])
     code, out, _ = user("system", "check", "--repair")
     assert (code, out.splitlines()[-1]) == (0, "No damage is left")
 
