@@ -12,15 +12,16 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lib import images
-from tests.lib.daemon import Engine, Peer, docker_program, knarr_command
+from tests.lib.daemon import Daemon, Engine, Peer, docker_program, knarr_command
 from tests.lib.terminal import Terminal
 
 PREFIX = "knarr-cli-test"
@@ -223,3 +224,33 @@ def test_disk_usage_is_told_alike(host: Host) -> None:
     for arguments in (("system", "df"), ("system", "df", "--format", "json"), ("system", "df", "-v")):
         # a shared engine may change between the two
         assert any(host.knarr(*arguments) == host.docker(*arguments) for _ in range(5)), (host.knarr(*arguments), host.docker(*arguments))
+
+
+def test_between_two_hosts_without_a_registry(own_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    """`push --to` and `pull --from` through ssh, which here is a script that runs what it is given beside the other daemon."""
+    here, there = own_daemon().start(), own_daemon().start()
+    archive = images.docker_archive([images.tar([images.entry("file", data=os.urandom(1 << 20))])], ["app:1"])
+    assert here.api("POST", "/images/load?quiet=1", archive, {"Content-Type": "application/x-tar"}).status == 200
+    program = tmp_path / "ssh"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, sys\nwords = sys.argv[sys.argv.index('--') + 3:]\n"
+        f"os.environ['KNARR_HOST'] = 'unix://{there.socket}'\nos.execv({knarr_command()[0]!r}, {knarr_command()!r} + words)\n"
+    )
+    program.chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "KNARR_"))}
+    environment = {**kept, "KNARR_HOST": f"unix://{here.socket}", "PATH": f"{tmp_path}:{kept['PATH']}"}
+    environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+
+    def knarr(*arguments: str) -> tuple[int, str]:
+        result = subprocess.run([*knarr_command(), *arguments], env=environment, capture_output=True, text=True, timeout=60)
+        return result.returncode, result.stderr
+
+    image = here.api("GET", "/images/app:1/json").json()["Id"]
+    assert knarr("push", "--to", "ssh://edge", "app:1") == (0, "")
+    assert there.api("GET", "/images/app:1/json").json()["Id"] == image
+    here.api("DELETE", "/images/app:1")
+    assert knarr("pull", "--from", "ssh://edge", "app:1") == (0, "")
+    assert here.api("GET", "/images/app:1/json").json()["Id"] == image
+    code, error = knarr("pull", "--from", "ssh://edge", "nope:1")
+    assert (code, "nope" in error) == (1, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["ssh"]
