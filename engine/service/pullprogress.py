@@ -68,15 +68,16 @@ class Shown:
         phase = "complete" if over else _PHASES[min(furthest, _PHASES.index("extracting"))]
         if line.complete or _PHASES.index(phase) < _PHASES.index(line.phase):
             return
-        if line.here and phase in ("waiting", "complete"):
-            line.complete = phase == "complete"
+        existed = over and all(layer.existed for layer in layers)
+        if line.here and line.phase == "waiting" and (phase == "waiting" or existed):
+            line.complete = existed
             return
         if phase == "waiting":
             if not line.told_to_wait:
                 line.told_to_wait = True
                 yield jsonstream.status("Waiting", line.id)
             return
-        if phase == "complete" and all(layer.existed for layer in layers):
+        if existed:
             line.complete = True
             yield jsonstream.status("Already exists", line.id)
             return
