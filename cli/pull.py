@@ -134,7 +134,7 @@ def _send(client: Client, reference: Reference, given: "dict[str, Any]", options
         path += ("&" if "?" in path else "?") + options[1:]
     show(client.open("POST", path, headers=head), quiet=bool(given.get("quiet")), aux=lambda value: notes.extend(_note(value)))
     if notes and not given.get("quiet"):
-        output("\n" + "".join(note + "\n" for note in notes))
+        output("".join(f"\n Info -> {note}\n" for note in notes))
 
 
 def _note(value: object) -> "list[str]":
@@ -143,9 +143,11 @@ def _note(value: object) -> "list[str]":
         return []
     if value.get("manifestPushedInsteadOfIndex"):
         whole, sent = value.get("originalIndex") or {}, value.get("selectedManifest") or {}
-        return [f"Info → Not all multiplatform-content is present and only the available single-platform image was pushed\n"
+        return ["Not all multiplatform-content is present and only the available single-platform image was pushed\n"
             f"         {whole.get('digest', '')} -> {sent.get('digest', '')}"]
     if value.get("contentMissing"):
-        missing = value.get("desc") or {}
-        return [f"WARNING: content is missing and was not pushed: {missing.get('digest') or dumps(missing)}"]
+        description = value.get("desc") or {}
+        missing = description.get("digest") or dumps(description)
+        return [f"This image is for several platforms, and {missing} of it is neither here nor in the registry.\n"
+            "         Pull the whole image first, or push one platform of it with --platform."]
     return []

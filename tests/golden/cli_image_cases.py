@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from tests.golden.cli_cases import DAY, IMAGES, NOW
+from tests.golden.cli_fake import CONTAINER_ID
 
 HUB = "https://index.docker.io/v1/"
 DIGEST = "sha256:" + "ab" * 32
@@ -86,6 +87,8 @@ push --platform foo/bar/baz/qux x
 push x@{digest}
 push localhost:5000/a/b
 push fail
+push noted
+push lacking
 push nope
 push X
 push
@@ -248,6 +251,9 @@ _PUSHED = stream(
 _NOTED = stream(
     {"status": "The push refers to repository [docker.io/library/noted]"},
     {"progressDetail": {}, "aux": {"manifestPushedInsteadOfIndex": True, "originalIndex": {"digest": DIGEST, "size": 1}, "selectedManifest": {"digest": DIGEST, "size": 2}}},
+)
+_LACKING = stream(
+    {"status": "The push refers to repository [docker.io/library/lacking]"},
     {"progressDetail": {}, "aux": {"contentMissing": True, "desc": {"digest": DIGEST, "size": 1, "mediaType": "x"}}},
 )
 _FAILED = stream({"status": "Pulling from library/fail", "id": "latest"}, {"errorDetail": {"message": "toomanyrequests: slow down", "code": 429}, "error": "toomanyrequests: slow down"})
@@ -303,25 +309,27 @@ def _images(request: dict[str, Any]) -> tuple[int, object]:
     return 200, _TREE if request["query"].get("manifests") else IMAGES
 
 
-def _created(request: dict[str, Any]) -> tuple[int, object]:
-    """An image whose name holds `missing` is there once it has been pulled; the test's table is made anew for each command."""
-    name = request["body"]["Image"]
-    if "missing" in name and name.partition("@")[0] not in _pulled:
-        return 404, {"message": f"No such image: {name}"}
-    return 201, {"Id": "4f1d2a3b5c6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708", "Warnings": []}
+class Store:
+    """An image whose name holds `missing` is there once it has been pulled."""
 
+    def __init__(self) -> None:
+        self.pulled: set[str] = set()
 
-_pulled: set[str] = set()
+    def create(self, request: dict[str, Any]) -> tuple[int, object]:
+        name = request["body"]["Image"]
+        if "missing" in name and name.partition("@")[0] not in self.pulled:
+            return 404, {"message": f"No such image: {name}"}
+        return 201, {"Id": CONTAINER_ID, "Warnings": []}
 
-
-def _pull(request: dict[str, Any]) -> tuple[int, object]:
-    name = request["query"].get("fromImage", "")
-    if "fail" in name:
-        return 200, _FAILED
-    if name.endswith("nope"):
-        return 404, {"message": "pull access denied for nope, repository does not exist or may require 'docker login': denied: requested access to the resource is denied"}
-    _pulled.update((name.removeprefix("docker.io/library/"), f"{name.removeprefix('docker.io/library/')}:{request['query'].get('tag', '')}"))
-    return 200, _PULLED
+    def pull(self, request: dict[str, Any]) -> tuple[int, object]:
+        name, tag = request["query"].get("fromImage", ""), request["query"].get("tag", "")
+        if "fail" in name:
+            return 200, _FAILED
+        if name.endswith("nope"):
+            return 404, {"message": "pull access denied for nope, repository does not exist or may require 'docker login': denied: requested access to the resource is denied"}
+        short = name.removeprefix("docker.io/library/")
+        self.pulled.update((short, f"{short}:{tag}"))
+        return 200, _PULLED
 
 
 def _login(request: dict[str, Any]) -> tuple[int, object]:
@@ -334,11 +342,11 @@ def _login(request: dict[str, Any]) -> tuple[int, object]:
 
 
 def table() -> dict[str, Any]:
-    _pulled.clear()
+    store = Store()
     return {
-        "POST /images/create": _pull, "POST /images/.*fail/push": (200, _FAILED), "POST /images/.*noted/push": (200, _NOTED),
+        "POST /images/create": store.pull, "POST /images/.*fail/push": (200, _FAILED), "POST /images/.*noted/push": (200, _NOTED), "POST /images/.*lacking/push": (200, _LACKING),
         "POST /images/.*nope/push": (404, {"message": "An image does not exist locally with the tag: nope"}), "POST /images/.*/push": (200, _PUSHED),
-        "POST /containers/create": _created, "POST /auth": _login, "GET /images/search": (200, _FOUND),
+        "POST /containers/create": store.create, "POST /auth": _login, "GET /images/search": (200, _FOUND),
         "GET /images/get": (200, b"both archives"), "GET /images/.*nope/get": (404, {"message": "reference does not exist"}), "GET /images/.*/get": (200, b"an archive"),
         "POST /images/load": (200, stream({"stream": "Loaded image: x:latest\n"})),
         "POST /images/prune": (200, _DELETED), "POST /containers/prune": (200, {"ContainersDeleted": ["4f" * 32, "5f" * 32], "SpaceReclaimed": 1000}),
