@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from engine.http.server import Server
     from engine.registry.server.app import Line, RegistryApp, Upstream
     from engine.registry.server.auth import Authenticator
+    from engine.registry.server.backend import RepositoryBackend
     from engine.registry.server.settings import RegistrySettings
     from engine.registry.server.uploads import Uploads
 
 DRAIN_SECONDS = 30.0  # for requests under way when a listener is closed
+CACHE_SECONDS = 7 * 24 * 3600  # that a cache keeps what nobody asks for; Docker's registry keeps it a week too
 _TIDY_SECONDS = 3600.0
 _RETRY_SECONDS = 5.0
 
@@ -96,7 +98,7 @@ class Registry:
         content = self._context.images.content
         app = RegistryApp(backend, content, self.uploads, options, auth=_authenticator(settings), on_request=on_request)
         if settings.proxy:
-            app.upstream = self._upstream(settings, app)
+            app.upstream = self._upstream(settings, backend, app)
         tls = TlsFiles(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
         listeners = open_listener(settings.listen, tls=tls, root=False)
         scheme = "https" if tls else "http"
@@ -109,7 +111,7 @@ class Registry:
             log.warning("%s", listening.warning)
         return listening
 
-    def _upstream(self, settings: RegistrySettings, app: RegistryApp) -> Upstream:
+    def _upstream(self, settings: RegistrySettings, backend: RepositoryBackend, app: RegistryApp) -> Upstream:
         from engine.registry.hosts import is_insecure
         from engine.registry.server.proxy import Proxy, source
         from engine.spec.docker.registry import Credentials
@@ -118,10 +120,10 @@ class Registry:
         credentials = Credentials(username=settings.proxy_username, password=settings.proxy_password, server_address=settings.proxy[0])
         allowed = tuple(context.settings.insecure_registries)
         sources = [
-            source(url, first=not number, insecure=is_insecure(url.partition("://")[2], allowed), credentials=credentials)
+            source(url, insecure=is_insecure(url.partition("://")[2], allowed), credentials=Credentials() if number else credentials)
             for number, url in enumerate(settings.proxy)
         ]
-        return Proxy(context.registries, sources, app.backend, context.images.content, app.blobs, app.manifests, context.nursery)
+        return Proxy(context.registries, sources, backend, context.images.content, app.blobs, app.manifests, context.nursery)
 
     async def close(self, listening: Listening) -> None:
         """End what `listen` opened, cleanly."""
@@ -163,7 +165,7 @@ class Registry:
             try:
                 if self._uploads is not None or self.store.uploads():
                     await self.uploads.expire()
-                if self.store.expire(time.time()):
+                if self.store.expire_cached(time.time() - CACHE_SECONDS) + self.store.expire(time.time()):
                     self._context.durability.lazily()
             except (OSError, DatabaseError) as error:
                 log.error("tidying the registry: %s", error)

@@ -24,6 +24,10 @@ GRACE_SECONDS = 24 * 3600
 
 _OF = "(SELECT id FROM repositories WHERE name = ?)"
 _COLUMNS = "digest, media_type, size, subject, artifact_type, annotations"
+# What a cache keeps of another registry lies in repositories named `HOST//NAME`, which no client's name can be.
+CACHE_MARK = "//"
+_TOUCH_SECONDS = 3600  # how exact the time of last use is
+
 _IN = 500  # values in one IN (...); SQLite takes 999 parameters in every version
 
 
@@ -272,6 +276,32 @@ class RepositoryStore:
                 "DELETE FROM repositories WHERE id NOT IN (SELECT repository FROM repository_blobs) "
                 "AND id NOT IN (SELECT repository FROM repository_manifests)"
             )
+            return gone
+
+    def touch(self, name: str, digest: str, now: float) -> None:
+        """A blob or manifest of a cache was used. Written once an hour at most; need not be durable."""
+        rows = self._db.query(
+            f"SELECT linked FROM repository_blobs WHERE repository = {_OF} AND digest = ? "
+            f"UNION ALL SELECT pushed FROM repository_manifests WHERE repository = {_OF} AND digest = ?",
+            (name, digest, name, digest),
+        )
+        if all(cast(int, moment) > now - _TOUCH_SECONDS for (moment,) in rows):
+            return
+        with self._db.transaction() as cursor:
+            cursor.execute(f"UPDATE repository_blobs SET linked = ? WHERE repository = {_OF} AND digest = ?", (int(now), name, digest))
+            cursor.execute(f"UPDATE repository_manifests SET pushed = ? WHERE repository = {_OF} AND digest = ?", (int(now), name, digest))
+
+    def expire_cached(self, before: float) -> int:
+        """Drop what caches hold and nobody used since `before`, a Unix time in seconds; how many blobs and manifests."""
+        of = f"repository IN (SELECT id FROM repositories WHERE instr(name, '{CACHE_MARK}'))"
+        with self._db.transaction() as cursor:
+            cursor.execute(f"DELETE FROM repository_blobs WHERE {of} AND linked < ?", (int(before),))
+            gone = cursor.rowcount
+            cursor.execute(f"DELETE FROM repository_manifests WHERE {of} AND pushed < ?", (int(before),))
+            gone += cursor.rowcount
+            lost = "NOT EXISTS (SELECT 1 FROM repository_manifests AS m WHERE m.repository = {0}.repository AND m.digest = {0}.{1})"
+            cursor.execute(f"DELETE FROM repository_refs WHERE {of} AND " + lost.format("repository_refs", "manifest"))
+            cursor.execute(f"DELETE FROM repository_tags WHERE {of} AND " + lost.format("repository_tags", "digest"))
             return gone
 
     def prune_untagged(self, before: float) -> list[tuple[str, str]]:

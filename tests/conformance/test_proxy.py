@@ -79,6 +79,23 @@ def test_what_was_pulled_is_there_without_upstream(serve: Serve, upstream: Docke
         upstream.close()
 
 
+def test_a_cache_is_apart_from_what_was_pushed_here(serve: Serve, upstream: DockerRegistry, name: str) -> None:
+    """The same name is another repository in the cache; but a blob that is here already is not fetched again."""
+    digest, raw = Client(upstream.url).push_image(name, "latest")
+    pushed, cache = Client(serve().url), Client(serve("--proxy", upstream.url).url)
+    other, _ = pushed.push_image(name, "latest")
+    for blob in blobs_of(raw):
+        pushed.push_blob(name, Client(upstream.url).get(f"/v2/{name}/blobs/{blob}").body)
+    assert cache.get(f"/v2/{name}/manifests/latest", Accept=ACCEPT).headers["docker-content-digest"] == digest
+    assert cache.get(f"/v2/{name}/manifests/{other}").code == "MANIFEST_UNKNOWN"
+    for blob in blobs_of(raw):
+        assert digest_of(cache.get(f"/v2/{name}/blobs/{blob}").body) == blob
+    secret = pushed.push_blob(name, b"only here " + name.encode())
+    assert cache.get(f"/v2/{name}/blobs/{secret}").status == 404
+    assert name in cache.get("/v2/_catalog?n=1000").json()["repositories"]
+    assert pushed.get("/v2/_catalog?n=1000").json()["repositories"].count(name) == 1
+
+
 def test_a_tag_that_moved_upstream(serve: Serve, upstream: DockerRegistry, name: str) -> None:
     """A tag is asked for upstream at each pull."""
     origin, cache = Client(upstream.url), Client(serve("--proxy", upstream.url).url)

@@ -271,10 +271,10 @@ def test_settings_are_checked() -> None:
 
 def test_sources() -> None:
     secret = Credentials(username="u", password="p")
-    hub = source("https://registry-1.docker.io", first=True, insecure=False, credentials=secret)
-    assert (hub.domain, hub.prefix, hub.credentials) == ("docker.io", "", secret)
-    second = source("quay.io", first=False, insecure=False, credentials=secret)
-    assert (second.domain, second.prefix, bool(second.credentials)) == ("quay.io", "quay.io//", False)
+    hub = source("https://registry-1.docker.io", insecure=False, credentials=secret)
+    assert (hub.domain, hub.prefix, hub.credentials) == ("docker.io", "docker.io//", secret)
+    assert source("quay.io", insecure=False, credentials=secret).domain == "quay.io"
+    assert not names.is_name(f"{hub.prefix}a")  # no client can ask for it by that name
     for wrong in ("http://quay.io", "ftp://x", "https://", "https://a/b", "https://user:pass@host"):
         with pytest.raises(InvalidParameter):
-            source(wrong, first=True, insecure=False, credentials=secret)
+            source(wrong, insecure=False, credentials=secret)

@@ -96,6 +96,23 @@ def test_untagged_manifests_go_with_what_only_they_lead_to(store: RepositoryStor
     assert store.prune_untagged(time.time() + 60) == [("a", C), ("a", D)]
 
 
+def test_a_cache_forgets_what_nobody_uses(store: RepositoryStore) -> None:
+    now = time.time()
+    for repository in ("host//a", "host//b", "pushed"):
+        store.link(repository, A, 1)
+        store.put_manifest(repository, manifest(C), [A], ["latest"])
+    week = 7 * 24 * 3600
+    store.touch("host//a", A, now + week)
+    store.touch("host//a", C, now + week)
+    assert store.expire_cached(now - 60) == 0
+    assert store.expire_cached(now + 60) == 2
+    store.expire(now + week)
+    assert store.names() == ["host//a", "pushed"]
+    assert store.tag("host//a", "latest") == C
+    assert store.expire_cached(now + 2 * week) == 2
+    assert store.tags("host//a") == []
+
+
 def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     with open_stores(tmp_path) as stores:
         store = RepositoryStore(stores.db)

@@ -59,6 +59,9 @@ class Line(msgspec.Struct, frozen=True):
 class Upstream(Protocol):
     """Another registry, for what is not here: the pull-through cache."""
 
+    def names(self, last: str, limit: int) -> list[str]:
+        """Repositories after `last`, `limit` at most."""
+
     async def manifest(self, request: Request) -> None:
         """Answer a GET or HEAD of a manifest."""
 
@@ -184,7 +187,8 @@ class RegistryApp:
         limit = names.count(wanted, CATALOG_MAX) if wanted else CATALOG_DEFAULT
         found: list[str] = []
         last = request.value("last")
-        while len(found) <= limit and (batch := self.backend.names(last, CATALOG_MAX)):
+        names_after = (self.upstream or self.backend).names
+        while len(found) <= limit and (batch := names_after(last, CATALOG_MAX)):
             found += [name for name in batch if self.backend.valid_name(name) and self._visible(name)]
             last = batch[-1]
         fields = {}

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from engine.errors import Damaged, InvalidParameter, KnarrError, NotFound, Unaut
 from engine.http.errors import ClientGone
 from engine.registry.errors import Interrupted, ServerError, TooManyRequests, Unreachable
 from engine.registry.server import blobs, names
-from engine.registry.server.backend import Backend
+from engine.registry.server.backend import RepositoryBackend
 from engine.registry.server.blobs import Blobs
 from engine.registry.server.documents import parse
 from engine.registry.server.errors import RegistryError
@@ -36,7 +37,7 @@ from engine.spec.docker.registry import Credentials
 from engine.spec.image import MEDIA_INDEX, Descriptor
 from engine.spec.reference import DEFAULT_DOMAIN, Reference
 from engine.store.content import Content
-from engine.store.repositories import StoredManifest
+from engine.store.repositories import CACHE_MARK, StoredManifest
 
 if TYPE_CHECKING:
     from engine.registry.client import Registries, Remote
@@ -52,14 +53,19 @@ _log = logging.getLogger("knarr.registry")
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One upstream. `domain` is its name in references; repositories of all but the first are kept under `prefix`."""
+    """One upstream. `domain` is its name in references."""
 
     domain: str
-    prefix: str = ""
     credentials: Credentials = Credentials()
 
+    @property
+    def prefix(self) -> str:
+        """What its repositories' names begin with here: no name that a client can ask for, so that neither another upstream's nor what was
+        pushed to this host can be taken for it."""
+        return self.domain + CACHE_MARK
 
-def source(url: str, *, first: bool, insecure: bool, credentials: Credentials) -> Source:
+
+def source(url: str, *, insecure: bool, credentials: Credentials) -> Source:
     """An upstream from its URL, or host alone. `insecure`: plain HTTP to it is allowed. Raises InvalidParameter."""
     parts = urlsplit(url if "://" in url else f"https://{url}")
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.rstrip("/") or parts.query or "@" in parts.netloc:
@@ -68,8 +74,7 @@ def source(url: str, *, first: bool, insecure: bool, credentials: Credentials) -
         hint = f"start the daemon with --insecure-registry {parts.netloc}"
         raise InvalidParameter(f"serving a registry: --proxy {url}: plain HTTP is not allowed there", hint=hint)
     domain = DEFAULT_DOMAIN if parts.netloc in _HUB else parts.netloc.lower()
-    # Two slashes are in no name that a client can ask for, so that upstreams cannot be mixed up.
-    return Source(domain, "" if first else f"{domain}//", credentials if first else Credentials())
+    return Source(domain, credentials)
 
 
 class Download:
@@ -113,8 +118,8 @@ class Proxy:
     """Answers reads from the cache or from upstream. Its downloads live in `nursery`: a client that goes ends nobody else's."""
 
     def __init__(
-        self, registries: Registries, sources: Sequence[Source], backend: Backend, content: Content, blobs: Blobs, manifests: Manifests,
-        nursery: trio.Nursery,
+        self, registries: Registries, sources: Sequence[Source], backend: RepositoryBackend, content: Content, blobs: Blobs,
+        manifests: Manifests, nursery: trio.Nursery,
     ) -> None:  # fmt: skip
         self._registries = registries
         self._sources = tuple(sources)
@@ -169,6 +174,7 @@ class Proxy:
                 found = self._backend.manifest(local, digest)
         if found is None:
             raise RegistryError("MANIFEST_UNKNOWN", {"Tag": reference})
+        self._backend.store.touch(local, found.digest, time.time())
         await self._manifests.send(request, found)
 
     async def _fetch_manifest(self, source: Source, name: str, reference: str) -> str:
@@ -193,12 +199,30 @@ class Proxy:
         source, digest = self._source(request), names.digest(request.address.reference)
         local = source.prefix + request.name
         size = self._blobs.find(local, digest)
+        if size is None:
+            size = await self._adopt(source, request.name, digest)
         if size is not None:
+            self._backend.store.touch(local, digest, time.time())
             await self._blobs.send(request, digest, size)
         elif request.method == "HEAD":
             await blobs.begin(request, digest, await self._size(source, request.name, digest))
         else:
             await self._stream(request, self._download(source, request.name, digest), digest)
+
+    async def _adopt(self, source: Source, name: str, digest: str) -> int | None:
+        """The size of a blob that this host has for another reason, once upstream has said that it is of this repository; else None."""
+        with self._backend.holding(digest):
+            if not self._content.exists(digest):
+                return None
+            try:
+                async with self._remote(source, name) as remote:
+                    if not await remote.has_blob(digest):
+                        return None
+                size = self._content.size(digest)
+            except KnarrError as error:
+                raise _blob_failed(error, digest)
+            await self._backend.link(source.prefix + name, digest, size)
+            return size
 
     async def _size(self, source: Source, name: str, digest: str) -> int:
         """How long a blob is upstream, without fetching it."""
@@ -305,6 +329,12 @@ class Proxy:
                     await _keep(download, waiting, sink)
 
     # -- lists
+
+    def names(self, last: str, limit: int) -> list[str]:
+        """Repositories of the first upstream of which something is in the cache, after `last`."""
+        prefix = self._sources[0].prefix
+        found = self._backend.names(prefix + last, limit)
+        return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
 
     async def tags(self, request: Request) -> None:
         """The list of tags, as upstream has it; those in the cache when it does not answer."""
