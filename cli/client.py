@@ -6,7 +6,8 @@ Owns: hosts, connections, requests, responses, the wording of transport errors. 
 
 import errno
 from _socket import AF_UNIX, IPPROTO_TCP, MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, SOCK_STREAM, TCP_NODELAY, getaddrinfo, socket
-from posix import environ, stat
+from posix import O_CLOEXEC, O_RDONLY, close, environ, read
+from posix import open as posix_open
 
 from cli.codec import dumps, loads
 
@@ -269,6 +270,21 @@ class Response:
         raise DaemonError(self.status, message)
 
 
+def _mentions_headers(path: str) -> bool:
+    """Whether a configuration is worth parsing for its `HttpHeaders`: hardly any is, and every command asks."""
+    try:
+        descriptor = posix_open(path, O_RDONLY | O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        data = read(descriptor, CHUNK)
+        return b'"HttpHeaders"' in data or len(data) == CHUNK
+    except OSError:
+        return False
+    finally:
+        close(descriptor)
+
+
 class Client:
     """A daemon's address, the API version spoken to it and one keep-alive connection for short requests."""
 
@@ -285,10 +301,8 @@ class Client:
         """`HttpHeaders` of config.json as lines of a request's head."""
         if self._headers is None:
             self._headers = ""
-            try:
-                stat((self.folder or getenv("DOCKER_CONFIG") or getenv("HOME") + "/.docker") + "/config.json")
-            except OSError:
-                return ""  # most have none: not worth an import
+            if not _mentions_headers((self.folder or getenv("DOCKER_CONFIG") or getenv("HOME") + "/.docker") + "/config.json"):
+                return ""
             from cli.configfile import read_headers
 
             for name, value in read_headers(self.folder).items():
