@@ -36,6 +36,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/system/gc", system.collect),
     Route("POST", "/auth", auth.login),
     Route("GET", "/distribution/{name:.*}/json", distribution.inspect),
+    Route("GET", "/distribution/{name:.*}/manifest", distribution.manifest),
+    Route("PUT", "/distribution/{name:.*}/manifest", distribution.put_manifest),
     Route("POST", "/registry/serve", registry.serve),
     Route("GET", "/containers/json", containers.listing),
     Route("GET", "/containers/ps", containers.listing),

@@ -91,11 +91,12 @@ class Registries:
 
     @contextlib.asynccontextmanager
     async def remote(
-        self, reference: Reference, credentials: Credentials | None = None, *, push: bool = False, rate: Rate | None = None
-    ) -> AsyncIterator[Remote]:
-        """One repository. `push` asks for the right to write; `rate` limits what this one reads. Raises InvalidParameter for registry
-        configuration that makes no sense."""
-        endpoints = self.hosts.endpoints(reference.domain)
+        self, reference: Reference, credentials: Credentials | None = None, *, push: bool = False, rate: Rate | None = None,
+        insecure: bool = False,
+    ) -> AsyncIterator[Remote]:  # fmt: skip
+        """One repository. `push` asks for the right to write; `rate` limits what this one reads; `insecure` takes its registry for one of
+        --insecure-registry. Raises InvalidParameter for registry configuration that makes no sense."""
+        endpoints = self.hosts.endpoints(reference.domain, insecure=insecure)
         async with self._at(endpoints, reference, credentials or Credentials(), push=push, rate=rate) as remote:
             yield remote
 

@@ -73,10 +73,10 @@ class Hosts:
         self.mirrors = mirrors
         self.insecure = insecure
 
-    def endpoints(self, domain: str) -> list[Endpoint]:
-        """The servers for the registry `domain` (as in a reference), in the order in which to try them. Raises InvalidParameter for
-        configuration that makes no sense."""
-        insecure = is_insecure(domain, self.insecure)
+    def endpoints(self, domain: str, *, insecure: bool = False) -> list[Endpoint]:
+        """The servers for the registry `domain` (as in a reference), in the order in which to try them. `insecure` takes it for one of
+        --insecure-registry. Raises InvalidParameter for configuration that makes no sense."""
+        insecure = insecure or is_insecure(domain, self.insecure)
         folder = self._folder(domain)
         if folder and os.path.exists(f"{folder}/hosts.toml"):
             return self._relaxed(hosts_toml(_read(f"{folder}/hosts.toml"), domain, folder, insecure=insecure), insecure)

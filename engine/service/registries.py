@@ -11,7 +11,7 @@ import msgspec
 
 from engine.config import Settings
 from engine.errors import InvalidParameter, NotFound
-from engine.spec import image, reference
+from engine.spec import image, manifest, reference
 from engine.spec.docker.registry import Credentials, host_of
 from engine.spec.filters import Filters
 from engine.spec.image import Descriptor
@@ -60,10 +60,34 @@ class Registries:
         found = await search.search(self.client, term, limit, credentials)
         return [one for one in found if one.star_count >= stars and official in (None, one.is_official)]
 
-    async def inspect(self, name: str, credentials: Credentials) -> tuple[Descriptor, list[Platform]]:
+    async def manifest(self, name: str, credentials: Credentials, *, insecure: bool = False) -> tuple[Descriptor, bytes]:
+        """A manifest or index as its registry has it. Raises InvalidParameter, NotFound, Unauthorized."""
+        wanted = reference.parse(name).with_default_tag()
+        async with self.client.remote(wanted, credentials, insecure=insecure) as remote:
+            return await remote.manifest(wanted.digest or wanted.tag)
+
+    async def put_manifest(
+        self, name: str, raw: bytes, media_type: str, credentials: Credentials, *, source: str = "", insecure: bool = False
+    ) -> str:
+        """Store a manifest under a tag or its digest; the digest. With `source`, a name at the same registry, what it names is mounted from
+        that repository before. Raises InvalidParameter, NotFound, Unauthorized."""
+        wanted = reference.parse(name).with_default_tag()
+        document = manifest.parse(raw, media_type, name)
+        async with self.client.remote(wanted, credentials, push=True, insecure=insecure) as remote:
+            if source:
+                origin = reference.parse(source)
+                if origin.domain != wanted.domain:
+                    raise InvalidParameter(f"cannot use source images from a different registry than the target image: {origin.domain}")
+                if isinstance(document, image.Manifest) and origin.path != wanted.path:
+                    for blob in (*(document.layers or ()), document.config):
+                        if not await remote.has_blob(blob.digest) and not await remote.mount(blob.digest, origin.path):
+                            raise NotFound(f"blob {blob.digest} cannot be mounted from {origin.familiar_name}")
+            return await remote.put_manifest(wanted.digest or wanted.tag, media_type, raw)
+
+    async def inspect(self, name: str, credentials: Credentials, *, insecure: bool = False) -> tuple[Descriptor, list[Platform]]:
         """The descriptor of an image at its registry, and the platforms that it is for. Raises InvalidParameter, NotFound, Unauthorized."""
         wanted = reference.parse(name).with_default_tag()
-        async with self.client.remote(wanted, credentials) as remote:
+        async with self.client.remote(wanted, credentials, insecure=insecure) as remote:
             try:
                 descriptor, raw = await remote.manifest(wanted.digest or wanted.tag)
             except NotFound as error:

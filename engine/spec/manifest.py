@@ -6,6 +6,7 @@ bounded, it must be one thing only (CVE-2021-41190: bytes that are a manifest an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -36,6 +37,8 @@ _LAYERS = frozenset(
 _FOREIGN = ("application/vnd.docker.image.rootfs.foreign.", "application/vnd.oci.image.layer.nondistributable.")
 _CONFIGS = frozenset({spec.MEDIA_CONFIG, spec.DOCKER_CONFIG, "application/octet-stream", ""})
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
+# RFC 6838, "Naming Requirements": 127 characters on each side.
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 # Content types that say nothing.
 UNSPECIFIC = frozenset({"", "application/json", "application/octet-stream", "text/plain", "text/json"})
 
@@ -85,7 +88,9 @@ def kind(raw: bytes, told: str, what: str) -> str:
         raise InvalidParameter(f"the manifest of {what} is both an index and a manifest")
     own = shape.media_type
     if told not in UNSPECIFIC and own and own != told:
-        raise InvalidParameter(f"the manifest of {what} was sent as {told[:100]} and says that it is {own[:100]}")
+        raise InvalidParameter(f"the manifest of {what} was sent as {told[:100]!r} and says that it is {own[:100]!r}")
+    if own and _MEDIA_TYPE.fullmatch(own) is None:
+        raise InvalidParameter(f"the manifest of {what} has the malformed media type {own[:100]!r}")
     found = own or (told if told not in UNSPECIFIC else "") or (spec.MEDIA_INDEX if is_index else spec.MEDIA_MANIFEST)
     if (found in spec.INDEXES and not is_index) or (found in spec.MANIFESTS and is_index):
         raise InvalidParameter(f"the manifest of {what} is not of its media type {found}")
