@@ -7,8 +7,8 @@ the archive before its end, so that nobody takes it for whole. Writes no file an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import BinaryIO, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 import trio
@@ -223,20 +223,19 @@ class Archive:
 
         async def check() -> None:
             if not await blocking("hashing", content.verify, blob.digest):
-                failures.append(Damaged(f"saving images: blob {blob.digest} is damaged", hint="pull or load the image again"))
-                nursery.cancel_scope.cancel()
+                raise Damaged(f"saving images: blob {blob.digest} is damaged", hint="pull or load the image again")
 
-        async def send(file: BinaryIO) -> None:
+        async def run(step: Callable[[], Awaitable[None]]) -> None:
             try:
-                await sink.write_file(file.fileno(), 0, blob.size)
+                await step()
             except (KnarrError, OSError, ClientGone) as error:
                 failures.append(error)
                 nursery.cancel_scope.cancel()
 
         with await blocking("disk", content.open, blob.digest) as file:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(check)
-                nursery.start_soon(send, file)
+                nursery.start_soon(run, check)
+                nursery.start_soon(run, lambda: sink.write_file(file.fileno(), 0, blob.size))
         if failures:
             raise failures[0]
 

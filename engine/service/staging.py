@@ -208,7 +208,7 @@ class Staging:
         async def run(step: Callable[[], None]) -> None:
             try:
                 await blocking("layers", step)
-            except (KnarrError, OSError, tar.TarError, compression.CompressionError) as error:
+            except Exception as error:  # raised below as it is: a nursery would wrap it in a group
                 failures.append(error)
 
         async with trio.open_nursery() as nursery:
