@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -234,6 +235,17 @@ def test_pushing_what_is_there_already(registry: Client, name: str) -> None:
     data = os.urandom(1000)
     for repository in (name, name, f"{name}/other"):
         assert stored(registry, repository, registry.push_blob(repository, data)) == data
+
+
+def test_many_clients_push_the_same_blob(registry: Client, name: str) -> None:
+    """At once, into one repository and into others: every one of them is answered with 201, and the blob is whole."""
+    data = os.urandom(2_000_000)
+    with ThreadPoolExecutor(8) as pool:
+        repositories = [f"{name}/{number % 3}" for number in range(16)]
+        digests = list(pool.map(lambda repository: Client(registry.url).push_blob(repository, data), repositories))
+    assert set(digests) == {digest_of(data)}
+    for repository in set(repositories):
+        assert stored(registry, repository, digests[0]) == data
 
 
 def test_an_interrupted_chunk_goes_on_where_it_broke_off(registry: Client, name: str, ours: None) -> None:

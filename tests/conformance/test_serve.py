@@ -459,6 +459,59 @@ def test_images_and_repositories_share_blobs_and_keep_them_for_each_other(own_da
             time.sleep(0.02)
 
 
+def test_images_go_while_the_same_blobs_are_pushed(own_daemon: Callable[..., Daemon], name: str) -> None:
+    """An image is loaded and removed again and again, while clients push and delete its layers: what was acknowledged is there."""
+    daemon = own_daemon().start()
+    busybox.load(daemon)
+    contents = [file.read_bytes() for file in (daemon.data_root / "content/blobs/sha256").iterdir()]
+    url = Served(daemon).url
+    stop = threading.Event()
+    failures: list[str] = []
+
+    def churn(repository: str) -> None:
+        client = Client(url)
+        while not stop.is_set():
+            for data in contents:
+                digest = client.push_blob(repository, data)
+                if digest_of(client.get(f"/v2/{repository}/blobs/{digest}").body) != digest:
+                    failures.append(digest)
+                client.request("DELETE", f"/v2/{repository}/blobs/{digest}")
+
+    workers = [threading.Thread(target=churn, args=(f"{name}/{number}",)) for number in range(2)]
+    for worker in workers:
+        worker.start()
+    for _ in range(8):
+        assert daemon.api("DELETE", "/images/busybox:latest").status == 200
+        busybox.load(daemon)
+    stop.set()
+    for worker in workers:
+        worker.join()
+    assert not failures
+    assert daemon.api("DELETE", "/images/busybox:latest").status == 200
+
+
+def test_a_full_disk_is_told_and_costs_nothing(tmp_path: Path, name: str) -> None:
+    """An upload that does not fit is 507, its space is free again, and what fits still goes in."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=True)
+    daemon = Daemon(directory=place)
+    try:
+        daemon.start()
+        client = Client(Served(daemon).url)
+        small = client.push_blob(name, b"x" * 1000)
+        for _ in range(3):
+            answer = client.request("PATCH", client.begin(name), b"y" * 26_000_000, OCTETS)
+            assert answer.status == 507, answer
+            assert os.listdir(daemon.data_root / "content/uploads") == []
+        client.push_image(name, "latest")
+        assert client.get(f"/v2/{name}/blobs/{small}").body == b"x" * 1000
+    finally:
+        daemon.close()
+        if os.path.ismount(place):
+            subprocess.run(["umount", "-l", str(place)], check=True)
+
+
 # other clients
 
 

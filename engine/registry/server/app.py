@@ -102,8 +102,8 @@ class RegistryApp:
             await self._fail(exchange, _as_registry(error))
         except (OSError, DatabaseError) as error:
             _log.error("%s %s: %s", exchange.method, exchange.target, error)
-            full = no_space(error) if isinstance(error, OSError) else None
-            await self._fail(exchange, full or RegistryError("UNKNOWN", message="the registry could not read or write its store"))
+            failed = RegistryError("UNKNOWN", message="the registry could not read or write its store")
+            await self._fail(exchange, no_space(error) or failed)
         except Exception:
             _log.exception("%s %s", exchange.method, exchange.target)
             await self._fail(exchange, RegistryError("UNKNOWN"))

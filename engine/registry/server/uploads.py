@@ -22,6 +22,7 @@ from engine.aio.blocking import blocking
 from engine.http.errors import BadRequest, ClientGone
 from engine.registry.server.errors import RegistryError
 from engine.store.content import Content
+from engine.store.db import DatabaseError
 from engine.store.repositories import Upload
 
 # What goes to a worker at once: a trip costs some 0.2 ms, hashing this much some 1 ms.
@@ -66,11 +67,11 @@ class Session:
         self.ended = False
 
 
-def no_space(error: OSError) -> RegistryError | None:
+def no_space(error: OSError | DatabaseError) -> RegistryError | None:
     """The reply when the disk is full, None for any other error."""
-    if error.errno not in _FULL:
-        return None
-    return RegistryError("UNKNOWN", message=f"the registry's disk is full: {os.strerror(error.errno or 0)}", status=507)
+    if getattr(error, "errno", 0) in _FULL or getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
+        return RegistryError("UNKNOWN", message="the registry's disk is full", status=507)
+    return None
 
 
 class Uploads:
@@ -114,7 +115,11 @@ class Uploads:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise no_space(error) or error
-        self._rows.add_upload(upload)
+        try:
+            self._rows.add_upload(upload)
+        except BaseException:
+            os.unlink(path)
+            raise
         session = self._sessions[upload.id] = Session(upload, path, 0)
         return session
 
