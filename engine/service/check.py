@@ -167,29 +167,26 @@ class Checks:
         for name in await blocking("disk", _listed, self._context.layout.uploads):
             if name not in uploads:
                 path = f"{self._context.layout.uploads}/{name}"
-                if options.repair:
-                    await blocking("disk", remove_path, path)
-                yield Finding("upload", path, "orphan", "no upload is known by this name", options.repair)
+                yield await self._stray(options, "upload", path, "orphan", "no upload is known by this name")
 
     # -- blobs
 
     async def _blobs(self, options: Options, summary: Summary) -> AsyncGenerator[Finding, None]:
+        others, aside = await blocking("disk", self._content.strays)  # before this check sets more aside
         for digest, _ in sorted(await blocking("disk", self._content.list)):
             with self._images.pins() as pin:
                 pin([digest])
                 yield await self._blob(digest, summary)
-        others, aside = await blocking("disk", self._content.strays)
         for path in others:
-            if options.repair:
-                await blocking("disk", remove_path, path)
-            yield Finding("blob", path, "orphan", "it is no blob", options.repair)
+            yield await self._stray(options, "blob", path, "orphan", "it is no blob")
         needed = self._images.blobs_in_use()
         for path in aside:
             digest = ":".join(path.removesuffix(DAMAGED).rsplit("/", 2)[1:])
-            done = options.repair and (digest not in needed or await blocking("disk", self._content.exists, digest))
-            if done:
-                await blocking("disk", remove_path, path)
-            yield Finding("blob", path, "set aside", "it is damaged", done)
+            superfluous = digest not in needed or await blocking("disk", self._content.exists, digest)
+            if superfluous:
+                yield await self._stray(options, "blob", path, "set aside", "it is damaged")
+            else:
+                yield Finding("blob", path, "set aside", "it is damaged, and no other is here")
 
     async def _blob(self, digest: str, summary: Summary) -> Finding:
         path = self._content.path(digest)
@@ -243,9 +240,7 @@ class Checks:
             yield Finding("snapshot", key, "missing", "what this container had written is gone; it is empty", True)
         strays, aside = await blocking("disk", self._snapshots.strays)
         for path in strays:
-            if options.repair:
-                await blocking("disk", remove_path, path)
-            yield Finding("snapshot", path, "orphan", "nothing owns it", options.repair)
+            yield await self._stray(options, "snapshot", path, "orphan", "nothing owns it")
         for path in aside:
             yield await self._aside(path, options)
 
@@ -254,9 +249,7 @@ class Checks:
         if using:
             names = ", ".join(self._containers.get(key).name for key in using)
             return Finding("snapshot", path, "set aside", f"it is damaged; {names} may run on it: restart it")
-        if options.repair:
-            await blocking("disk", remove_path, path)
-        return Finding("snapshot", path, "set aside", "it is damaged", options.repair)
+        return await self._stray(options, "snapshot", path, "set aside", "it is damaged")
 
     def _sources(self, row: Snapshot) -> list[str]:
         """Blobs that a snapshot can be unpacked from, the one that it was first."""
@@ -360,7 +353,19 @@ class Checks:
     async def _leftovers(self, options: Options) -> AsyncGenerator[Finding, None]:
         needed = self._images.blobs_in_use()
         for path in await blocking("disk", self._content.stale, needed):
-            yield Finding("ingest", path, "orphan", "no download will go on with it", options.repair)
+            yield await self._stray(options, "ingest", path, "orphan", "no download will go on with it")
+
+    async def _stray(self, options: Options, kind: str, path: str, state: str, detail: str) -> Finding:
+        """Something that nothing needs: a repair removes it."""
+        if not options.repair:
+            return Finding(kind, path, state, detail)
+        try:
+            await blocking("disk", remove_path, path)
+        except FileNotFoundError:
+            pass  # somebody else, who removes what was left at the start, was faster
+        except OSError as error:
+            return Finding(kind, path, state, f"{detail}; removing it: {error.strerror}")
+        return Finding(kind, path, state, detail, True)
 
     async def _gently(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """In a worker thread that leaves processor and disk to everyone else. setpriority(2): 0 is the calling thread."""

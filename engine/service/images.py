@@ -304,7 +304,7 @@ class Images:
     @property
     def incomplete(self) -> bool:
         """Whether the database was lost, or rows of it: `Archives.recover` brings images back."""
-        return bool(self._db.set_aside or self.store.damaged)
+        return bool(self._db.set_aside or self._db.fresh or self.store.damaged)
 
     # -- inside
 

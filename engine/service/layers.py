@@ -279,6 +279,10 @@ class Layers:
                 if self._snapshots.has(job.wanted.chain):
                     await blocking("layers", self._check_only, job, read, ingest)
                     await blocking("disk", self._content.commit, ingest)
+                    if self._snapshots.source(job.wanted.chain) == job.wanted.digest:
+                        # Its own blob was lost or damaged: what was unpacked from it is not trusted either.
+                        self._snapshots.set_damaged(job.wanted.chain, "the layer it was unpacked from was lost")
+                        await self._unpack(job, None)
                 else:
                     await self._unpack(job, ingest, read)
             except (KnarrError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import platform
 import socket
@@ -12,6 +13,8 @@ from typing import Any
 from engine.service.containers import Containers
 from engine.service.context import Context
 from engine.service.registries import proxy_info, registry_config
+
+log = logging.getLogger("knarr.system")
 
 
 class System:
@@ -96,14 +99,20 @@ class System:
 
 
 def _installation_id(path: str) -> str:
+    """The identifier in `path`; one that is not there or damaged is made again. A full disk makes it last for this run only."""
     try:
         with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        made = str(uuid.uuid4())
-        with open(path, "w", encoding="ascii") as file:
+            return str(uuid.UUID(file.read().strip()))
+    except (FileNotFoundError, ValueError):
+        pass
+    made = str(uuid.uuid4())
+    try:
+        with open(path + ".new", "w", encoding="ascii") as file:
             file.write(made + "\n")
-        return made
+        os.replace(path + ".new", path)
+    except OSError as error:
+        log.error("storing the identifier of this installation: %s", error)
+    return made
 
 
 def _go_arch() -> str:

@@ -13,6 +13,8 @@ import sqlite3
 import time
 from collections.abc import Iterator
 
+from engine.store.reserve import Reserve
+
 # What a failed read or write raises: no space, a damaged page, a lock. For those who handle it without knowing SQLite.
 DatabaseError = sqlite3.Error
 
@@ -82,16 +84,21 @@ _MIGRATIONS: tuple[str, ...] = (
 class Database:
     """The metadata of one data root.
 
-    `set_aside` is "" or the new path of a damaged file that was replaced by an empty database at opening; the stores above
-    then refill what they can. `commit_sequence` counts committed transactions, `synced_sequence` those known to be durable.
+    `set_aside` is "" or the new path of a damaged file that was replaced by an empty database at opening, `fresh` says that there was none;
+    the stores above then refill what they can.
+
+    `commit_sequence` counts committed transactions, `synced_sequence` those known to be durable.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.set_aside = ""
         self.set_aside_reason = ""
+        self.fresh = not _size(self.path)
+        self._reserve = Reserve(os.path.dirname(self.path))
         self.commit_sequence = 0
         self.synced_sequence = 0
+        self._reserve.spend_if_needed()
         try:
             self._connection = _open(self.path)
         except sqlite3.DatabaseError as error:
@@ -102,6 +109,7 @@ class Database:
             self._connection = _open(self.path)
         self._wal = os.open(self.path + "-wal", os.O_RDWR | os.O_CLOEXEC)
         _sync_folder(os.path.dirname(self.path))
+        self._reserve.keep()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Cursor]:
@@ -109,6 +117,7 @@ class Database:
 
         Event-loop thread only, and without an await inside. Raises sqlite3.Error.
         """
+        self._reserve.spend_if_needed()
         cursor = self._connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
         try:
@@ -151,6 +160,7 @@ class Database:
             complete = not busy and frames == moved
             if complete:
                 connection.execute("UPDATE checkpoint SET count = count + 1")
+            self._reserve.keep()
             return complete
         finally:
             connection.close()
@@ -173,6 +183,13 @@ class Database:
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.close()
         os.close(self._wal)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _open(path: str) -> sqlite3.Connection:

@@ -313,6 +313,11 @@ class Snapshots:
             cursor.execute("UPDATE snapshots SET damage = ? WHERE number = ?", (what, row.number))
         self._mark(row, what)
 
+    def source(self, chain: str) -> str:
+        """The blob that a committed snapshot was unpacked from, "" when that is not known."""
+        row = self._rows.get(chain)
+        return row.blob if row is not None else ""
+
     def _mark(self, row: Snapshot, what: str) -> None:
         row.damage = what
         self._damaged.add(row.name)
