@@ -34,6 +34,7 @@ MANIFEST = {
 }
 SYSTEM = {
     "check": ("check", "check"), "df": ("diskusage", "df"), "dial-stdio": ("dial", "dial_stdio"), "events": ("events", "events"),
+    "gc": ("collect", "gc"),
     "info": ("system", "info"), "prune": ("prune", "system"),
 }
 REGISTRY = {"serve": ("registry", "serve")}

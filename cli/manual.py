@@ -44,6 +44,7 @@ SUMMARIES = {
     "manifest push": "Send a list of manifests to its registry",
     "manifest rm": "Forget lists of manifests that were started here",
     "system check": "Look for damage in the store, and repair it",
+    "system gc": "Remove images by the daemon's rules (--gc-...), or see what would go",
     "system df": "Show what takes space on the disk",
     "system dial-stdio": "Connect standard input and output to the daemon (for clients that come over ssh)",
     "system prune": "Remove everything that nothing uses",
@@ -162,6 +163,7 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
         "all": "Every image that no container uses, not only those without a name", "volumes": "Anonymous volumes, too", "filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask",
     })],
     "system df": [("Options", {"verbose": "Each image, container, volume and cache entry", "format": "table, json, table TEMPLATE or a Go template, such as '{{.Type}} {{.Size}}'"})],
+    "system gc": [("Options", {"dry-run": "Remove nothing, show what would go", "format": _FORMAT, "quiet": "Only ids"})],
     "system check": [("Options", {
         "repair": "Repair what can be repaired here, set aside what cannot", "all": "Also what is sound", "quick": "Without comparing the content of files", "format": "table, json, table TEMPLATE or a Go template, such as '{{.Kind}} {{.Name}} {{.State}}'",
     })],
@@ -232,6 +234,7 @@ EXAMPLES: "dict[str, list[tuple[str, str]]]" = {
     "image prune": [("", "knarr image prune"), ("All that nothing uses and that are older than a week", "knarr image prune -a --filter until=168h")],
     "system prune": [("", "knarr system prune -f")],
     "system df": [("", "knarr system df -v")],
+    "system gc": [("What the rules would remove", "knarr system gc --dry-run")],
     "system check": [("", "knarr system check --repair"), ("In a script: exit status 1 when damage is left", "knarr system check --format json")],
     "manifest inspect": [("", "knarr manifest inspect debian:bookworm")],
     "manifest create": [("", "knarr manifest create registry.example/app:2 registry.example/app:2-amd64 registry.example/app:2-arm64")],

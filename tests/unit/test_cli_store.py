@@ -90,6 +90,20 @@ def test_a_check_that_breaks_off_is_no_clean_store(user: User) -> None:
     assert user("system", "check") == (1, "", "the store is locked\n")
 
 
+def test_gc_shows_what_the_rules_remove(user: User) -> None:
+    removed = [{"Id": "sha256:" + "ab" * 32, "Names": ["app:1"], "Reason": "not used for 31 days", "Size": 1_500_000}]
+    user.table["POST /system/gc"] = (200, {"DryRun": True, "Removed": removed, "SpaceReclaimed": 1_500_000, "Used": 30, "Total": 40})
+    code, out, error = user("system", "gc", "--dry-run")
+    assert (code, error, user.fake.requests[-1]["query"]) == (0, "", {"dry-run": "1"})
+    assert out.splitlines() == [
+        "NAMES     IMAGE ID       REASON                 SIZE", "app:1     abababababab   not used for 31 days   1.5MB", "",
+        "1.5MB would be freed; the disk was 75% full",
+    ]  # fmt: skip
+    assert user("system", "gc", "-q")[1] == "abababababab\n"
+    user.table["POST /system/gc"] = (200, {"DryRun": False, "Removed": [], "SpaceReclaimed": 0, "Used": 0, "Total": 0})
+    assert user("system", "gc")[1] == "0B freed; the disk was 0% full\n"
+
+
 MISSING = (501, {"message": "not implemented: POST"})
 
 
