@@ -53,6 +53,15 @@ def conforming() -> None:
         pytest.skip("docker-registry 2.8 falls short of the specification here; KNARR_PEER_REGISTRY_CONFORMS=1 for one that does not")
 
 
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    """No `registry serve` of a test outlives it."""
+    before = set(Served.running)
+    yield
+    for one in Served.running - before:
+        one.end()
+
+
 @pytest.fixture
 def name() -> str:
     """A repository of this test alone."""

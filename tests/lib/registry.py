@@ -155,7 +155,9 @@ def free_port() -> int:
 
 
 class Served:
-    """`knarr registry serve` at work, with a daemon that runs already. `url` is where it listens."""
+    """`knarr registry serve` at work, with a daemon that runs already. `url` is where it listens. `running` are those that nobody ended."""
+
+    running: set[Served] = set()
 
     def __init__(self, daemon: Daemon, *options: str, addr: str = "127.0.0.1:0", input: bytes = b"") -> None:
         self.output = daemon.directory / f"serve-{next(_count)}.log"
@@ -163,6 +165,7 @@ class Served:
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out)
         assert self.process.stdin is not None
+        Served.running.add(self)
         self.process.stdin.write(input)
         self.process.stdin.close()
         self.url = self._wait("Registry listens on ").split()[0]
@@ -185,6 +188,8 @@ class Served:
         return self._wait(text)
 
     def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; the exit status."""
+        Served.running.discard(self)
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(60)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import secrets
 import time
@@ -34,6 +35,8 @@ UPLOADS_MAX = 1024
 _IDLE_SECONDS = 3600.0
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+log = logging.getLogger("knarr.registry")
 
 
 class Rows(Protocol):
@@ -127,9 +130,8 @@ class Uploads:
         oldest = min(self._sessions.values(), key=lambda session: session.touched)
         if oldest.lock.locked() or time.time() - oldest.touched < _IDLE_SECONDS:
             raise RegistryError("TOOMANYREQUESTS", message="too many uploads are under way", fields=b"Retry-After: 30\r\n")
+        _unlink(oldest.path)
         self._forget(oldest)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(oldest.path)
 
     def find(self, repository: str, id: str) -> Session:
         """An upload of a repository. Raises RegistryError."""
@@ -232,13 +234,18 @@ class Uploads:
         await self._drop(session)
 
     async def _drop(self, session: Session) -> None:
-        self._forget(session)
+        """The file first: on a full disk the row may need its space."""
+        session.ended = True
         await blocking("disk", _unlink, session.path)
+        self._forget(session)
 
     def _forget(self, session: Session) -> None:
         session.ended = True
         if self._sessions.pop(session.id, None) is not None:
-            self._rows.remove_uploads([session.id])
+            try:
+                self._rows.remove_uploads([session.id])
+            except DatabaseError as error:  # a row without its file is dropped at the next start
+                log.warning("forgetting upload %s: %s", session.id, error)
 
     async def expire(self, age: float = EXPIRE_SECONDS) -> int:
         """Remove uploads that nobody wrote to for `age` seconds; how many."""
