@@ -139,7 +139,7 @@ def test_ping(tmp_path: Path) -> None:
         ("GET", "/v1.40/networks", 501, "not implemented: GET /networks"),
         ("GET", "/containers/x/stats", 501, "not implemented: GET /containers/x/stats"),
         ("GET", "/containers/x/attach/ws", 501, "not implemented: GET /containers/x/attach/ws"),
-        ("GET", "/images/a/b/get", 501, "not implemented: GET /images/a/b/get"),
+        ("GET", "/containers/a/export", 501, "not implemented: GET /containers/a/export"),
         ("POST", "/containers/gone/start", 404, "No such container: gone"),
         ("POST", "/containers/a%00b/start", 400, "NUL"),
         ("POST", "/containers/%ff/start", 400, "UTF-8"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from engine.errors import InvalidParameter, NotFound
+from engine.errors import InvalidParameter, KnarrError, NotFound
 from engine.linux import elf
 from engine.linux.closure import Closure
 from engine.service.archives import Archives
@@ -200,8 +200,16 @@ def test_scripts_bring_their_interpreter(tmp_path: Path) -> None:
 
 
 async def from_host(images: Images, wanted: HostImage) -> ImageRecord:
-    async with trio.open_nursery(strict_exception_groups=False) as nursery:
-        return await Archives(images, Layers(images.content, images.snapshots, nursery), nursery).from_host(wanted)
+    made: list[ImageRecord] = []
+    failures: list[KnarrError] = []
+    async with trio.open_nursery() as nursery:
+        try:
+            made.append(await Archives(images, Layers(images.content, images.snapshots, nursery), nursery).from_host(wanted))
+        except KnarrError as error:  # raised below, so that it does not arrive wrapped in a group
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return made[0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")

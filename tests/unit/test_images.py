@@ -502,7 +502,7 @@ def test_images_in_use(box: Box) -> None:
     assert box.do(box.images.delete, "app", True) == [{"Untagged": "app:latest"}, {"Deleted": image.id}]
     assert box.stores.snapshots.mount(container)  # the layers stay while the container does
     box.stores.snapshots.remove(container)
-    box.do(box.images.sweep)
+    box.do(box.images.collect)
     assert box.empty
 
 

@@ -483,7 +483,7 @@ def test_what_is_being_saved_stays_while_it_is(box: Box) -> None:
         return bytes(sink.data)
 
     assert trio.run(run) == whole
-    box.do(box.images.sweep)
+    box.do(box.images.collect)
     assert box.empty
 
 
