@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lib.daemon import Daemon
-from tests.lib.registry import Client, Served
+from tests.lib.distribution import Client, Served
 
 PEER = os.environ.get("KNARR_PEER_REGISTRY", "")
 

@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tests.lib.registry import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Client, descriptor, digest_of
+from tests.lib.distribution import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Client, descriptor, digest_of
 
 
 def next_page(registry: Client, link: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.conformance.test_discovery import refer, referrers
-from tests.lib.registry import ACCEPT, OCI_INDEX, OCI_MANIFEST, Client, descriptor, digest_of
+from tests.lib.distribution import ACCEPT, OCI_INDEX, OCI_MANIFEST, Client, descriptor, digest_of
 
 
 def test_delete_a_tag(registry: Client, name: str, ours: None) -> None:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.lib.registry import ACCEPT, OCI_MANIFEST, Client, digest_of
+from tests.lib.distribution import ACCEPT, OCI_MANIFEST, Client, digest_of
 
 MISSING = digest_of(b"this is nowhere")
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.lib.registry import Client, digest_of, with_query
+from tests.lib.distribution import Client, digest_of, with_query
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.lib.registry import (
+from tests.lib.distribution import (
     ACCEPT,
     DOCKER_LIST,
     DOCKER_MANIFEST,

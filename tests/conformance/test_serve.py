@@ -19,8 +19,9 @@ import pytest
 from tests.lib import busybox, images
 from tests.lib import http as api
 from tests.lib.daemon import Daemon, knarr_command
-from tests.lib.registry import ACCEPT, Client, Served, basic, digest_of, free_port, with_query
-from tests.lib.tokens import TokenServer
+from tests.lib.distribution import ACCEPT, Client, Served, basic, digest_of, with_query
+from tests.lib.registries import free_port
+from tests.lib.tokens import TokenSigner
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 Serve = Callable[..., Served]
@@ -263,21 +264,19 @@ def test_tls(serve: Serve, name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def token_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenServer]:
-    server = TokenServer(tmp_path_factory.mktemp("tokens"))
-    yield server
-    server.close()
+def signer(tmp_path_factory: pytest.TempPathFactory) -> TokenSigner:
+    return TokenSigner(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
-def test_tokens(serve: Serve, name: str, token_server: TokenServer, algorithm: str) -> None:
-    served = serve(*token_server.options(algorithm))
+def test_tokens(serve: Serve, name: str, signer: TokenSigner, algorithm: str) -> None:
+    served = serve(*signer.options(algorithm))
     answer = Client(served.url).request("POST", f"/v2/{name}/blobs/uploads/", b"")
-    challenge = f'Bearer realm="{token_server.url}/token",service="registry",scope="repository:{name}:pull,push"'
+    challenge = f'Bearer realm="{signer.url}/token",service="registry",scope="repository:{name}:pull,push"'
     assert (answer.status, answer.headers["www-authenticate"]) == (401, challenge)
 
     def client(*access: str, **claims: object) -> Client:
-        return Client(served.url, authorization="Bearer " + token_server.token(access, algorithm=algorithm, **claims))
+        return Client(served.url, authorization="Bearer " + signer.token(access, algorithm=algorithm, **claims))
 
     full, reader = client(f"repository:{name}:pull,push"), client(f"repository:{name}:pull")
     digest, raw = full.push_image(name, "latest")
@@ -296,20 +295,20 @@ def test_tokens(serve: Serve, name: str, token_server: TokenServer, algorithm: s
     assert client("registry:catalog:*").get("/v2/_catalog").status == 200
 
 
-def test_tokens_that_are_not_believed(serve: Serve, name: str, token_server: TokenServer) -> None:
-    served = serve(*token_server.options("RS256"))
+def test_tokens_that_are_not_believed(serve: Serve, name: str, signer: TokenSigner) -> None:
+    served = serve(*signer.options("RS256"))
     scope = (f"repository:{name}:pull",)
     now = time.time()
-    good = token_server.token(scope)
+    good = signer.token(scope)
     header, payload, signature = good.split(".")
     wrong = {
-        "expired": token_server.token(scope, exp=now - 120),
-        "not yet": token_server.token(scope, nbf=now + 600),
-        "issuer": token_server.token(scope, iss="somebody else"),
-        "audience": token_server.token(scope, aud="another registry"),
-        "other key": token_server.token(scope, algorithm="ES256"),
-        "no algorithm": token_server.token(scope, algorithm="none"),
-        "hmac with the public key": token_server.token(scope, algorithm="HS256"),
+        "expired": signer.token(scope, exp=now - 120),
+        "not yet": signer.token(scope, nbf=now + 600),
+        "issuer": signer.token(scope, iss="somebody else"),
+        "audience": signer.token(scope, aud="another registry"),
+        "other key": signer.token(scope, algorithm="ES256"),
+        "no algorithm": signer.token(scope, algorithm="none"),
+        "hmac with the public key": signer.token(scope, algorithm="HS256"),
         "changed": f"{header}.{payload[:-4]}AAAA.{signature}",
         "cut": f"{header}.{payload}.{signature[:-8]}",
         "rubbish": "a.b.c",
@@ -322,11 +321,11 @@ def test_tokens_that_are_not_believed(serve: Serve, name: str, token_server: Tok
     assert Client(served.url, authorization=f"Bearer {good}").get("/v2/").status == 200
 
 
-def test_a_mount_needs_the_right_to_read_its_source(serve: Serve, name: str, token_server: TokenServer) -> None:
-    served = serve(*token_server.options("RS256"))
+def test_a_mount_needs_the_right_to_read_its_source(serve: Serve, name: str, signer: TokenSigner) -> None:
+    served = serve(*signer.options("RS256"))
 
     def client(*access: str) -> Client:
-        return Client(served.url, authorization="Bearer " + token_server.token(access))
+        return Client(served.url, authorization="Bearer " + signer.token(access))
 
     secret, target = f"repository:{name}/secret:pull,push", f"repository:{name}/target:pull,push"
     digest = client(secret).push_blob(f"{name}/secret", b"secret " + name.encode())

@@ -16,7 +16,7 @@ def _encode(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-class TokenServer:
+class TokenSigner:
     """Keys and what a registry must be told of them."""
 
     def __init__(self, directory: Path) -> None:
@@ -50,9 +50,6 @@ class TokenServer:
         command = ["openssl", "dgst", "-sha256", "-sign", str(self._directory / f"{algorithm}.key")]
         signature = subprocess.run(command, input=data, check=True, capture_output=True).stdout
         return signature if algorithm == "RS256" else _raw(signature)
-
-    def close(self) -> None:
-        """Nothing runs."""
 
 
 def _raw(der: bytes) -> bytes:

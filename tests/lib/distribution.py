@@ -1,4 +1,4 @@
-"""A registry for tests: `knarr registry serve` beside a daemon, Debian's docker-registry, and a small client of the distribution API."""
+"""The distribution API for tests: a small client of it, and `knarr registry serve` beside a daemon."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import itertools
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -148,12 +146,6 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 class Served:
     """`knarr registry serve` at work, with a daemon that runs already. `url` is where it listens. `running` are those that nobody ended."""
 
@@ -193,34 +185,3 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(60)
-
-
-class DockerRegistry:
-    """Debian's docker-registry on a free port of loopback."""
-
-    def __init__(self, directory: Path, auth: Mapping[str, Any] | None = None) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        configuration: dict[str, Any] = {
-            "version": "0.1", "log": {"level": "error", "accesslog": {"disabled": True}},
-            "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}, "delete": {"enabled": True}},
-            "http": {"addr": f"127.0.0.1:{self.port}"},
-        }  # fmt: skip
-        if auth:
-            configuration["auth"] = auth
-        file = directory / "registry.json"  # JSON is YAML
-        file.write_text(json.dumps(configuration))
-        self.process = subprocess.Popen(["docker-registry", "serve", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                assert self.process.poll() is None, "docker-registry ended"
-                assert time.monotonic() < deadline, "docker-registry does not listen"
-                time.sleep(0.02)
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
