@@ -338,7 +338,7 @@ class Archives:
         try:
             with self._images.pins() as pin:
                 try:
-                    staged = await staging.take(await content())
+                    staged = await blocking("layers", staging.packed, await staging.take(await content()))
                 except (TarError, compression.CompressionError) as error:
                     raise InvalidParameter(f"{doing}: {error}") from error
                 except OSError as error:

@@ -6,7 +6,6 @@ unpacked again are, on the way.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -152,6 +151,8 @@ class _Layout:
         self._staging = staging
         self._wanted = wanted
         self._host = host
+        self._read: dict[str, spec.Manifest | spec.Index] = {}
+        self._made: dict[str, Found] = {}
 
     def tells_more(self, index: spec.Index) -> bool:
         """Whether the layout has what manifest.json has not: platforms, manifests of registries, the form that layers were stored in.
@@ -196,7 +197,7 @@ class _Layout:
         return self._of_index(index, names)
 
     def _of_index(self, index: Index, names: list[Reference]) -> Group:
-        images, held = self._members(index.manifests, 0)
+        images, held = self._members(index.manifests, 0, {index.digest})
         if not images:
             raise NotFound(f"loading images: none of the images of index {index.digest} is in the archive")
         images = _picked(images, self._wanted)
@@ -209,18 +210,21 @@ class _Layout:
         images = [image for place, image in enumerate(images) if not place or image.digest in direct]
         return Group(_checked(names, index.digest), images, index, held)
 
-    def _members(self, descriptors: Sequence[spec.Descriptor], depth: int) -> tuple[list[Found], list[Staged]]:
-        """Every image of an index that is in the archive, and the blobs of what is no image."""
+    def _members(self, descriptors: Sequence[spec.Descriptor], depth: int, seen: set[str]) -> tuple[list[Found], list[Staged]]:
+        """Every image of an index that is in the archive, and the blobs of what is no image. `seen`: digests that were looked at."""
         if depth >= manifests.NESTING_MAX:
             raise InvalidParameter("loading images: indexes are nested too deeply")
         images: list[Found] = []
         held: list[Staged] = []
         for one in descriptors:
+            if one.digest in seen:
+                continue
+            seen.add(one.digest)
             document = self._document(one) if one.media_type in _DOCUMENTS else None
             if document is None:
                 held += self._blobs(one)  # something that this program knows nothing of belongs to the index all the same
             elif isinstance(document, spec.Index):
-                inner, blobs = self._members(document.manifests or (), depth + 1)
+                inner, blobs = self._members(document.manifests or (), depth + 1, seen)
                 images += inner
                 held += [*blobs, *self._blobs(one)]
             elif manifests.is_attestation(one) or document.config.media_type not in _CONFIGS:
@@ -233,16 +237,21 @@ class _Layout:
         """A manifest or an index; None when it is not in the archive. Raises InvalidParameter, but not for what is beside the images."""
         if self._staging.blob(descriptor.digest) is None:
             return None
-        if manifests.is_attestation(descriptor):
-            with contextlib.suppress(InvalidParameter):
-                return manifests.parse(self._raw(descriptor), descriptor.media_type, descriptor.digest)
-            return None
-        return manifests.parse(self._raw(descriptor), descriptor.media_type, descriptor.digest)
+        found = self._read.get(descriptor.digest)
+        if found is not None:
+            return found
+        try:
+            found = self._read[descriptor.digest] = manifests.parse(self._raw(descriptor), descriptor.media_type, descriptor.digest)
+        except InvalidParameter:
+            if not manifests.is_attestation(descriptor):
+                raise
+        return found
 
     def _raw(self, descriptor: spec.Descriptor) -> bytes:
         staged = self._staging.blob(descriptor.digest)
         if staged is None:
             raise NotFound(f"loading images: blob {descriptor.digest} is not in the archive")
+        _same_size(descriptor, staged)
         return self._staging.bytes(staged, descriptor.digest)
 
     def _blobs(self, *descriptors: spec.Descriptor) -> list[Staged]:
@@ -250,6 +259,12 @@ class _Layout:
         return [self._staging.plain(staged) for staged in found if staged is not None]
 
     def _image(self, descriptor: spec.Descriptor, manifest: spec.Manifest) -> Found:
+        """An image, each time one of its own: what a group makes of it is not another's business."""
+        if descriptor.digest not in self._made:
+            self._made[descriptor.digest] = self._checked_image(descriptor, manifest)
+        return msgspec.structs.replace(self._made[descriptor.digest])
+
+    def _checked_image(self, descriptor: spec.Descriptor, manifest: spec.Manifest) -> Found:
         shown = descriptor.digest
         manifests.image(manifest, shown)
         raw = self._raw(manifest.config)
@@ -258,6 +273,8 @@ class _Layout:
         for layer, diff_id in zip(manifest.layers or (), config.diff_ids, strict=True):
             staged = self._staging.blob(layer.digest)
             plain = self._staging.plain(staged) if staged is not None else None
+            if plain is not None:
+                _same_size(layer, plain)
             parts.append(Part(layer.digest, layer.size, layer.media_type or _media(plain), diff_id, plain))
         return Found(raw, config, parts, self._raw(descriptor), descriptor.digest)
 
@@ -284,6 +301,11 @@ def _checked(names: list[Reference], digest: str) -> list[Reference]:
         if name.digest and name.digest != digest:
             raise InvalidParameter(f"loading images: {name.familiar} is not what the archive calls so")
     return names
+
+
+def _same_size(descriptor: spec.Descriptor, staged: Staged) -> None:
+    if staged.size != descriptor.size:
+        raise InvalidParameter(f"loading images: blob {descriptor.digest} has {staged.size} bytes, not {descriptor.size}")
 
 
 def _media(staged: Staged | None) -> str:

@@ -92,6 +92,8 @@ class Staging:
         self._members: dict[str, Staged] = {}
         self._all: list[Staged] = []
         self._aliases: dict[str, str] = {}
+        # Blob -> the same layer in the other form.
+        self._forms: dict[str, Staged] = {}
         self._memory = 0
         self._as_they_are = False
         self.taken = 0
@@ -275,7 +277,10 @@ class Staging:
             return self._again(source, staged, _store)
 
     def _again(self, source: Source, former: Staged, store: Callable[[Source, Staged], None]) -> Staged:
-        staged = Staged()
+        """Another form of a member, made once: an archive may name it any number of times."""
+        if former.blob in self._forms:
+            return self._forms[former.blob]
+        staged = self._forms[former.blob] = Staged()
         staged.path = self._content.temporary()
         self._all.append(staged)
         hashed = _Sums(source)

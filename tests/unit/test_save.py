@@ -367,6 +367,37 @@ def test_a_name_with_a_digest_must_be_what_it_says(box: Box) -> None:
         box.load(docker_archive([BASE], ["app@sha256:" + "1" * 64]))
 
 
+def test_an_index_that_names_itself_a_million_times_over(box: Box) -> None:
+    """Each of four levels names the one below two hundred times: what was looked at is not looked at again."""
+    layout = Layout()
+    level = layout.image([BASE])
+    for _ in range(3):
+        level = layout.index([level] * 200)
+    box.load(layout.archive([{**level, "annotations": {"io.containerd.image.name": "docker.io/library/deep:1"}}] * 200))
+    assert box.images.count() == 1
+    assert box.images.get("deep:1").architecture == ARCHITECTURE
+
+
+@pytest.mark.parametrize("what", ["layer", "manifest", "config"])
+def test_a_size_that_is_not_the_blobs_is_refused(box: Box, what: str) -> None:
+    """And the layer that is here already is not taken for damaged because of it."""
+    layout = Layout()
+    named = {"annotations": {"org.opencontainers.image.ref.name": "app:1"}}
+    good = layout.image([BASE])
+    box.load(layout.archive([{**good, **named}]))
+    manifest = json.loads(layout.blobs[good["digest"]])
+    target = good
+    if what == "manifest":
+        target = {**good, "size": good["size"] + 1}
+    else:
+        (manifest["layers"][0] if what == "layer" else manifest["config"])["size"] += 1
+        target = layout.blob(json.dumps(manifest).encode(), MANIFEST_MEDIA)
+    with pytest.raises(InvalidParameter, match=r"has \d+ bytes, not \d+"):
+        box.load(layout.archive([{**target, **named}]))
+    assert box.images.get("app:1").manifest == good["digest"]
+    assert box.stores.content.verify(box.images.get("app:1").layers[0].digest)
+
+
 # -- since
 
 
