@@ -189,13 +189,12 @@ class Remote:
                     async with contextlib.aclosing(blob.chunks()) as chunks:
                         async for part in chunks:
                             parts.append(part)
-            except Interrupted:
+                raw = b"".join(parts)
+                manifests.check(raw, descriptor.digest, f"blob of {self.reference.familiar_name}")
+                return raw
+            except (Interrupted, Damaged):  # something on the way may be to blame
                 if not attempts:
                     raise
-                continue
-            raw = b"".join(parts)
-            manifests.check(raw, descriptor.digest, f"blob of {self.reference.familiar_name}")
-            return raw
 
     @contextlib.asynccontextmanager
     async def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> AsyncIterator[Blob]:
@@ -350,18 +349,18 @@ class Remote:
             async with session.open("GET", url, [("Accept", ACCEPT)]) as response:
                 if response.status != 200:
                     raise await session.error(response, whole)
-                try:
-                    raw = await response.read(LARGEST_MANIFEST)
-                except Interrupted:
-                    if attempt == 3:
-                        raise
-                    continue
                 told = response.headers.get("docker-content-digest", "")
                 expected = name if is_digest(name) else told if is_digest(told) else ""
                 manifest.refuse_schema1(_media_type(response), self.reference.familiar)  # before the digest, which leaves its signature out
+                try:
+                    raw = await response.read(LARGEST_MANIFEST)
+                    if expected:
+                        manifests.check(raw, expected, f"manifest of {whole}")
+                except (Interrupted, Damaged):  # something on the way may be to blame
+                    if attempt == 3:
+                        raise
+                    continue
                 digest = manifests.digest_like(raw, expected)
-                if expected:
-                    manifests.check(raw, expected, f"manifest of {whole}")
                 return Descriptor(
                     media_type=manifest.kind(raw, _media_type(response), self.reference.familiar), digest=digest, size=len(raw)
                 ), raw

@@ -116,8 +116,8 @@ class Response:
                     size = min(left, CHUNK)
                     try:
                         data = await (connection.recv(size) if tls is None else self._records(network, tls, size))
-                    except OSError as error:
-                        raise Interrupted(f"reading {shown(self.url)}: {_system(error)}") from error
+                    except _broken() as error:
+                        raise Interrupted(f"reading {shown(self.url)}: {_reason(error, self.url)[0]}") from error
                 if scope.cancelled_caught:
                     raise Interrupted(f"reading {shown(self.url)}: nothing came for {READ_TIMEOUT:.0f} s")
                 if not data:
@@ -201,6 +201,13 @@ class Transport:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
             for pool in pools.values():
                 await pool.aclose()
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """What the kernel and the layer below the library raise for a connection that broke."""
+    import httpcore2
+
+    return OSError, httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError
 
 
 def _library() -> Any:

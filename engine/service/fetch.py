@@ -17,11 +17,10 @@ from engine.registry import retry
 from engine.registry.client import Remote
 from engine.registry.errors import Interrupted, ServerError, TooManyRequests, Unreachable
 from engine.spec.image import Descriptor
-from engine.store.ingest import Ingest
+from engine.store.ingest import BLOCK, Ingest
 
-# A hop to a thread costs some 0.2 ms: so much goes in one.
-_BATCH = 1 << 20
-# On a slow link what came is stored so often: that it is seen to come, and that a crash loses little.
+# A hop to a thread costs some 0.2 ms, so what comes is stored when it finishes a block of the ingest, which counts after a crash; on a slow
+# link so often, in seconds, for it to be seen to come.
 _SECONDS = 0.25
 _KEEP_SECONDS = 5.0
 # From here on one connection is rarely as fast as the link; a range is large enough that its round trip does not count.
@@ -108,7 +107,7 @@ class Fetcher:
                 raise _NoRanges
             skip = start - blob.start
             pieces: list[bytes] = []
-            held, stored = 0, trio.current_time()
+            place, held, stored = start, 0, trio.current_time()
             try:
                 async with aclosing(blob.chunks()) as chunks:
                     async for chunk in chunks:
@@ -117,8 +116,10 @@ class Fetcher:
                         if chunk:
                             pieces.append(chunk)
                             held += len(chunk)
-                        if held >= _BATCH or (held and trio.current_time() - stored >= _SECONDS):
+                        finished = (place + held) // BLOCK > place // BLOCK
+                        if finished or (held and trio.current_time() - stored >= _SECONDS):
                             await store(pieces)
+                            place += held
                             pieces, held, stored = [], 0, trio.current_time()
                 if pieces:
                     await store(pieces)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,14 +17,13 @@ from engine.registry import retry
 from engine.service import layers as module
 from engine.service.images import Images
 from engine.service.layers import Layers
-from engine.service.pull import Options, Pulls
+from engine.service.pull import Pulls
 from engine.spec.digest import chain_ids
-from engine.spec.reference import parse
 from engine.store.ingest import BLOCK
 from engine.store.unpack import Limits
-from engine.wire import jsonstream
 from tests.lib.fakeregistry import FakeRegistry, archive, digest_of
 from tests.lib.images import entry, tar
+from tests.lib.pulling import Bench, folder, run
 from tests.lib.stores import Stores, open_stores
 
 
@@ -38,97 +31,6 @@ from tests.lib.stores import Stores, open_stores
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_DELAY", 0.001)
     monkeypatch.setattr(module, "_TIDY_SECONDS", 0.0)
-
-
-@contextmanager
-def folder() -> Iterator[Path]:
-    """On a file system in memory: a sync there waits for nobody else's writes."""
-    path = tempfile.mkdtemp(prefix="knarr-test-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-    try:
-        yield Path(path)
-    finally:
-        shutil.rmtree(path)
-
-
-@dataclass
-class Bench:
-    """What pulls need."""
-
-    stores: Stores
-    images: Images
-    layers: Layers
-    pulls: Pulls
-    registry: FakeRegistry
-
-    async def pull(self, name: str) -> list[str]:
-        """Every status line of one pull."""
-        told: list[str] = []
-        decoder = jsonstream.Decoder()
-        async with aclosing(self.pulls.pull(parse(f"registry.test/a/b:{name}"), Options())) as lines:  # type: ignore[type-var]
-            async for line in lines:
-                told += [f"{message.id} {message.status}".strip() for message in decoder.feed(line)]
-        return told
-
-    def has(self, name: str) -> bool:
-        """Whether the image is named here; then all of it must be."""
-        image = self.images.store.named(parse(f"registry.test/a/b:{name}"))
-        if image is None:
-            return False
-        assert all(self.stores.snapshots.has(chain) for chain in image.chain_ids)
-        assert all(self.stores.content.exists(blob) for blob in image.blobs)
-        assert all(self.stores.content.verify(layer.digest) for layer in image.layers)
-        return True
-
-    def at_rest(self) -> None:
-        """Nothing is held by anybody."""
-        assert not self.layers._jobs
-        assert len(self.layers._blobs) == 0
-        assert self.layers._downloads.value == 3
-        assert self.layers._unpackings.value == module._UNPACKINGS
-        assert not self.images._pinned
-        assert self.registry.open == 0
-
-    def folders(self) -> int:
-        """Folders of snapshots, with and without a row."""
-        return sum(name.isdecimal() for name in os.listdir(self.stores.layout.snapshots))
-
-    def unfinished(self) -> list[str]:
-        """Downloads that are not done."""
-        return os.listdir(self.stores.layout.ingest)
-
-
-def run(
-    work: Callable[[Bench], Any],
-    *,
-    registry: FakeRegistry | None = None,
-    root: Path | None = None,
-    limits: Limits | None = None,
-    seconds: float = 60,
-) -> None:
-    """Run `work` on stores of its own, and look that nothing is left running or open."""
-
-    async def main(stores: Stores) -> None:
-        before = len(os.listdir("/proc/self/fd"))
-        with trio.fail_after(seconds):
-            async with trio.open_nursery() as nursery:
-                images = Images(stores.layout, stores.db, stores.content, stores.snapshots, **({"limits": limits} if limits else {}))
-                layers = Layers(stores.content, stores.snapshots, nursery, limits=images.limits)
-                served = registry or FakeRegistry()
-                bench = Bench(stores, images, layers, Pulls(images, served, layers), served)  # type: ignore[arg-type]
-                await work(bench)
-                await layers.settled(list(layers._jobs.values()))
-                await trio.testing.wait_all_tasks_blocked(0.005)
-                bench.at_rest()
-                nursery.cancel_scope.cancel()
-        assert bench.folders() == len(stores.snapshots.chains())
-        assert len(os.listdir("/proc/self/fd")) <= before + 1  # the event loop's own
-
-    if root is not None:
-        with open_stores(root) as stores:
-            trio.run(main, stores)
-        return
-    with folder() as made, open_stores(made) as stores:
-        trio.run(main, stores)
 
 
 def pause(seconds: float) -> Callable[[str, int], Any]:
@@ -307,7 +209,7 @@ def test_who_shares_work_that_fails_elsewhere_tries_its_own_way() -> None:
     first.disturb = fail
 
     async def work(bench: Bench) -> None:
-        other = Bench(bench.stores, bench.images, bench.layers, Pulls(bench.images, second, bench.layers), second)  # type: ignore[arg-type]
+        other = Bench(bench.stores, bench.images, bench.layers, Pulls(bench.images, second, bench.layers), second, bench.repository)  # type: ignore[arg-type]
 
         async def doomed() -> None:
             with pytest.raises(KnarrError, match="no"):
@@ -341,7 +243,7 @@ def test_a_shutdown_is_no_success() -> None:
 
             nursery = await outer.start(engine)
             layers = Layers(stores.content, stores.snapshots, nursery)
-            bench = Bench(stores, images, layers, Pulls(images, registry, layers), registry)  # type: ignore[arg-type]
+            bench = Bench(stores, images, layers, Pulls(images, registry, layers), registry, "registry.test/a/b")  # type: ignore[arg-type]
 
             async def ask() -> None:
                 with pytest.raises((KnarrError, RuntimeError)):
@@ -415,10 +317,7 @@ def test_what_is_refused_leaves_nothing(kind: str) -> None:
             await bench.pull("v")
         assert str(caught.value).isprintable()
         assert not bench.has("v")
-        assert bench.unfinished() == []
-        assert bench.stores.snapshots.chains() == []
-        assert bench.stores.content.list() == []
-        assert bench.images.leases.holders() == {}
+        bench.nothing_left()
 
     run(work, registry=registry, limits=Limits(ratio=100, ratio_from=1 << 20))
 
