@@ -212,15 +212,13 @@ class Checks:
         return Finding("blob", digest, "damaged", f"{what}; set aside as {aside}")
 
     async def _missing_blobs(self, options: Options) -> AsyncGenerator[Finding, None]:
-        """Blobs that are needed and not here, and those that are here and not needed."""
+        """Blobs that the registry's repositories link and that are not here."""
         here = {digest for digest, _ in await blocking("disk", self._content.list)}
         for digest in sorted(self._repositories.roots() - here):
             holders = ", ".join(self._repositories.holders(digest)) or "of the registry"
             if options.repair:
                 self._drop(digest)
             yield Finding("blob", digest, "missing", f"linked in the repositories {holders}", options.repair)
-        for digest in sorted(here - self._images.blobs_in_use()):
-            yield Finding("blob", digest, "orphan", "nothing needs it", options.repair)
 
     def _drop(self, digest: str) -> None:
         for name in self._repositories.holders(digest):
@@ -354,6 +352,9 @@ class Checks:
         needed = self._images.blobs_in_use()
         for path in await blocking("disk", self._content.stale, needed):
             yield await self._stray(options, "ingest", path, "orphan", "no download will go on with it")
+        here = {digest for digest, _ in await blocking("disk", self._content.list)}
+        for digest in sorted(here - self._images.blobs_in_use()):  # the collection at the end of a repair takes them
+            yield Finding("blob", digest, "orphan", "nothing needs it", options.repair)
 
     async def _stray(self, options: Options, kind: str, path: str, state: str, detail: str) -> Finding:
         """Something that nothing needs: a repair removes it."""

@@ -162,6 +162,7 @@ class ImageStore:
     def __init__(self, layout: Layout, db: Database) -> None:
         self._db = db
         self._mirror = layout.image_mirror
+        self._temporary = layout.ingest  # where the next start removes what a crash left
         self._images: dict[str, ImageRecord] = {}
         self._by_manifest: dict[str, str] = {}
         self._names: dict[str, _Name] = {}
@@ -409,7 +410,7 @@ class ImageStore:
             os.close(folder)
 
     def _replace_mirror(self, content: bytes) -> None:
-        temporary = f"{self._mirror}.{os.getpid()}-{time.monotonic_ns()}"
+        temporary = f"{self._temporary}/{os.getpid()}-mirror-{time.monotonic_ns()}"
         try:
             with open(temporary, "wb") as file:
                 file.write(content)

@@ -84,6 +84,8 @@ class Snapshots:
                 self._without_folder(row)
         # Found now, because later a folder may be one that is just being made.
         self._leftovers = [f"{self._folder}/{name}" for name in found if name not in owned]
+        # Folders that nothing owns any more and that are being removed, or soon are.
+        self._doomed = set(self._leftovers)
         self._next = 1 + max((int(name) for name in (*found, *owned) if name.isdecimal()), default=0)
         os.makedirs(f"{self._folder}/{_EMPTY}/fs", mode=0o755, exist_ok=True)
         _make_places(f"{self._folder}/{_PLACES}/fs")
@@ -222,6 +224,7 @@ class Snapshots:
         self._damaged.discard(key)
         if row.parent:
             self._children[row.parent] -= 1
+        self._doomed.add(f"{self._folder}/{row.number}")
         return f"{self._folder}/{row.number}"
 
     def delete_files(self, path: str) -> None:
@@ -232,6 +235,7 @@ class Snapshots:
             remove_tree(fd, name)
         finally:
             os.close(fd)
+            self._doomed.discard(path)
 
     def remove(self, key: str) -> None:
         """`forget` and `delete_files` at once."""
@@ -331,11 +335,12 @@ class Snapshots:
         return f"{self._folder}/{row.number}"
 
     def strays(self) -> tuple[list[str], list[str]]:
-        """Host paths of folders that nothing owns, and of damaged ones set aside."""
+        """Host paths of folders that nothing owns and nobody is removing, and of damaged ones set aside."""
         owned = {str(number) for number in (*(row.number for row in self._rows.values()), *self._pool, *self._begun)}
         names = sorted(os.listdir(self._folder))
         aside = [f"{self._folder}/{name}" for name in names if name.endswith(DAMAGED)]
-        return [f"{self._folder}/{name}" for name in names if name not in owned and not _is_kept(name)], aside
+        strays = (f"{self._folder}/{name}" for name in names if name not in owned and not _is_kept(name))
+        return [path for path in strays if path not in self._doomed], aside
 
     def chain_of(self, key: str) -> list[str]:
         """The committed snapshots that an active one lies on, topmost first. Raises NotFound."""

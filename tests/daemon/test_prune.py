@@ -423,14 +423,15 @@ def test_keep_the_newest_tags(own_daemon: Callable[..., Daemon]) -> None:
     wait_for(lambda: "labelled:1" not in names(daemon))
     assert names(daemon) == ["app:0", "app:2", "app:3", "labelled:0", "labelled:2", "labelled:3", *(f"pinned:{n}" for n in range(4))]
     assert "image app:1 removed: more than 2 newer tags" in daemon.log.read_text()
-    assert check(daemon)[0] == []
+    wait_for(lambda: check(daemon)[0] == [])
 
 
 def test_a_dry_run_removes_nothing(own_daemon: Callable[..., Daemon]) -> None:
     daemon = own_daemon("--gc-unused-for", "10m").start()
     load(daemon, "app:1")
     daemon.stop()
-    daemon = own_daemon("--gc-unused-for", "1ms", directory=daemon.directory).start()
+    daemon.options = ("--gc-unused-for", "1ms")
+    daemon.start()
     answer = daemon.api("POST", "/system/gc?dry-run=1").json()
     assert answer["DryRun"] is True
     assert [one["Reason"] for one in answer["Removed"]] == ["unused for 0.0 days"]

@@ -73,7 +73,8 @@ def run(command: list[str], *, memory: str = "1G", timeout: float = 300, show: b
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _run(work: pathlib.Path, command: list[str], memory: str, timeout: float, show: bool) -> tuple[int, str]:
+def start(work: pathlib.Path, command: list[str], *, memory: str = "1G", disk: pathlib.Path | None = None) -> subprocess.Popen[bytes]:
+    """Boot, with `work` for the files `output`, `status` and `console`, and `disk` as /dev/ubda. End it with `end`."""
     environment = " ".join(f"{name}={shlex.quote(os.environ[name])}" for name in _KEPT if name in os.environ)
     init = work / "init"
     init.write_text(
@@ -82,23 +83,29 @@ def _run(work: pathlib.Path, command: list[str], memory: str, timeout: float, sh
         )
     )
     init.chmod(0o755)
+    arguments = [f"mem={memory}", "rootfstype=hostfs", "rw", f"init={init}", "con=null", "con0=null", "quiet"]
+    if disk is not None:
+        arguments.append(f"ubd0={disk}")
+    with (work / "console").open("wb") as console:
+        return subprocess.Popen([KERNEL, *arguments], stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True)
+
+
+def _run(work: pathlib.Path, command: list[str], memory: str, timeout: float, show: bool) -> tuple[int, str]:
     output, ended = work / "output", threading.Event()
     output.touch()
     follower = threading.Thread(target=_follow, args=(output, ended))
     if show:
         follower.start()
-    arguments = [f"mem={memory}", "rootfstype=hostfs", "rw", f"init={init}", "con=null", "con0=null", "quiet"]
-    with (work / "console").open("wb") as console:
-        kernel = subprocess.Popen([KERNEL, *arguments], stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True)
-        try:
-            kernel.wait(timeout)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            _end(kernel)
-            ended.set()
-            if show:
-                follower.join()
+    kernel = start(work, command, memory=memory)
+    try:
+        kernel.wait(timeout)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        end(kernel)
+        ended.set()
+        if show:
+            follower.join()
     status = work / "status"
     text = output.read_text(errors="replace")
     if status.exists() and status.read_text().strip():
@@ -107,8 +114,8 @@ def _run(work: pathlib.Path, command: list[str], memory: str, timeout: float, sh
     return 125, f"{text}\nthe kernel stopped before the command ended (limit {timeout:.0f} s):\n{console_end}"
 
 
-def _end(kernel: subprocess.Popen[bytes]) -> None:
-    """The kernel's own threads are processes of its session: none may stay."""
+def end(kernel: subprocess.Popen[bytes]) -> None:
+    """At once, as by a power cut. The kernel's own threads are processes of its session: none may stay."""
     try:
         os.killpg(kernel.pid, signal.SIGKILL)
     except ProcessLookupError:
