@@ -186,7 +186,8 @@ class Archives:
             group.images.remove(image)
 
     def _keep(self, staging: Staging, contents: Contents, brought: list[str]) -> None:
-        """In a worker thread: blobs into the store. What was not there before is added to `brought`."""
+        """In a worker thread: all that was written to the disk, and blobs into the store. What was not there is added to `brought`."""
+        staging.sync()
         for group in contents.groups:
             parts = [part.staged for image in group.images for part in image.parts if part.staged is not None]
             for staged in (*parts, *group.held):
@@ -211,7 +212,6 @@ class Archives:
                 async for line in lines:
                     yield line
             wanted = []
-            await blocking("disk", snapshots.sync_files, staged.folder)
             try:
                 snapshots.commit(staged.folder, chain, parent, staged.unpacked.size, staged.unpacked.inodes, part.digest)
             except Conflict:

@@ -290,6 +290,12 @@ class Staging:
         staged.hides = former.hides
         return staged
 
+    def sync(self) -> None:
+        """Make the files of layers that were unpacked durable, at once for all of them. Blocks."""
+        folder = next((staged.folder for staged in self._all if staged.folder), "")
+        if folder:
+            self._snapshots.sync_files(folder)
+
     def keep(self, staged: Staged) -> bool:
         """Move a member into the content store, durably; False when it was there already. Blocks."""
         if staged.kept or self._content.exists(staged.blob, staged.blob_size):
