@@ -304,7 +304,7 @@ class Pulls:
 
 def _pulling(reference: Reference) -> bytes:
     """The first line, in dockerd's form: the repository without its registry."""
-    return jsonstream.status(f"Pulling from {reference.path}", reference.digest or reference.tag)
+    return jsonstream.status(f"Pulling from {reference.path}", reference.familiar if reference.digest else reference.tag)
 
 
 def layers_of(manifest: spec.Manifest, config: spec.ImageConfig) -> list[Layer]:
