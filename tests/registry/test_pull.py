@@ -1,78 +1,20 @@
-"""`docker pull` from Debian's registry, as dockerd does it: KNARR_PEER_DOCKER_HOST names one to try this on, and KNARR_PEER_NETNS its network
-namespace where its loopback is not this one's."""
+"""`docker pull` from Debian's registry, as dockerd does it: KNARR_PEER_DOCKER_HOST names one to try this on, and KNARR_PEER_NETNS the
+network namespace whose loopback it has.
+"""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from tests.lib import images
 from tests.lib.daemon import Engine
-from tests.lib.registries import OCI_INDEX, OCI_MANIFEST, DockerRegistry, digest_of, seed
-
-TAR = "application/vnd.oci.image.layer.v1.tar"
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[DockerRegistry]:
-    """A registry that this test and the engine reach by one name."""
-    with DockerRegistry() as made:
-        namespace = os.environ.get("KNARR_PEER_NETNS") if os.environ.get("KNARR_PEER_DOCKER_HOST") else None
-        if namespace is None:
-            yield made
-            return
-        # The same files and port, on the loopback of the engine's network namespace.
-        command = ["ip", "netns", "exec", namespace, "docker-registry", "serve", str(made.folder / "config.yml")]
-        other = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(1)
-        try:
-            yield made
-        finally:
-            other.kill()
-            other.wait()
-
-
-@pytest.fixture
-def tidy(engine: Engine, registry: DockerRegistry) -> Iterator[Engine]:
-    """The engine, without the images of the registry and without dangling ones afterwards."""
-    yield engine
-    for image in engine.api("GET", "/images/json").json():
-        if any(registry.host in name for name in (*(image["RepoTags"] or ()), *(image["RepoDigests"] or ()))):
-            engine.api("DELETE", f"/images/{image['Id']}?force=1")
-
-
-def put_image(
-    registry: DockerRegistry, repository: str, tag: str, layers: Sequence[bytes], *, kind: str = TAR + "+gzip", pack: Any = None,
-    config: dict[str, Any] | None = None, **fields: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Store an OCI image of these tar archives; what an index says of it. `tag` "" stores it by its digest."""
-    pack = pack or (lambda data: gzip.compress(data, 1, mtime=0))
-    raw = images.image_config([digest_of(layer) for layer in layers], config, **fields)
-    manifest = {
-        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": registry.put_blob(repository, raw), "size": len(raw)},
-        "layers": [
-            {"mediaType": kind, "digest": registry.put_blob(repository, packed), "size": len(packed)} for packed in map(pack, layers)
-        ],
-    }  # fmt: skip
-    digest = registry.put_manifest(repository, tag, manifest)
-    platform = {key: fields[key] for key in ("architecture", "variant") if key in fields}
-    return {
-        "mediaType": OCI_MANIFEST, "digest": digest, "size": len(json.dumps(manifest)),
-        "platform": {"os": "linux", "architecture": images.ARCHITECTURE, **platform},
-    }  # fmt: skip
-
-
-def put_index(registry: DockerRegistry, repository: str, tag: str, manifests: Sequence[dict[str, Any]]) -> str:
-    """Store an index; its digest."""
-    return registry.put_manifest(repository, tag, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(manifests)})
+from tests.lib.registries import DockerRegistry, seed
+from tests.lib.registryimages import TAR, put_image, put_index, small
 
 
 def inspected(engine: Engine, name: str) -> dict[str, Any]:
@@ -88,10 +30,6 @@ def lines(text: str) -> dict[str, list[str]]:
         layer = bool(colon) and len(id) == 12 and all(char in "0123456789abcdef" for char in id)
         found.setdefault(id if layer else "", []).append(status if layer else line)
     return found
-
-
-def small(name: str) -> bytes:
-    return images.tar([images.entry(name, data=name.encode())])
 
 
 def test_what_is_pulled_runs(tidy: Engine, registry: DockerRegistry) -> None:
