@@ -34,8 +34,6 @@ from engine.store.unpack import DEFAULT_LIMITS, Limits
 if TYPE_CHECKING:
     from engine.spec.event import Event
 
-# A piece handed to the worker thread: a hop costs some 0.2 ms, so several network reads go in one.
-_HOP = 512 << 10
 _CLEANUP_SECONDS = 60.0
 
 
@@ -45,7 +43,6 @@ _Names = list[str]
 _Done = list[dict[str, str]]
 _Bytes = int
 _Moved = list[tuple[str, str]]
-_References = list[Reference]
 
 
 class Publisher(Protocol):

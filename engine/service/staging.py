@@ -22,7 +22,7 @@ from engine import _core
 from engine.aio.blocking import blocking
 from engine.aio.handoff import Closed, Handoff
 from engine.errors import InvalidParameter, KnarrError, NotFound
-from engine.service.unpack import Counted
+from engine.service.unpack import Counted, Hashed
 from engine.spec import archive as documents
 from engine.spec import image as spec
 from engine.spec.digest import is_digest, sha256
@@ -283,9 +283,10 @@ class Staging:
         staged = self._forms[former.blob] = Staged()
         staged.path = self._content.temporary()
         self._all.append(staged)
-        hashed = _Sums(source)
+        counted = Counted(source)
+        hashed = Hashed(counted)
         store(hashed, staged)
-        staged.digest, staged.size = hashed.digest, hashed.size
+        staged.digest, staged.size = hashed.digest, counted.count
         staged.folder, former.folder, staged.unpacked = former.folder, "", former.unpacked
         staged.hides = former.hides
         return staged
@@ -375,25 +376,6 @@ def _in_memory(data: bytes) -> Staged:
     return staged
 
 
-class _Sums:
-    """A source that hashes and counts what goes through it."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def __call__(self) -> bytes:
-        piece = self._source()
-        self._hash.update(piece)
-        self.size += len(piece)
-        return piece
-
-    @property
-    def digest(self) -> str:
-        return "sha256:" + self._hash.hexdigest()
-
-
 class _Sink:
     """Writes a new file and hashes it."""
 
@@ -419,12 +401,13 @@ class _Sink:
 
 def _known(source: Source, hint: str, layer: Layer, path: str) -> Staged:
     """A layer that is here, in `path`: its bytes are only compared."""
-    sums = _Sums(source)
-    _drain(sums)
-    if sums.digest != hint:
-        raise InvalidParameter(f"loading images: blob {hint} has the content of {sums.digest}")
+    counted = Counted(source)
+    hashed = Hashed(counted)
+    _drain(hashed)
+    if hashed.digest != hint:
+        raise InvalidParameter(f"loading images: blob {hint} has the content of {hashed.digest}")
     staged = Staged()
-    staged.digest, staged.size, staged.path, staged.kept = sums.digest, sums.size, path, True
+    staged.digest, staged.size, staged.path, staged.kept = hint, counted.count, path, True
     staged.blob, staged.blob_size = layer.digest, layer.size
     staged.compression = next((name for name, media in _MEDIA.items() if name and layer.media_type.endswith(name)), "")
     return staged
