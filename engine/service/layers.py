@@ -279,9 +279,10 @@ class Layers:
                 if self._snapshots.has(job.wanted.chain):
                     await blocking("layers", self._check_only, job, read, ingest)
                     await blocking("disk", self._content.commit, ingest)
-                    if self._snapshots.source(job.wanted.chain) == job.wanted.digest:
-                        # Its own blob was lost or damaged: what was unpacked from it is not trusted either.
-                        self._snapshots.set_damaged(job.wanted.chain, "the layer it was unpacked from was lost")
+                    blob, unpacked_at = self._snapshots.source(job.wanted.chain)
+                    if blob == job.wanted.digest and self._content.set_aside_at(blob) >= unpacked_at:
+                        # Its blob was found damaged since: what was unpacked from it is not trusted either.
+                        self._snapshots.set_damaged(job.wanted.chain, "the blob it was unpacked from was damaged")
                         await self._unpack(job, None)
                 else:
                     await self._unpack(job, ingest, read)

@@ -209,6 +209,13 @@ class Content:
         os.rename(path, path + DAMAGED)
         return path + DAMAGED
 
+    def set_aside_at(self, digest: str) -> int:
+        """When a blob was last set aside, Unix seconds; -1 when no damaged one is kept."""
+        try:
+            return int(os.stat(self.path(digest) + DAMAGED).st_ctime)
+        except FileNotFoundError:
+            return -1
+
     def delete(self, digest: str) -> None:
         """Remove a blob; absent is fine."""
         with contextlib.suppress(FileNotFoundError):

@@ -317,10 +317,10 @@ class Snapshots:
             cursor.execute("UPDATE snapshots SET damage = ? WHERE number = ?", (what, row.number))
         self._mark(row, what)
 
-    def source(self, chain: str) -> str:
-        """The blob that a committed snapshot was unpacked from, "" when that is not known."""
+    def source(self, chain: str) -> tuple[str, int]:
+        """The blob that a committed snapshot was unpacked from ("" when that is not known), and when, in Unix seconds."""
         row = self._rows.get(chain)
-        return row.blob if row is not None else ""
+        return (row.blob, row.at) if row is not None else ("", 0)
 
     def _mark(self, row: Snapshot, what: str) -> None:
         row.damage = what
