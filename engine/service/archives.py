@@ -12,11 +12,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.errors import Conflict, Damaged, InvalidParameter, NotFound
+from engine.errors import Conflict, Damaged, InvalidParameter, KnarrError, NotFound
 from engine.service.images import Images
 from engine.service.layers import Job, Layers, Wanted, explained
 from engine.service.staging import Staging, pulling
@@ -53,8 +54,6 @@ class _Task:
             with self.scope:
                 try:
                     await self._work()
-                except OSError as error:
-                    self.failure = explained(error, "an image")
                 except Exception as error:  # handed on to whoever waits, below
                     self.failure = error
         finally:
@@ -80,11 +79,15 @@ class Archives:
         from engine.service import load
 
         wanted = [platforms.parse(text) for text in platform]
-        staging = self._staging()
+        pins = self._images.pins()
+        staging = self._staging(pins.add)
         brought: list[str] = []
+
+        def reading() -> bytes | None:
+            return None if quiet else jsonstream.progress("Reading archive", "archive", staging.taken, 0)
+
         try:
-            with self._images.pins() as pin:
-                reading = lambda: None if quiet else jsonstream.progress("Reading archive", "archive", staging.taken, 0)  # noqa: E731
+            with pins:
                 async with aclosing(self._beside(lambda: staging.read(stream), reading)) as lines:
                     async for line in lines:
                         yield line
@@ -92,19 +95,17 @@ class Archives:
                 if not contents.groups:
                     raise InvalidParameter("loading images: there is no image in the archive")
                 for group in contents.groups:
-                    self._complete(group, contents, pin)
-                keep = lambda: blocking("disk", self._keep, staging, contents, brought)  # noqa: E731
-                async with aclosing(self._beside(keep, lambda: None)) as lines:
-                    async for line in lines:
-                        yield line
+                    self._complete(group, contents, pins.add)
+                await self._keep(staging, contents, brought)
                 for group in contents.groups:
                     async with aclosing(self._unpacked(group.images[0], quiet)) as lines:
                         async for line in lines:
                             yield line
-                with shielded(_CLEANUP_SECONDS):
-                    told = await self._commit(contents)
-        except BaseException:
+                told = await self._commit(contents)
+        except BaseException as error:
             await self._give_up(staging, brought)
+            if isinstance(error, OSError):
+                raise explained(error, "an image") from error
             raise
         await self._give_up(staging, [])
         for line in told:
@@ -113,9 +114,16 @@ class Archives:
             for name in [name.familiar for name in group.names] or [_id(group.images[0])]:
                 self._images.emit("load", _id(group.images[0]), name)
 
-    def _staging(self) -> Staging:
+    def _staging(self, pin: Pin) -> Staging:
         images = self._images
-        return Staging(images.content, images.snapshots, images.limits, self._known)
+
+        def known(digest: str) -> Layer | None:
+            layer = self._known(digest)
+            if layer is not None:
+                pin([layer.digest])
+            return layer
+
+        return Staging(images.content, images.snapshots, images.limits, known)
 
     def _known(self, digest: str) -> Layer | None:
         """A layer with this digest, of its blob or of its content, whose blob is here."""
@@ -185,15 +193,19 @@ class Archives:
         elif image in group.images:
             group.images.remove(image)
 
-    def _keep(self, staging: Staging, contents: Contents, brought: list[str]) -> None:
-        """In a worker thread: all that was written to the disk, and blobs into the store. What was not there is added to `brought`."""
-        staging.sync()
-        for group in contents.groups:
-            parts = [part.staged for image in group.images for part in image.parts if part.staged is not None]
-            for staged in (*parts, *group.held):
+    async def _keep(self, staging: Staging, contents: Contents, brought: list[str]) -> None:
+        """All that was written to the disk, and blobs into the store. What was not there before is added to `brought`."""
+        parts = [part.staged for group in contents.groups for image in group.images for part in image.parts]
+        held = [staged for group in contents.groups for staged in group.held]
+
+        def work() -> None:
+            staging.sync()
+            for staged in (*parts, *held):
                 trio.from_thread.check_cancelled()
-                if staging.keep(staged):
+                if staged is not None and staging.keep(staged):
                     brought.append(staged.blob)
+
+        await blocking("disk", work)
 
     async def _unpacked(self, image: Found, quiet: bool) -> AsyncGenerator[bytes, None]:
         """Make the layers of an image ready to run: name the folders of those that were unpacked on their way in, unpack the others."""
@@ -243,7 +255,12 @@ class Archives:
                 await self.layers.settled(jobs)
 
     async def _commit(self, contents: Contents) -> list[bytes]:
-        """Documents, then every record with its names; durable. Returns the lines that tell of it."""
+        """Documents, then every record with its names; durable. Returns the lines that tell of it. Raises KnarrError, OSError."""
+        with shielded(_CLEANUP_SECONDS):
+            return await self._committed(contents)
+        raise KnarrError("storing images: the disk did not take them in time")
+
+    async def _committed(self, contents: Contents) -> list[bytes]:
         images = self._images
 
         def store() -> None:
@@ -267,8 +284,7 @@ class Archives:
         first = _record(group.images[0])
         index = group.index
         if index is not None:
-            held = tuple(dict.fromkeys((*index.held, *(staged.blob for staged in group.held))))
-            index = type(index)(index.digest, index.media_type, index.raw, index.manifests, held)
+            index = msgspec.structs.replace(index, held=tuple(dict.fromkeys(staged.blob for staged in group.held)))
         lines: list[bytes] = []
         for name, old in self._images.register(first, group.names, index):
             shown = references.parse(name).familiar
@@ -333,29 +349,29 @@ class Archives:
         from engine.service.load import Contents, one_layer
         from engine.wire.tar import TarError
 
-        staging = self._staging()
+        pins = self._images.pins()
+        staging = self._staging(pins.add)
         brought: list[str] = []
         try:
-            with self._images.pins() as pin:
+            with pins:
                 try:
                     staged = await blocking("layers", staging.packed, await staging.take(await content()))
                 except (TarError, compression.CompressionError) as error:
                     raise InvalidParameter(f"{doing}: {error}") from error
-                except OSError as error:
-                    raise explained(error, "an image") from error
                 if not staged.size:
                     raise InvalidParameter(f"{doing}: the archive is empty")
                 group = one_layer(config(staged.digest), staged, names)
                 contents = Contents([group])
-                self._complete(group, contents, pin)
-                await blocking("disk", self._keep, staging, contents, brought)
+                self._complete(group, contents, pins.add)
+                await self._keep(staging, contents, brought)
                 async with aclosing(self._unpacked(group.images[0], True)) as lines:
                     async for _ in lines:
                         pass
-                with shielded(_CLEANUP_SECONDS):
-                    await self._commit(contents)
-        except BaseException:
+                await self._commit(contents)
+        except BaseException as error:
             await self._give_up(staging, brought)
+            if isinstance(error, OSError):
+                raise explained(error, "an image") from error
             raise
         await self._give_up(staging, [])
         id = _id(group.images[0])

@@ -350,9 +350,10 @@ class Pins:
         self._own: list[str] = []
 
     def __enter__(self) -> Callable[[Iterable[str]], object]:
-        return self._add
+        return self.add
 
-    def _add(self, names: Iterable[str]) -> None:
+    def add(self, names: Iterable[str]) -> None:
+        """Keep these too, until the block ends."""
         new = list(names)
         self._own += new
         self._pinned.update(new)

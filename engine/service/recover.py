@@ -85,7 +85,7 @@ def _index(content: Content, target: str) -> Index | None:
         if manifests.is_attestation(one) and content.exists(one.digest):
             held.append(one.digest)
             held += _blobs(content, one.digest)
-    return Index(index.digest, index.media_type, index.raw, index.manifests, tuple(held))
+    return msgspec.structs.replace(index, held=tuple(held))
 
 
 def _blobs(content: Content, digest: str) -> list[str]:
