@@ -141,8 +141,8 @@ class Archives:
             while not task.ended.is_set():
                 with trio.move_on_after(_TICK):
                     await task.ended.wait()
-                if (text := line()) is not None:
-                    yield text
+                if not task.ended.is_set() and (text := line()) is not None:
+                    yield text  # and nothing for what is refused at once: its error still has a status of its own
         finally:
             task.scope.cancel()
             with trio.CancelScope(shield=True):
