@@ -238,6 +238,11 @@ class Exchange:
         connection = b"" if self.keep_alive or not self.http11 else b"Connection: close\r\n"
         return _STATUS_LINES[status] + self._connection.base_headers + fields + _date_line() + connection
 
+    @staticmethod
+    def _type(content_type: str) -> str:
+        """The field, for values that may come from a stranger's document: one that could end the line is not told."""
+        return f"Content-Type: {content_type if content_type.isascii() and content_type.isprintable() else 'application/octet-stream'}\r\n"
+
     async def reply(self, status: int, body: bytes = b"", content_type: str = JSON, fields: bytes = b"") -> None:
         """Send a whole reply. `fields` are further header lines, each ended by CRLF. Raises ClientGone."""
         self.started = True
@@ -245,7 +250,7 @@ class Exchange:
             head = self._head(status, fields) + b"\r\n"
             body = b""
         elif body or content_type != JSON:
-            head = self._head(status, fields) + f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            head = self._head(status, fields) + f"{self._type(content_type)}Content-Length: {len(body)}\r\n\r\n".encode()
         else:
             head = self._head(status, fields) + b"Content-Length: 0\r\n\r\n"
         await self._send_whole(head if self.method == "HEAD" else head + body)
@@ -260,7 +265,7 @@ class Exchange:
         """Send the head of a reply of `count` bytes, which `part` sends. For HEAD that is all. Raises ClientGone."""
         self.started = True
         self._left = count
-        head = self._head(status, fields) + f"Content-Type: {content_type}\r\nContent-Length: {count}\r\n\r\n".encode()
+        head = self._head(status, fields) + f"{self._type(content_type)}Content-Length: {count}\r\n\r\n".encode()
         await self._send_whole(head)
         self.complete = self.method == "HEAD" or not count
 

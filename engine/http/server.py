@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 import socket
 from collections.abc import Sequence
 
@@ -14,6 +15,9 @@ from engine.http.listeners import Listener
 from engine.http.transport import Plain, Tls, Transport
 
 MAX_CONNECTIONS = 4096  # each costs a task and a descriptor; clients beyond wait in the kernel's queue
+_SHARE = 4  # connections of strangers take this fraction of the descriptors that the process may have: containers need theirs
+_CROWDED_SECONDS = 0.1  # that a client waits for a place before idle connections make room
+_CROWD = 64  # idle connections that are ended at a time
 IDLE_SECONDS = 600.0  # a kept-alive connection without a request
 HANDSHAKE_SECONDS = 20.0
 SWEEP_SECONDS = 30.0
@@ -23,11 +27,13 @@ _log = logging.getLogger("knarr.http")
 
 
 class Server:
-    """The connections of one daemon. `connections` are those open now; `last_activity` is trio's clock when one last came or went."""
+    """The connections of one daemon, `most` at a time. `connections` are those open now; `last_activity` is trio's clock when one last came
+    or went."""
 
-    def __init__(self, handler: Handler, base_headers: bytes = b"") -> None:
+    def __init__(self, handler: Handler, base_headers: bytes = b"", *, most: int = MAX_CONNECTIONS) -> None:
         self._handler = handler
         self._base_headers = base_headers
+        self._most = most
         self._accepting = trio.CancelScope()
         self.connections: set[Connection] = set()
         self.last_activity = 0.0
@@ -37,7 +43,7 @@ class Server:
     ) -> None:
         """Serve until cancelled; then every connection is ended. Closes the listeners."""
         self.last_activity = trio.current_time()
-        room = trio.CapacityLimiter(MAX_CONNECTIONS)
+        room = trio.CapacityLimiter(self._most)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._sweep)
@@ -73,9 +79,20 @@ class Server:
     async def _accept(self, listener: Listener, room: trio.CapacityLimiter, nursery: trio.Nursery) -> None:
         while True:
             token = object()
-            await room.acquire_on_behalf_of(token)
+            while True:
+                with trio.move_on_after(_CROWDED_SECONDS) as scope:
+                    await room.acquire_on_behalf_of(token)
+                if not scope.cancelled_caught:
+                    break
+                self._make_room()
             sock = await self._next(listener)
             nursery.start_soon(self._serve, sock, listener, room, token)
+
+    def _make_room(self) -> None:
+        """End connections that have been idle the longest: clients keep them open for speed, and hostile ones to keep others out."""
+        idle = [(connection.idle_since, connection.scope) for connection in self.connections if connection.idle_since is not None]
+        for _, scope in sorted(idle, key=lambda one: one[0])[:_CROWD]:
+            scope.cancel()
 
     async def _next(self, listener: Listener) -> socket.socket:
         """The next connection. Errors that belong to one client, or that pass, do not end the server."""
@@ -139,6 +156,12 @@ class Server:
             for connection in self.connections:
                 if connection.idle_since is not None and connection.idle_since < horizon:
                     connection.scope.cancel()
+
+
+def most_of_strangers() -> int:
+    """Connections at a time for a server that is open to other hosts, by the limit on descriptors (RLIMIT_NOFILE)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft // _SHARE))
 
 
 async def serve(

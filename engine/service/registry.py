@@ -89,7 +89,7 @@ class Registry:
     async def listen(self, settings: RegistrySettings, on_request: Callable[[Line], None]) -> Listening:
         """Open a listener; whoever called stops it. Raises InvalidParameter, KnarrError when the address or a file is not usable."""
         from engine.http.listeners import TlsFiles, open_listener
-        from engine.http.server import Server
+        from engine.http.server import Server, most_of_strangers
         from engine.registry.server.app import Options, RegistryApp
         from engine.registry.server.backend import RepositoryBackend
 
@@ -103,7 +103,8 @@ class Registry:
         listeners = open_listener(settings.listen, tls=tls, root=False)
         scheme = "https" if tls else "http"
         url = listeners[0].address.replace("tcp://", f"{scheme}://", 1)
-        listening = Listening(url, Server(app.handle, _BASE_HEADERS), exposed(settings, listeners[0].socket))
+        server = Server(app.handle, _BASE_HEADERS, most=most_of_strangers())
+        listening = Listening(url, server, exposed(settings, listeners[0].socket))
         await self._context.nursery.start(listening.run, listeners)
         self.open.append(listening)
         log.info("registry listens on %s", listening.url)
