@@ -15,14 +15,17 @@ import trio
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-Kind = Literal["database", "disk", "hashing", "kernel", "network", "build", "layers"]
+Kind = Literal["database", "disk", "hashing", "kernel", "network", "build", "layers", "passwords"]
 
 _CPUS = os.cpu_count() or 1
 
 # database: SQLite has one writer. hashing and build burn a CPU each. disk and network wait, so a few more of them pay off.
 # layers: long work that waits for the network or for each other; the service that starts it bounds it further.
+# passwords: burns a CPU for strangers; one at a time, so that guessing leaves the others to work.
 # kernel: mounts, cgroups, clean-up; the kernel's own locks make more than a few useless.
-_LIMITS: dict[str, int] = {"database": 1, "disk": 8, "hashing": _CPUS, "kernel": 4, "network": 8, "build": _CPUS, "layers": 16}
+_LIMITS: dict[str, int] = {
+    "database": 1, "disk": 8, "hashing": _CPUS, "kernel": 4, "network": 8, "build": _CPUS, "layers": 16, "passwords": 1
+}  # fmt: skip
 _limiters: dict[str, trio.CapacityLimiter] = {}
 
 

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -68,6 +69,7 @@ class Htpasswd:
     """Basic authentication with an htpasswd file, which is read again when it changed. `anonymous_pull`: reading needs no password."""
 
     def __init__(self, path: str, *, realm: str = REALM, anonymous_pull: bool = False) -> None:
+        _check_parameter("realm", realm)
         self._path = path
         self._challenge = f'WWW-Authenticate: Basic realm="{realm}"\r\n'.encode()
         self._anonymous_pull = anonymous_pull
@@ -84,6 +86,8 @@ class Htpasswd:
     def _load(self) -> None:
         """Read the file if it changed. Raises OSError, InvalidParameter."""
         info = os.stat(self._path)
+        if not stat.S_ISREG(info.st_mode):  # a pipe would keep everybody waiting
+            raise InvalidParameter(f"reading the htpasswd file {self._path}: not a regular file")
         stamp = (info.st_mtime_ns, info.st_size, info.st_ino)
         if stamp == self._stamp:
             return
@@ -122,7 +126,7 @@ class Htpasswd:
         self._waiting += 1
         try:
             # For a user who does not exist the work is the same, so that the time does not tell.
-            right = await blocking("hashing", matches, password, stored or next(iter(self._users.values()), ""))
+            right = await blocking("passwords", matches, password, stored or next(iter(self._users.values()), ""))
         finally:
             self._waiting -= 1
         if not (right and stored):
@@ -138,8 +142,7 @@ class Bearer:
 
     def __init__(self, realm: str, service: str, issuer: str, keys: Sequence[tokens.Key]) -> None:
         for name, value in (("realm", realm), ("service", service), ("issuer", issuer)):
-            if not value or any(mark in value for mark in '"\\\r\n') or not value.isascii():
-                raise InvalidParameter(f"token authentication: the {name} {value!r} is empty or has characters that no header takes")
+            _check_parameter(name, value)
         self._realm = realm
         self._service = service
         self._issuer = issuer
@@ -184,6 +187,12 @@ class Bearer:
         if error:
             challenge += f',error="{error}"'
         return RegistryError("UNAUTHORIZED", _scopes(access), fields=f"WWW-Authenticate: {challenge}\r\n".encode())
+
+
+def _check_parameter(name: str, value: str) -> None:
+    """Refuse what could not stand between quotes in a header. Raises InvalidParameter."""
+    if not value or '"' in value or "\\" in value or not value.isascii() or not value.isprintable():
+        raise InvalidParameter(f"authentication: the {name} {value!r} is empty or has characters that no header takes")
 
 
 def _scopes(access: Sequence[Access]) -> list[dict[str, str]] | None:

@@ -126,7 +126,8 @@ class Blobs:
         if source:
             sources = [source] if backend.valid_name(source) else []
         else:
-            sources = [name for name in backend.holders(digest) if request.may_pull(name)]
+            # What a cache keeps of another registry lies under names that nobody can ask for: it is not given to others either.
+            sources = [name for name in backend.holders(digest) if backend.valid_name(name) and request.may_pull(name)]
         with backend.holding(digest):
             for name in sources:
                 size = self.find(name, digest) if self._visible(name) else None

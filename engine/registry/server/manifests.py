@@ -6,11 +6,13 @@ A manifest is given out as it was pushed, with its own media type, whatever the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
 
 import msgspec
+import trio
 
 from engine.aio.blocking import blocking
 from engine.errors import Damaged, NotFound
@@ -29,6 +31,9 @@ from engine.store.repositories import StoredManifest
 
 TAGS_MAX = 64  # of one push; the specification asks for ten at least
 LIST_MAX = 10_000  # tags in one reply
+# Manifests have some kilobytes. Those that say that they are longer, or say nothing, are taken a few at a time: they are held in memory.
+_SMALL = 64 << 10
+_LARGE_AT_A_TIME = 16
 
 
 class Manifests:
@@ -37,6 +42,7 @@ class Manifests:
     def __init__(self, backend: Backend, content: Content) -> None:
         self._backend = backend
         self._content = content
+        self._large = trio.Semaphore(_LARGE_AT_A_TIME)
 
     def find(self, name: str, reference: str) -> StoredManifest | None:
         """What a tag or digest stands for in a repository."""
@@ -83,10 +89,7 @@ class Manifests:
             tags = [reference]
         if len(tags) > TAGS_MAX or not all(names.is_tag(tag) for tag in tags):
             raise RegistryError("TAG_INVALID", message=f"a tag is malformed, or there are more than {TAGS_MAX}")
-        try:
-            raw = await request.exchange.body(MANIFEST_MAX)
-        except TooLarge:
-            raise RegistryError("MANIFEST_INVALID", message=f"the manifest is larger than {MANIFEST_MAX} bytes", status=413)
+        raw = await self._body(request)
         digest = self._digest(raw, reference)
         document = parse(raw, request.header(b"content-type"))
         await self.store(request.name, digest, raw, document, tags)
@@ -98,6 +101,16 @@ class Manifests:
         if ":" in reference and tags:
             fields["OCI-Tag"] = tags
         await request.reply(201, fields)
+
+    async def _body(self, request: Request) -> bytes:
+        """The manifest that is pushed. Raises RegistryError."""
+        length = request.header(b"content-length")
+        large = contextlib.nullcontext() if length and int(length) <= _SMALL else self._large
+        async with large:
+            try:
+                return await request.exchange.body(MANIFEST_MAX)
+            except TooLarge:
+                raise RegistryError("MANIFEST_INVALID", message=f"the manifest is larger than {MANIFEST_MAX} bytes", status=413)
 
     def _digest(self, raw: bytes, reference: str) -> str:
         """The digest under which a manifest is kept: the client's, checked, or sha256. Raises RegistryError."""

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 _HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _ATTEMPTS = 5  # at one blob, each going on where the last broke off
 _TAGS_SECONDS = 60.0
+# A client that goes does not end what it asked for, so these bound what clients can have begun at a time.
+_DOWNLOADS_MAX = 64
+_MANIFESTS_MAX = 64
 
 # Upstream does not answer, or not now: what is in the cache is served.
 _AWAY = (Unreachable, ServerError, TooManyRequests, Interrupted)
@@ -129,6 +132,7 @@ class Proxy:
         self._manifests = manifests
         self._nursery = nursery
         self._manifest_flights: Flights[str] = Flights(nursery)
+        self._asking = trio.Semaphore(_MANIFESTS_MAX)
         self._downloads: dict[tuple[str, str], Download] = {}
 
     def _source(self, request: Request) -> Source:
@@ -179,6 +183,10 @@ class Proxy:
 
     async def _fetch_manifest(self, source: Source, name: str, reference: str) -> str:
         """Have a manifest as upstream has it now; its digest."""
+        async with self._asking:
+            return await self._ask_manifest(source, name, reference)
+
+    async def _ask_manifest(self, source: Source, name: str, reference: str) -> str:
         local, by_tag = source.prefix + name, ":" not in reference
         async with self._remote(source, name) as remote:
             if by_tag:
@@ -233,10 +241,12 @@ class Proxy:
             raise _blob_failed(error, digest)
 
     def _download(self, source: Source, name: str, digest: str) -> Download:
-        """The download of a blob, begun now unless it is under way."""
+        """The download of a blob, begun now unless it is under way. Raises RegistryError when too many are."""
         key = (source.prefix + name, digest)
         download = self._downloads.get(key)
         if download is None:
+            if len(self._downloads) >= _DOWNLOADS_MAX:
+                raise RegistryError("TOOMANYREQUESTS", message="too many downloads are under way", fields=b"Retry-After: 5\r\n")
             download = self._downloads[key] = Download()
             self._nursery.start_soon(self._fetch_blob, key, download, source, name, digest)
         return download

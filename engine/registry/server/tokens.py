@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
+import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,8 @@ class _Header(msgspec.Struct, frozen=True):
 def load_keys(path: str) -> list[Key]:
     """The public keys of a PEM file: keys, or certificates that hold them. Raises InvalidParameter."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would keep everybody waiting
+            raise InvalidParameter(f"reading the token server's certificates {path}: not a regular file")
         with open(path, encoding="ascii") as file:
             text = file.read(1 << 20)
     except (OSError, UnicodeDecodeError) as error:

@@ -28,6 +28,10 @@ from engine.store.repositories import Upload
 
 # What goes to a worker at once: a trip costs some 0.2 ms, hashing this much some 1 ms.
 PIECE = 1 << 20
+# What all uploads together may hold in memory; with many at a time each hands less to a worker.
+_HELD_MAX = 64 << 20
+_PIECE_MIN = 64 << 10
+_OBJECT = 64  # bytes that a piece takes beside its content: there are chunks of one byte
 EXPIRE_SECONDS = 24 * 3600.0
 # Docker pushes five layers at a time; this is room for two hundred of its clients, and a bound for a hostile one.
 UPLOADS_MAX = 1024
@@ -86,6 +90,7 @@ class Uploads:
         self._rows = rows
         self._limit = limit
         self._sessions: dict[str, Session] = {}
+        self._writers = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -168,18 +173,20 @@ class Uploads:
         end = session.offset + most
         descriptor = await blocking("disk", _open_at, session.path, session.offset)
         waiting: list[bytes] = []
-        size = 0
+        size = held = 0
+        self._writers += 1
         try:
             if session.hash is None:
                 await self._rehash(session)
             async for piece in pieces:
                 waiting.append(piece)
                 size += len(piece)
+                held += len(piece) + _OBJECT
                 if most >= 0 and session.offset + size > end:
                     raise RegistryError("SIZE_INVALID", message="the chunk is longer than its Content-Range says")
-                if size >= PIECE:
+                if held >= max(_PIECE_MIN, min(PIECE, _HELD_MAX // self._writers)):
                     await self._write(session, descriptor, waiting)
-                    waiting, size = [], 0
+                    waiting, size, held = [], 0, 0
         except (ClientGone, BadRequest):
             # What did arrive counts: the client comes back and asks how far it got.
             if waiting:
@@ -189,6 +196,7 @@ class Uploads:
             if waiting:
                 await self._write(session, descriptor, waiting)
         finally:
+            self._writers -= 1
             os.close(descriptor)
 
     async def _write(self, session: Session, descriptor: int, pieces: list[bytes]) -> None:
