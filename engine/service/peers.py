@@ -26,6 +26,7 @@ from engine.store.images import ImageRecord, Index
 from engine.store.repositories import StoredManifest
 
 _REPOSITORIES_MAX = 1000  # that are being pushed to and have got no tag yet
+_ARRIVING_MAX = 10_000  # blobs and manifests of one of them: an index of many platforms has some hundred
 
 
 class _Incoming:
@@ -144,7 +145,8 @@ class ImageRepositories:
 
     async def link(self, name: str, digest: str, size: int) -> None:
         """See Backend."""
-        self._arriving(name).blobs[digest] = size
+        incoming = self._arriving(name)
+        incoming.blobs[digest] = size
         self._images.leases.add(_holder(name), [digest])
         await self._context.durability.reached()
 
@@ -169,13 +171,22 @@ class ImageRepositories:
             await self._context.durability.reached()
             return
         try:
-            await self._become_image(references.parse(name), digest, tags)
+            used = await self._become_image(references.parse(name), digest, tags)
         except InvalidParameter as error:
             raise RegistryError("MANIFEST_INVALID", message=str(error)) from error
-        del self._incoming[name]
-        self._images.leases.release(_holder(name))
+        self._arrived(name, incoming, {digest, *used})
 
-    async def _become_image(self, name: Reference, digest: str, tags: Sequence[str]) -> None:
+    def _arrived(self, name: str, incoming: _Incoming, used: set[str]) -> None:
+        """What became an image is no longer under way. The rest may be another client's push to the same repository."""
+        for digest in used:
+            incoming.blobs.pop(digest, None)
+            incoming.manifests.pop(digest, None)
+        if not incoming.blobs and not incoming.manifests and self._incoming.get(name) is incoming:
+            del self._incoming[name]
+            self._images.leases.release(_holder(name))
+
+    async def _become_image(self, name: Reference, digest: str, tags: Sequence[str]) -> set[str]:
+        """The blobs and manifests that it took."""
         raw = await self._read(digest)
         found = manifests.parse(raw, "", digest)
         names = [*(name.with_tag(tag) for tag in tags), name.with_digest(digest)]
@@ -183,6 +194,7 @@ class ImageRepositories:
             image = await self._image(digest, raw, found)
             await self._context.pulls.unpack(image)
             self._images.register(image, names)
+            used = {*image.blobs}
         else:
             images, held = await self._of_index(found)
             if not images:
@@ -191,6 +203,7 @@ class ImageRepositories:
             if best is not None:
                 await self._context.pulls.unpack(images[best])
             index = Index.of(raw, found.media_type, held)
+            used = {*held}.union(*(image.blobs for image in images))
             with self._images.pins() as pin:
                 for image in images:
                     pin((*image.blobs, *image.chain_ids))
@@ -202,6 +215,7 @@ class ImageRepositories:
             image_of = self._images.store.named(one)
             if image_of is not None:
                 self._images.emit("pull", image_of.id, one.familiar_name, one.familiar)
+        return used
 
     async def _of_index(self, index: spec.Index) -> tuple[list[ImageRecord], list[str]]:
         """The images of an index that are here, and every other blob of it that is."""
@@ -234,8 +248,15 @@ class ImageRepositories:
 
     def _arriving(self, name: str) -> _Incoming:
         if name not in self._incoming and len(self._incoming) >= _REPOSITORIES_MAX:
-            raise RegistryError("TOOMANYREQUESTS", message="too many pushes without a tag")
-        return self._incoming.setdefault(name, _Incoming())
+            leased = self._images.leases.holders()
+            for abandoned in [one for one in self._incoming if leased.get(_holder(one), 0) <= time.time()]:
+                del self._incoming[abandoned]
+            if len(self._incoming) >= _REPOSITORIES_MAX:
+                raise RegistryError("TOOMANYREQUESTS", message="too many pushes without a tag")
+        incoming = self._incoming.setdefault(name, _Incoming())
+        if len(incoming.blobs) + len(incoming.manifests) >= _ARRIVING_MAX:
+            raise RegistryError("TOOMANYREQUESTS", message=f"too many blobs without a tag were pushed to {name}")
+        return incoming
 
 
 def _holder(name: str) -> str:
