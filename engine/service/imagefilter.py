@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from engine.errors import InvalidParameter
+from engine.spec import glob
 from engine.spec import reference as references
 from engine.store.images import ImageRecord
 
@@ -42,14 +42,15 @@ def apply(images: list[ImageRecord], filters: Filters, find: Callable[[str], Ima
     if moments := [moment(value) for value in filters.get("until") or ()]:
         tests.append(lambda image: seconds(image.created) <= min(moments))
     if patterns := filters.get("reference"):
-        images = [shown for image in images if (shown := _named(image, patterns)) is not None]
+        compiled = [glob.compile(pattern) for pattern in patterns]
+        images = [shown for image in images if (shown := _named(image, compiled)) is not None]
     return [image for image in images if all(test(image) for test in tests)]
 
 
-def _named(image: ImageRecord, patterns: Sequence[str]) -> ImageRecord | None:
+def _named(image: ImageRecord, patterns: Sequence[re.Pattern[str]]) -> ImageRecord | None:
     """The image with only those of its names that match, as Docker lists it; None when none does."""
     tags, digests = (
-        tuple(name for name in names if any(matches(name, pattern) for pattern in patterns))
+        tuple(name for name in names if any(_matches(name, pattern) for pattern in patterns))
         for names in (image.repo_tags, image.repo_digests)
     )
     return msgspec.structs.replace(image, repo_tags=tags, repo_digests=digests) if tags or digests else None
@@ -58,7 +59,7 @@ def _named(image: ImageRecord, patterns: Sequence[str]) -> ImageRecord | None:
 def _dangling(values: Sequence[str]) -> Callable[[ImageRecord], bool]:
     wanted = {value.lower() for value in values}
     if not wanted <= {"true", "1", "t", "false", "0", "f"}:
-        raise InvalidParameter(f"invalid filter 'dangling={list(values)}'")
+        raise InvalidParameter(f"invalid filter 'dangling=[{' '.join(values)}]'")
     yes = bool(wanted & {"true", "1", "t"})
     return lambda image: (not image.repo_tags and not image.repo_digests) is yes
 
@@ -73,15 +74,9 @@ def _labelled(label: str, wanted: bool) -> Callable[[ImageRecord], bool]:
     return test
 
 
-def matches(name: str, pattern: str) -> bool:
-    """Docker's `reference.FamiliarMatch`: the whole familiar name or only its repository; `*` does not cross a slash."""
-    repository = references.parse(name).familiar_name
-    return _glob(name, pattern) or _glob(repository, pattern)
-
-
-def _glob(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("/"), pattern.split("/")
-    return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(part, want) for part, want in zip(parts, wanted, strict=True))
+def _matches(name: str, pattern: re.Pattern[str]) -> bool:
+    """Docker's `reference.FamiliarMatch`: the whole familiar name or only its repository."""
+    return any(pattern.fullmatch(form) for form in (name, references.parse(name).familiar_name))
 
 
 def moment(text: str) -> float:
@@ -94,7 +89,7 @@ def moment(text: str) -> float:
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
-        raise InvalidParameter(f"failed to parse value as time or duration: {text!r}")
+        raise InvalidParameter(f'failed to parse value as time or duration: "{text}"') from None
 
 
 def seconds(created: str) -> float:
