@@ -177,17 +177,6 @@ def test_disk_usage_adds_up(own: Daemon) -> None:
     assert own.out("system", "df", "-v").count("300kB") == 1
 
 
-def test_a_wide_tree_needs_no_descriptors(own: Daemon) -> None:
-    """More folders beside each other than the daemon may have descriptors."""
-    busybox.load(own)
-    limit = int(Path(f"/proc/{own.pid}/limits").read_text().partition("Max open files")[2].split()[0])
-    made = own.out("create", "--network", "none", "busybox", "true")
-    upper = Path(own.api("GET", f"/containers/{made}/json").json()["GraphDriver"]["Data"]["UpperDir"])
-    for number in range(min(limit, 30_000) + 10):
-        os.mkdir(upper / str(number))
-    assert own.api("GET", "/system/df?type=container").json()["Containers"][0]["SizeRw"] > 0
-
-
 # -- check
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.store.trees import remove_tree, usage
+from engine.store.trees import remove_tree, usage, walk
 
 
 @pytest.fixture
@@ -78,3 +78,25 @@ def test_usage_counts_hard_links_once(tmp_path: Path) -> None:
     size, inodes = usage(str(tmp_path))
     assert inodes == 3
     assert 8192 + 4096 <= size <= 8192 + 4096 + 8192
+
+
+def test_wide_and_deep_trees_are_measured_with_few_descriptors(tmp_path: Path, folder: int) -> None:
+    for number in range(400):
+        os.mkdir(tmp_path / "in" / str(number))
+    deep = os.dup(folder)
+    for _ in range(400):  # its path is far longer than a path can be
+        os.mkdir("d" * 200, dir_fd=deep)
+        below = os.open("d" * 200, os.O_RDONLY | os.O_DIRECTORY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(os.open("last", os.O_WRONLY | os.O_CREAT, dir_fd=deep))
+    os.close(deep)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        assert usage(folder)[1] == 801
+        places = {place for place, _ in walk(folder)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert max(map(len, places)) == 401
+    remove_tree(folder, "d" * 200)
