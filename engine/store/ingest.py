@@ -1,6 +1,7 @@
 """A blob on its way in, from a source that may stop at any byte: what is there is kept, checked and gone on with, also after a crash.
 
-Owns `ingest/<algorithm>-<hex>` (the bytes) and `ingest/<algorithm>-<hex>.sums` (a CRC-32 of each finished mebibyte, 0 for one that is not).
+Owns `ingest/<algorithm>-<hex>` (the bytes) and `ingest/<algorithm>-<hex>.sums` (a CRC-32 of each finished mebibyte, 0 for one that is not;
+at a proper close also of the last one that was begun).
 Parts may arrive out of order; `offset` is the end of what is there without a gap. What is found at opening counts only as far as the sums
 confirm it: after a power cut a file may be as long as it was and hold zeros. The sums find damage, they are no protection: a blob is taken
 for its digest.
@@ -110,12 +111,12 @@ class Ingest:
             if known == _ABSENT:
                 continue
             data = os.pread(self._fd, length, place)
-            if len(data) == length and _crc(data) == known:
+            if data and _crc(data) == known:  # a short one is the last, see `close`
                 kept[at : at + _SUM] = known
                 if self._parts and self._parts[-1][1] == place:
-                    self._parts[-1] = self._parts[-1][0], place + length
+                    self._parts[-1] = self._parts[-1][0], place + len(data)
                 else:
-                    self._parts.append((place, place + length))
+                    self._parts.append((place, place + len(data)))
         if self._parts and self._parts[0][0] == 0:
             self.offset = self._parts[0][1]
         os.ftruncate(self._fd, self._parts[-1][1] if self._parts else 0)
@@ -158,13 +159,19 @@ class Ingest:
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Let go of the files; they stay. Twice is fine."""
+        """Let go of the files; they stay. Twice is fine. Raises OSError."""
+        if self._fd >= 0 and self._parts:
+            start, end = self._parts[-1]
+            place, length = self._block(end // BLOCK)
+            if start <= place < end < place + length:  # the block that was begun; after a crash it is lost
+                os.pwrite(self._sums, _crc(os.pread(self._fd, end - place, place)), end // BLOCK * _SUM)
         for fd in (self._fd, self._sums) if self._fd >= 0 else ():
             os.close(fd)
         self._fd = self._sums = -1
 
     def remove(self) -> None:
         """Let go and remove the files."""
+        self._parts = []
         self.close()
         remove(self.path)
 

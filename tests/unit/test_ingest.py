@@ -42,9 +42,15 @@ def right(ingest: Ingest, data: bytes) -> None:
 
 
 @settings(max_examples=120, deadline=None)
-@given(size=st.integers(0, 260), first=parts, again=parts, harm=st.lists(st.tuples(st.booleans(), st.integers(0, 300)), max_size=4))
+@given(
+    size=st.integers(0, 260),
+    first=parts,
+    again=parts,
+    crash=st.booleans(),
+    harm=st.lists(st.tuples(st.booleans(), st.integers(0, 300)), max_size=4),
+)
 def test_any_order_any_crash_any_damage(
-    size: int, first: list[tuple[int, int]], again: list[tuple[int, int]], harm: list[tuple[bool, int]]
+    size: int, first: list[tuple[int, int]], again: list[tuple[int, int]], harm: list[tuple[bool, int]], crash: bool
 ) -> None:  # fmt: skip
     block, module.BLOCK = module.BLOCK, 16
     try:
@@ -64,7 +70,12 @@ def test_any_order_any_crash_any_damage(
             ingest = Ingest(folder, digest, size)
             write(ingest, first)
             assert {n for start, end in ingest.missing(7) for n in range(start, end)} == set(range(size)) - written
-            ingest.close()  # as a crash would
+            ended = {end for _, end in ingest._parts}
+            if crash:
+                for fd in (ingest._fd, ingest._sums):
+                    os.close(fd)
+            else:
+                ingest.close()
             harmed = False
             for sums, at in harm:
                 path = ingest.path + (SUMS if sums else "")
@@ -77,6 +88,9 @@ def test_any_order_any_crash_any_damage(
             right(ingest, data)
             if not harmed:  # whole blocks are never lost
                 blocks = {n for n in written if set(range(n // 16 * 16, min(n // 16 * 16 + 16, size))) <= written}
+                last = max(ended, default=0) // 16 * 16
+                if not crash and set(range(last, max(ended, default=0))) <= written:  # nor what was begun, at a proper end
+                    blocks |= set(range(last, max(ended, default=0)))
                 assert blocks == set(range(size)) - {n for start, end in ingest.missing(0) for n in range(start, end)}
             write(ingest, again)
             for start, end in ingest.missing(11):
