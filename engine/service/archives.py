@@ -21,6 +21,7 @@ from engine.errors import Conflict, Damaged, InvalidParameter, KnarrError, NotFo
 from engine.service.images import Images
 from engine.service.layers import Job, Layers, Wanted, explained
 from engine.service.staging import Staging, pulling
+from engine.service.unpack import Counted, bounded
 from engine.spec import platform as platforms
 from engine.spec import reference as references
 from engine.spec.digest import chain_ids, sha256, short
@@ -319,7 +320,8 @@ class Archives:
         defaults = fromtar.defaults(changes)
 
         async def content() -> compression.Source:
-            return (await blocking("layers", compression.decompressed, pulling(stream)))[1]
+            packed = Counted(pulling(stream))
+            return bounded(packed, (await blocking("layers", compression.decompressed, packed))[1], self._images.limits)
 
         def config(diff_id: str) -> bytes:
             return fromtar.config(defaults, diff_id, message or "Imported from -", wanted)  # dockerd's message

@@ -24,6 +24,7 @@ from engine.store.images import Index
 
 _CONFIGS = frozenset({spec.MEDIA_CONFIG, spec.DOCKER_CONFIG, "application/octet-stream", ""})
 _DOCUMENTS = spec.INDEXES | spec.MANIFESTS | {""}
+_NAMES_MAX = 10_000  # of one image; each is a row
 _PLAIN = frozenset({spec.MEDIA_LAYER, "application/vnd.docker.image.rootfs.diff.tar", ""})
 
 
@@ -105,18 +106,21 @@ def _docker_image(staging: Staging, element: documents.DockerManifest) -> Group:
     try:
         config = spec.decode_config(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidParameter(f"loading images: {element.config} is no image configuration: {error}") from error
+        raise InvalidParameter(f"loading images: {element.config!r} is no image configuration: {error}") from error
     layers = [staging.packed(staging.get(name)) for name in element.layers or ()]
     if len(layers) != len(config.diff_ids):
         raise InvalidParameter(f"invalid manifest, layers length mismatch: expected {len(layers)}, got {len(config.diff_ids)}")
     described = tuple(spec.Descriptor(media_type=one.media_type, digest=one.blob, size=one.blob_size) for one in layers)
     made = manifest_of(raw, described)
-    manifest = manifests.image(manifests.parse(made, "", element.config), element.config)  # type: ignore[arg-type]
-    manifests.config(raw, manifest, element.config)
+    shown = repr(element.config)  # a name of the archive's own making goes to a terminal
+    manifest = manifests.image(manifests.parse(made, "", shown), shown)  # type: ignore[arg-type]
+    manifests.config(raw, manifest, shown)
     parts = [
         Part(one.digest, one.size, one.media_type, diff_id, staged)
         for one, diff_id, staged in zip(described, config.diff_ids, layers, strict=True)
     ]
+    if len(element.repo_tags or ()) > _NAMES_MAX:
+        raise InvalidParameter(f"loading images: {shown} has more than {_NAMES_MAX} names")
     names = [references.parse(name).with_default_tag() for name in element.repo_tags or ()]
     return Group(_checked(names, ""), [Found(raw, config, parts, made, sha256(made))])
 

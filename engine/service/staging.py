@@ -16,13 +16,14 @@ import posixpath
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import BinaryIO
 
+import msgspec
 import trio
 
 from engine import _core
 from engine.aio.blocking import blocking
 from engine.aio.handoff import Closed, Handoff
 from engine.errors import InvalidParameter, KnarrError, NotFound
-from engine.service.unpack import Counted, Hashed
+from engine.service.unpack import Counted, Hashed, bounded
 from engine.spec import archive as documents
 from engine.spec import image as spec
 from engine.spec.digest import is_digest, sha256
@@ -37,7 +38,10 @@ _SMALL = 256 << 10
 # All small members together: manifests, configurations and legacy `json` files of the largest images are some hundred kB.
 _MEMORY = 32 << 20
 _MEMBERS_MAX = 100_000
+_NAMES_MAX = 32 << 20  # bytes of all names and links
 _DOCUMENT_MAX = 8 << 20
+# What is parsed of one archive, counted as often as it is: one that names a large configuration ten thousand times must come to an end.
+_DOCUMENTS_MAX = 256 << 20
 # A piece handed to a worker thread: a hop costs some 0.2 ms, so several network reads go in one.
 _HOP = 512 << 10
 _CUT = 256 << 10
@@ -88,13 +92,15 @@ class Staging:
         self._content = content
         self._snapshots = snapshots
         self._limits = limits
+        # What a whole archive may become: it has any number of layers, but none is packed more tightly.
+        self._bomb = msgspec.structs.replace(limits, bytes=0)
         self._known = known
         self._members: dict[str, Staged] = {}
         self._all: list[Staged] = []
         self._aliases: dict[str, str] = {}
         # Blob -> the same layer in the other form.
         self._forms: dict[str, Staged] = {}
-        self._memory = 0
+        self._memory = self._entries = self._names = self._parsed = 0
         self._as_they_are = False
         self.taken = 0
 
@@ -110,7 +116,7 @@ class Staging:
             return piece
 
         try:
-            content = await blocking("layers", lambda: compression.decompressed(counting)[1])
+            content = bounded(counted, (await blocking("layers", compression.decompressed, counting))[1], self._bomb)
             reader = tar.TarReader(content)
             entries = iter(reader)
             while (entry := await blocking("layers", self._small_ones, entries, reader)) is not None:
@@ -122,9 +128,8 @@ class Staging:
     def _small_ones(self, entries: Iterator[tar.Entry], reader: tar.TarReader) -> tar.Entry | None:
         """In a worker thread: take members up to the next large one, which is returned, or up to the end."""
         for entry in entries:
+            self._count(entry)
             name = _name(entry)
-            if len(self._members) + len(self._aliases) >= _MEMBERS_MAX:
-                raise InvalidParameter(f"loading images: the archive has more than {_MEMBERS_MAX} members")
             if entry.type in (tar.SYMLINK, tar.LINK):
                 target = entry.linkname.decode("utf-8", "surrogateescape")
                 base = posixpath.dirname(name) if entry.type == tar.SYMLINK else ""
@@ -141,6 +146,15 @@ class Staging:
                 if name == "index.json":
                     self._as_they_are = documents.keeps_layers(self._members[name].data)
         return None
+
+    def _count(self, entry: tar.Entry) -> None:
+        """One more member, though it may have the name of another. Raises InvalidParameter."""
+        self._entries += 1
+        self._names += len(entry.name) + len(entry.linkname)
+        if self._entries > _MEMBERS_MAX:
+            raise InvalidParameter(f"loading images: the archive has more than {_MEMBERS_MAX} members")
+        if self._names > _NAMES_MAX:
+            raise InvalidParameter(f"loading images: the names in the archive have more than {_NAMES_MAX} bytes")
 
     async def take(self, source: Source, hint: str = "") -> Staged:
         """Take one large member from a source that worker threads may call. With `hint`, the digest that its name claims, nothing is done
@@ -245,6 +259,9 @@ class Staging:
         """The bytes of a small member; `shown` for messages. Raises InvalidParameter."""
         if staged.size > _DOCUMENT_MAX or staged.digest != staged.blob:
             raise InvalidParameter(f"loading images: {shown!r} is no document")
+        self._parsed += staged.size
+        if self._parsed > _DOCUMENTS_MAX:
+            raise InvalidParameter(f"loading images: the archive's documents have more than {_DOCUMENTS_MAX} bytes")
         with staged.open() as file:
             return file.read()
 
@@ -265,16 +282,24 @@ class Staging:
         if staged.compression in ("gzip", "zstd"):
             return staged
         with staged.open() as file:
-            _, source = compression.decompressed(lambda: file.read(_HOP))
-            return self._again(source, staged, _store_packed)
+            return self._again(self._inflated(file), staged, _store_packed)
 
     def plain(self, staged: Staged) -> Staged:
         """The member as it was in the archive. Blocks."""
         if staged.digest == staged.blob:
             return staged
         with staged.open() as file:
-            _, source = compression.decompressed(lambda: file.read(_HOP))
-            return self._again(source, staged, _store)
+            return self._again(self._inflated(file), staged, _store)
+
+    def _inflated(self, file: BinaryIO) -> Source:
+        """The content of a member in a file, as far as it is no bomb. Ends when its client has gone."""
+
+        def read() -> bytes:
+            trio.from_thread.check_cancelled()
+            return file.read(_HOP)
+
+        packed = Counted(read)
+        return bounded(packed, compression.decompressed(packed)[1], self._limits)
 
     def _again(self, source: Source, former: Staged, store: Callable[[Source, Staged], None]) -> Staged:
         """Another form of a member, made once: an archive may name it any number of times."""
