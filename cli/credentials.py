@@ -43,7 +43,7 @@ def _run(helper: str, action: str, text: str) -> bytes:
     from cli.processes import find, run
 
     words = {"get": "error getting credentials", "store": "error storing credentials", "erase": "error erasing credentials"}[action]
-    path = find(helper)
+    path = "" if "/" in helper else find(helper)  # a name, not a way out of PATH
     if not path:
         raise Failure(f'{words} - err: exec: "{helper}": executable file not found in $PATH, out: ``')
     code, out = run(path, [action], text.encode())

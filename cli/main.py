@@ -134,6 +134,8 @@ def write_error(text: str) -> None:
     import posix
 
     if text:
+        if not text.isprintable():  # parts of it may come from a registry or an archive, which must not drive the terminal
+            text = "".join(char for char in text if char in "\n\t" or not (char < " " or "\x7f" <= char <= "\x9f"))
         try:
             posix.write(2, (text + "\n").encode("utf-8", "surrogateescape"))
         except OSError:

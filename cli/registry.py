@@ -10,6 +10,7 @@ from _socket import SHUT_WR
 from cli.client import Client, Connection, DaemonError, Failure, Unreachable
 from cli.flags import Command, parse
 from cli.main import write_error
+from cli.progress import printable
 from cli.streams import output
 
 TYPE_CHECKING = False  # typing itself costs 5 ms
@@ -121,7 +122,8 @@ def _show(value: "dict[str, Any]", quiet: bool) -> None:
     elif not quiet:
         moment = time.strftime("%H:%M:%S", time.localtime(value["Time"]))
         who = " ".join(filter(None, (value["Peer"], value["User"])))
-        output(
+        text = (
             f"{moment} {who or '-'} {value['Method']} {value['Target']} {value['Status'] or 'gone'} "
-            f"{value['Bytes']} {value['Seconds'] * 1000:.1f} ms\n"
+            f"{value['Bytes']} {value['Seconds'] * 1000:.1f} ms"
         )
+        output(printable(text).replace("\n", " ") + "\n")  # a token says of itself what its user is called

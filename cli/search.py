@@ -5,6 +5,7 @@ from cli.containers import filters
 from cli.credentials import HUB, find, header
 from cli.flags import Command, parse
 from cli.listing import Row
+from cli.progress import printable
 from cli.tables import ellipsis
 
 SEARCH = Command("search", "[OPTIONS] TERM", {"filter": "filter", "format": "string", "limit": "int", "no-trunc": "bool"},
@@ -23,7 +24,7 @@ class Found(Row):
         return str(self.data["name"])
 
     def Description(self) -> str:
-        text = self.data.get("description", "").replace("\n", " ").replace("\r", " ")
+        text = printable(self.data.get("description", "").replace("\n", " ").replace("\r", " "))
         return text if self.view.full else ellipsis(text, 45)
 
     def StarCount(self) -> str:
