@@ -86,7 +86,7 @@ class Checks:
         """JSON lines: findings, at the end `{"summary": …}`. Close the generator when leaving early. Raises KnarrError."""
         async with self._lock:
             summary = Summary()
-            async with aclosing(self._findings(options, summary)) as findings:
+            async with aclosing(self._told(self._findings(options, summary))) as findings:
                 async for finding in findings:
                     summary.checked += 1
                     summary.damaged += finding.state in ("damaged", "missing")
@@ -96,6 +96,15 @@ class Checks:
                     if finding.state != "ok" or options.everything:
                         yield msgspec.json.encode(finding) + b"\n"
             yield msgspec.json.encode({"summary": summary}) + b"\n"
+
+    async def _told(self, findings: AsyncGenerator[Finding, None]) -> AsyncGenerator[Finding, None]:
+        """`findings`; what the disk or the database refuses becomes a KnarrError."""
+        async with aclosing(findings):
+            try:
+                async for finding in findings:
+                    yield finding
+            except (OSError, DatabaseError) as error:
+                raise KnarrError(f"checking the store: {error}") from error
 
     async def _findings(self, options: Options, summary: Summary) -> AsyncGenerator[Finding, None]:
         steps: list[AsyncGenerator[Finding, None]] = [

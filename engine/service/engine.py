@@ -34,8 +34,8 @@ from engine.service.supervise import Monitors
 from engine.service.system import System
 from engine.spec.event import Event
 from engine.store.containers import ContainerStore
-from engine.store.content import Content
-from engine.store.db import Database, DatabaseError
+from engine.store.content import Content, remove_path
+from engine.store.db import Database, DatabaseError, is_full
 from engine.store.layout import Layout
 from engine.store.mark import Mark
 from engine.store.snapshots import Snapshots
@@ -132,7 +132,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
     layout.create()
     mark = Mark(layout.data_root)
     unclean_since = mark.unclean_since()
-    db = Database(layout.database)
+    db = _open_database(layout)
     if db.set_aside:
         log.error("the database was damaged (%s) and set aside as %s", db.set_aside_reason, db.set_aside)
     try:
@@ -151,6 +151,22 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
         db.sync()
         db.close()
         mark.clear()
+
+
+def _open_database(layout: Layout) -> Database:
+    """A disk without any room must not keep the daemon from starting: it is needed to make some. Raises KnarrError."""
+    try:
+        return Database(layout.database)
+    except DatabaseError as error:
+        if not is_full(error):
+            raise KnarrError(f"opening the database {layout.database}: {error}") from error
+        log.error("opening the database %s: %s; unfinished downloads are given up to make room", layout.database, error)
+    for name in os.listdir(layout.ingest):
+        remove_path(f"{layout.ingest}/{name}")
+    try:
+        return Database(layout.database)
+    except DatabaseError as error:
+        raise KnarrError(f"opening the database {layout.database}: {error}", hint="free some space on the file system of --data-root")
 
 
 async def _set_mark(mark: Mark, engine: Engine, unclean_since: float) -> None:

@@ -60,8 +60,9 @@ def _dangling(values: Sequence[str]) -> Callable[[ImageRecord], bool]:
     wanted = {value.lower() for value in values}
     if not wanted <= {"true", "1", "t", "false", "0", "f"}:
         raise InvalidParameter(f"invalid filter 'dangling=[{' '.join(values)}]'")
-    yes = bool(wanted & {"true", "1", "t"})
-    return lambda image: (not image.repo_tags and not image.repo_digests) is yes
+    if wanted & {"true", "1", "t"}:
+        return lambda image: not image.repo_tags
+    return lambda image: bool(image.repo_tags or image.repo_digests)  # dockerd shows what has a digest alone both times
 
 
 def _labelled(label: str, wanted: bool) -> Callable[[ImageRecord], bool]:

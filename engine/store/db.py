@@ -185,6 +185,11 @@ class Database:
         os.close(self._wal)
 
 
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether there is no room on the disk: for rows, or for the index of the log that SQLite maps into memory."""
+    return getattr(error, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+
+
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size

@@ -19,7 +19,7 @@ from tests.chaos import storework
 from tests.lib import cgroup2
 from tests.lib.registries import DockerRegistry
 
-CUTS = int(os.environ.get("KNARR_POWER_CUTS", "2"))
+CUTS = int(os.environ.get("KNARR_POWER_CUTS", "1"))
 _MEMORY = "600M"
 
 

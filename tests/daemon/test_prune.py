@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -285,6 +286,20 @@ def test_a_pull_repairs(own: Daemon, registry: DockerRegistry) -> None:
     assert check(own)[0] == []
 
 
+def test_what_an_update_leaves_is_dangling(own: Daemon, registry: DockerRegistry) -> None:
+    """A pull that moves a tag leaves the old image with its digest alone. As dockerd 26.1 lists and prunes it."""
+    name = f"{registry.host}/updated"
+    for content in (b"old", b"new"):
+        seed(registry, "updated", "1", files=[{"data": content}])
+        own.docker("pull", "-q", f"{name}:1")
+    shown = [sorted(own.out("images", "--filter", f"dangling={yes}", "--format", "{{.Tag}}").split()) for yes in ("true", "false")]
+    assert shown == [["<none>"], ["1", "<none>"]]
+    removed = prune(own, "images")["ImagesDeleted"]
+    assert removed[0]["Untagged"].startswith(f"{name}@sha256:")
+    assert [list(one) for one in removed] == [["Untagged"], ["Deleted"], ["Deleted"]]
+    assert names(own) == [f"{name}:1"]
+
+
 def test_an_image_whose_layer_is_gone_for_good(own: Daemon) -> None:
     load(own, "app:1")
     layer_blobs = own.api("GET", "/images/app:1/json").json()
@@ -354,16 +369,22 @@ def test_the_daemon_starts_on_a_full_disk(own_daemon: Callable[..., Daemon], tmp
         load(daemon, "app:1", b"content")
         load(daemon, "app:2", os.urandom(1 << 20))
         daemon.kill()
-        with (folder / "filler").open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                pass
+        with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
         daemon.start()
         assert names(daemon) == ["app:1", "app:2"]
         # What makes room again must work.
         assert daemon.api("DELETE", "/images/app:2").status == 200
+        assert names(daemon) == ["app:1"]
+        # The reserve is spent; a start finds room in what can be fetched again.
+        daemon.kill()
+        (folder / "data/content/ingest" / ("sha256-" + "1" * 64)).write_bytes(b"")
+        (folder / "filler").rename(folder / "data/content/ingest/1-filler")
+        with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        daemon.start()
         assert names(daemon) == ["app:1"]
         (folder / "filler").unlink()
         assert runs(daemon, "app:1") == "content"
