@@ -181,15 +181,15 @@ class Remote:
         attempts = 3
         while True:
             attempts -= 1
-            parts = []
+            found = bytearray()
             try:
                 async with self.blob(descriptor) as blob:
                     if blob.total > limit:
                         raise InvalidParameter(f"{descriptor.digest} has {blob.total} bytes, more than {limit}")
                     async with contextlib.aclosing(blob.chunks()) as chunks:
                         async for part in chunks:
-                            parts.append(part)
-                raw = b"".join(parts)
+                            found += part
+                raw = bytes(found)
                 manifests.check(raw, descriptor.digest, f"blob of {self.reference.familiar_name}")
                 return raw
             except (Interrupted, Damaged):  # something on the way may be to blame

@@ -33,6 +33,8 @@ CHUNK = 256 * 1024  # bytes asked of the kernel at a time; 64 KiB and 1 MiB both
 # Bodies from this size on are read past the HTTP library: half its CPU time (measured: 500 MB in 0.2 s instead of 0.4 s, with TLS in 0.75 s
 # instead of 1.4 s). Below, keeping the connection is worth more.
 _DIRECT = 1024 * 1024
+# Parts that are taken in a row before others have their turn: those of one byte come faster than they are taken.
+_TURN = 16
 _KEPT = 8  # idle connections for each host
 _KEPT_FOR = 30.0  # seconds
 _NOT_CONNECTED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOENT, errno.EACCES)
@@ -62,27 +64,26 @@ class Response:
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises KnarrError when it is longer than `limit` bytes, Interrupted when it ends early."""
-        parts, size = [], 0
+        found = bytearray()  # a list of tiny parts would take many times their bytes
         with trio.move_on_after(DOCUMENT_TIMEOUT):
             async with contextlib.aclosing(self.chunks()) as chunks:
                 async for part in chunks:
-                    size += len(part)
-                    if size > limit:
+                    if len(found) + len(part) > limit:
                         raise KnarrError(f"the answer of {shown(self.url)} is longer than {limit} bytes")
-                    parts.append(part)
-            return b"".join(parts)
+                    found += part
+            return bytes(found)
         raise Interrupted(f"reading {shown(self.url)}: not done after {DOCUMENT_TIMEOUT:.0f} s")
 
     async def start(self, limit: int) -> bytes:
         """The body, or its first `limit` bytes; for the text of an error. Raises nothing for a body that ends early."""
-        found = b""
+        found = bytearray()
         with contextlib.suppress(Interrupted), trio.move_on_after(READ_TIMEOUT):
             async with contextlib.aclosing(self.chunks()) as chunks:
                 async for part in chunks:
                     found += part
                     if len(found) >= limit:
                         break
-        return found[:limit]
+        return bytes(found[:limit])
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes, undecoded. Raises Interrupted when it ends early or nothing comes for READ_TIMEOUT."""
@@ -96,7 +97,11 @@ class Response:
                         yield part
             else:
                 async with contextlib.aclosing(aiter(self._raw.stream)) as parts:  # type: ignore[arg-type,type-var]
+                    taken = 0
                     async for part in parts:
+                        taken += 1
+                        if not taken % _TURN:
+                            await trio.lowlevel.checkpoint()
                         yield part
         except _library().HTTPError as error:
             raise Interrupted(f"reading {shown(self.url)}: {_reason(error, self.url)[0]}") from error
