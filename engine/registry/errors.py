@@ -12,7 +12,7 @@ import msgspec
 from engine.errors import Conflict, Forbidden, InvalidParameter, KnarrError, NotFound, Unauthorized
 
 _LONGEST = 500  # characters of a registry's text that are shown
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\uffff]+")
+_UNPRINTABLE = re.compile(r"\0+")
 
 
 class Unreachable(KnarrError):
@@ -91,8 +91,9 @@ class _Details(msgspec.Struct, frozen=True):
 
 
 def clean(text: str) -> str:
-    """A registry's text without control characters, and not too long."""
-    return _UNPRINTABLE.sub(" ", text).strip()[:_LONGEST]
+    """A registry's text without control characters and without what changes the direction of writing, and not too long."""
+    kept = "".join(char if char.isprintable() else "\0" for char in text[: 4 * _LONGEST])
+    return _UNPRINTABLE.sub(" ", kept).strip()[:_LONGEST]
 
 
 def problems(body: bytes) -> tuple[Problem, ...]:

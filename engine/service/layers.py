@@ -132,6 +132,9 @@ class Layers:
         self._blobs = KeyedLocks()
         self._downloads = trio.Semaphore(max(1, downloads))
         self._unpackings = trio.Semaphore(_UNPACKINGS)
+        # Syncs of the file system: how many were begun, and which of them is the last that went well.
+        self._syncing = trio.Lock()
+        self._syncs = self._synced_upto = 0
 
     def job(self, wanted: Wanted, below: Job | None, fetch: Fetch | None) -> Job:
         """Join the job of a layer, started unless it is under way. Call `leave` in a `finally`. Without `fetch` the blob must be here."""
@@ -321,7 +324,9 @@ class Layers:
         folder = self._snapshots.begin()
         try:
             result = await self._flow(job, folder, ingest, read)
-            await blocking("disk", self._settle, folder, ingest)
+            await self._synced(folder)
+            if ingest is not None:
+                await blocking("disk", self._settle, ingest)
             if below is not None:
                 await below.reached(below.ended)
             try:
@@ -416,12 +421,20 @@ class Layers:
 
         return wait
 
-    def _settle(self, folder: str, ingest: Ingest | None) -> None:
-        """In a worker thread: files and bytes durable, then the blob's name."""
-        self._snapshots.sync_files(folder)
-        if ingest is not None:
-            ingest.forget_cached(ingest.size)
-            self._content.commit(ingest, synced=True)
+    async def _synced(self, folder: str) -> None:
+        """Files and bytes durable. Layers that wait while one sync runs share the next."""
+        wanted = self._syncs + 1
+        async with self._syncing:
+            if self._synced_upto < wanted:
+                self._syncs += 1
+                mine = self._syncs
+                await blocking("disk", self._snapshots.sync_files, folder)
+                self._synced_upto = mine
+
+    def _settle(self, ingest: Ingest) -> None:
+        """In a worker thread: the name of a blob whose bytes are durable."""
+        ingest.forget_cached(ingest.size)
+        self._content.commit(ingest, synced=True)
 
 
 class _Packed:
