@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar, TypeVarTuple
 
 import msgspec
@@ -131,8 +131,14 @@ class Checks:
             if not blobs and not rows:
                 return
             log.warning("the host stopped without warning: checking %d blobs and %d layers stored shortly before", len(blobs), len(rows))
-            findings = [await self._blob(digest, Summary()) for digest in blobs]
-            findings += [await self._snapshot(row, Options(repair=True)) for row in rows]
+            findings = []
+            for digest in blobs:
+                async with self._holding([digest]):
+                    findings.append(await self._blob(digest, Summary()))
+            for row in rows:
+                if self._snapshots.is_current(row):
+                    async with self._holding([row.name, *self._sources(row)]):
+                        findings.append(await self._snapshot(row, Options(repair=True)))
             for finding in findings:
                 if finding.state != "ok":
                     _report(finding)
@@ -183,9 +189,9 @@ class Checks:
     async def _blobs(self, options: Options, summary: Summary) -> AsyncGenerator[Finding, None]:
         others, aside = await blocking("disk", self._content.strays)  # before this check sets more aside
         for digest, _ in sorted(await blocking("disk", self._content.list)):
-            with self._images.pins() as pin:
-                pin([digest])
-                yield await self._blob(digest, summary)
+            async with self._holding([digest]):
+                finding = await self._blob(digest, summary)
+            yield finding
         for path in others:
             yield await self._stray(options, "blob", path, "orphan", "it is no blob")
         needed = self._images.blobs_in_use()
@@ -239,10 +245,10 @@ class Checks:
 
     async def _unpacked(self, options: Options) -> AsyncGenerator[Finding, None]:
         for row in self._snapshots.rows():
-            if row.committed:
-                with self._images.pins() as pin:
-                    pin([row.name, *self._sources(row)])
-                    yield await self._snapshot(row, options)
+            if row.committed and self._snapshots.is_current(row):
+                async with self._holding([row.name, *self._sources(row)]):
+                    finding = await self._snapshot(row, options)
+                yield finding
         for key in self._snapshots.lost:
             yield Finding("snapshot", key, "missing", "what this container had written is gone; it is empty", True)
         strays, aside = await blocking("disk", self._snapshots.strays)
@@ -364,6 +370,17 @@ class Checks:
         here = {digest for digest, _ in await blocking("disk", self._content.list)}
         for digest in sorted(here - self._images.blobs_in_use()):  # the collection at the end of a repair takes them
             yield Finding("blob", digest, "orphan", "nothing needs it", options.repair)
+
+    @asynccontextmanager
+    async def _holding(self, names: list[str]) -> AsyncGenerator[None, None]:
+        """Nothing of `names` is collected while it is looked at. What would have been goes at the end."""
+        images = self._images
+        needed = (images.blobs_in_use() | images.chains_in_use()).intersection(names)
+        with images.pins() as pin:
+            pin(names)
+            yield
+        if not needed <= images.blobs_in_use() | images.chains_in_use():
+            await images.release(names)
 
     async def _stray(self, options: Options, kind: str, path: str, state: str, detail: str) -> Finding:
         """Something that nothing needs: a repair removes it."""

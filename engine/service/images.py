@@ -173,7 +173,7 @@ class Images:
             doomed += [member for member in group if member.id != image.id and self._is_loose(member.id)]
         sizes = self.snapshot_sizes()
         self.store.delete(*(one.id for one in doomed))
-        folders = self.snapshots.collect(self._chains_in_use())
+        folders = self.snapshots.collect(self.chains_in_use())
         gone = sizes.keys() - set(self.snapshots.chains())
         freed = sum(sizes[chain] for chain in gone)
         deleted = {name: None for one in doomed for name in (one.id, *(chain for chain in reversed(one.chain_ids) if chain in gone))}
@@ -239,7 +239,7 @@ class Images:
 
     async def release(self, blobs: Iterable[str]) -> None:
         """Give up blobs and layers that a piece of work brought and that nothing needs."""
-        folders = self.snapshots.collect(self._chains_in_use())
+        folders = self.snapshots.collect(self.chains_in_use())
         with shielded(_CLEANUP_SECONDS):
             await self.durable()
             await self.delete_files(folders, blobs)
@@ -252,7 +252,7 @@ class Images:
         """
         listed = [digest for digest, _ in await blocking("disk", self.content.list)]
         sizes = self.snapshot_sizes()
-        folders = self.snapshots.collect(self._chains_in_use())
+        folders = self.snapshots.collect(self.chains_in_use())
         freed = sum(sizes.values()) - sum(self.snapshot_sizes().values())
         used = self.blobs_in_use()
         blobs = [digest for digest in listed if digest not in used]
@@ -309,7 +309,8 @@ class Images:
         """What one piece of work needs while it runs: `with images.pins() as pin: pin([digest])`."""
         return Pins(self._pinned)
 
-    def _chains_in_use(self) -> set[str]:
+    def chains_in_use(self) -> set[str]:
+        """Every layer that must stay: of images, under leases, and of work under way."""
         return {chain for image in self.store for chain in image.chain_ids} | set(self._pinned) | self.leases.held()
 
     def blobs_in_use(self) -> set[str]:

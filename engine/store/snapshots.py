@@ -330,6 +330,10 @@ class Snapshots:
         """Every row, oldest first, for those who look at all of them. Not to be changed."""
         return sorted(self._rows.values(), key=lambda row: row.number)
 
+    def is_current(self, row: Snapshot) -> bool:
+        """Whether a row that `rows` gave is still one."""
+        return self._rows.get(row.name) is row
+
     def folder(self, row: Snapshot) -> str:
         """The host path of the folder that holds a row's `fs`."""
         return f"{self._folder}/{row.number}"

@@ -59,7 +59,9 @@ class Work:
         self._changes(name, "POST", f"/images/create?fromImage={self.registry}/app&tag={tag}", None, str(tag))
 
     def load(self) -> None:
-        name, data = self.chance.choice(self.archives)
+        self.load_archive(*self.chance.choice(self.archives))
+
+    def load_archive(self, name: str, data: bytes) -> None:
         self._changes(name, "POST", "/images/load?quiet=1", data, name.partition(":")[2])
 
     def _changes(self, name: str, method: str, target: str, body: bytes | None, holds: str) -> None:

@@ -97,3 +97,46 @@ def end_leases(daemon: Daemon) -> None:
         database.execute("UPDATE leases SET expires = 1")
     for path in (daemon.data_root / "content/ingest").iterdir():
         os.utime(path, (0, 0))
+
+
+def test_checks_and_prunes_beside_other_work(own_daemon: Callable[..., Daemon], registry: DockerRegistry) -> None:
+    """What comes and goes meanwhile is neither called damaged nor taken away."""
+    daemon = own_daemon().start()
+    works = [storework.Work(daemon, registry.host, random.Random(number)) for number in range(4)]
+    wrong: list[BaseException] = []
+    loaded, archive = works[1].archives[0]
+
+    def pull_and_delete() -> None:
+        works[0].pull_tag(0)
+        works[0].runs(f"{registry.host}/app:0")
+        assert daemon.api("DELETE", f"/images/{registry.host}/app:0?force=1").status == 200
+
+    def load_and_delete() -> None:
+        works[1].load_archive(loaded, archive)
+        works[1].runs(loaded)
+        assert daemon.api("DELETE", f"/images/{loaded}?force=1").status == 200
+
+    def pull() -> None:
+        works[2].pull_tag(1)
+        works[2].runs(f"{registry.host}/app:1")
+
+    def tidy() -> None:
+        works[3].prune()
+        works[3].check()
+
+    def repeat(work: Callable[[], None]) -> None:
+        try:
+            for _ in range(15):
+                if not wrong:
+                    work()
+        except (OSError, http.client.HTTPException, AssertionError) as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=repeat, args=(work,)) for work in (pull_and_delete, load_and_delete, pull, tidy)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if wrong:
+        raise wrong[0]
+    assert works[3].findings() == []
