@@ -40,7 +40,7 @@ def test_power_cuts_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     finally:
         registry.stop()
     for _ in range(CUTS):
-        cut_amid(tmp_path, disk, random.uniform(0.2, 5))
+        cut_amid(tmp_path, disk, random.uniform(0.2, 4))
     work = tmp_path / "last"
     work.mkdir()
     kernel = cgroup2.start(work, command(tmp_path, "last"), memory=_MEMORY, disk=disk)
