@@ -79,7 +79,7 @@ class Archives:
         """
         from engine.service import load
 
-        wanted = [platforms.parse(text) for text in platform]
+        wanted = [platforms.parse(text, self._images.host) for text in platform]
         pins = self._images.pins()
         staging = self._staging(pins.add)
         brought: list[str] = []
@@ -316,7 +316,7 @@ class Archives:
         from engine.service import fromtar
 
         names = _target(repo, tag)
-        wanted = platforms.parse(platform) if platform else self._images.host
+        wanted = platforms.parse(platform, self._images.host) if platform else self._images.host
         defaults = fromtar.defaults(changes)
 
         async def content() -> compression.Source:

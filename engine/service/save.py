@@ -68,7 +68,7 @@ def plan(images: Images, names: Sequence[str], platform: Sequence[str] = (), sin
     """What to save. A repository without a tag means all its tags, as in Docker. Raises NotFound, InvalidParameter."""
     if not names:
         raise InvalidParameter("saving images: no image was named")
-    wanted = [platforms.parse(text) for text in platform]
+    wanted = [platforms.parse(text, images.host) for text in platform]
     chosen: list[_Chosen] = []
     for name in names:
         for one in _chosen(images, name, wanted):

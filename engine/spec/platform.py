@@ -45,6 +45,8 @@ _ARCHITECTURES = {
     "loongarch64": ("loong64", ""),
     "loong64": ("loong64", ""),
 }
+# Go's names of the systems that images are made for (containerd's platforms package knows these and more).
+_SYSTEMS = frozenset("aix android darwin dragonfly freebsd illumos ios js linux nacl netbsd openbsd plan9 solaris windows".split())
 _SHOWN = 100
 _DEFAULT_VARIANT = {"arm": "v7", "arm64": "v8"}
 
@@ -76,14 +78,19 @@ class Platform(msgspec.Struct, frozen=True, omit_defaults=True):
         return Platform(architecture=name, os=self.os.lower() or "linux", variant=variant)
 
 
-def parse(text: str) -> Platform:
-    """Parse `linux/arm/v7`, `linux/amd64`, `arm64` or `linux`. Raises InvalidParameter."""
+def parse(text: str, host: Platform | None = None) -> Platform:
+    """Parse `linux/arm/v7`, `linux/amd64`, `arm64` (of Linux) or `linux` (on the architecture of `host`). Raises InvalidParameter."""
     parts = text.lower().split("/")
     if not 1 <= len(parts) <= 3 or not all(part and part.replace("_", "").replace("-", "").replace(".", "").isalnum() for part in parts):
-        raise InvalidParameter(f'"{text}": invalid platform specification, expected os[/architecture[/variant]]')
-    if len(parts) == 1 and parts[0] in _ARCHITECTURES:
-        parts.insert(0, "linux")
-    return Platform(os=parts[0], architecture=parts[1] if len(parts) > 1 else "", variant=parts[2] if len(parts) > 2 else "").normalised()
+        raise InvalidParameter(f'"{text}": cannot parse platform specifier, expected os[/architecture[/variant]]')
+    if len(parts) == 1:
+        if parts[0] in _ARCHITECTURES:
+            parts.insert(0, "linux")
+        elif parts[0] in _SYSTEMS:
+            parts.append(host.architecture if host is not None else "")
+        else:
+            raise InvalidParameter(f'"{text}": unknown operating system or architecture: invalid argument')
+    return Platform(os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) > 2 else "").normalised()
 
 
 def from_machine(machine: str) -> Platform:

@@ -22,8 +22,15 @@ def test_normal_form(text: str, shown: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "a/b/c/d", "linux//v7", "linux/am d64", "../x"])
 def test_malformed(text: str) -> None:
-    with pytest.raises(InvalidParameter, match="invalid platform"):
+    with pytest.raises(InvalidParameter, match="cannot parse platform specifier"):
         parse(text)
+
+
+def test_one_word() -> None:
+    assert str(parse("linux", Platform("riscv64"))) == "linux/riscv64"
+    assert str(parse("linux")) == "linux"
+    with pytest.raises(InvalidParameter, match='"nonsense": unknown operating system or architecture'):
+        parse("nonsense")
 
 
 def test_machine_names() -> None:
