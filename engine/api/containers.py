@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from engine.aio.blocking import blocking
 from engine.api.bodies import Body
 from engine.api.call import Call, closing
@@ -27,14 +29,14 @@ async def listing(call: Call) -> None:
     query, containers = call.query, call.engine.containers
     with_size = query.flag("size")
     records = containers.list(all=query.flag("all"), limit=query.integer("limit") or 0, filters=query.filters(), size=with_size)
-    shown = []
+    shown, ids = [], functools.cache(call.engine.images.ids)
     for record in records:
         try:
             size = await blocking("disk", containers.size, record.id) if with_size else None
             points = containers.mount_points(record.id)
         except (NotFound, FileNotFoundError):
             continue  # removed meanwhile
-        shown.append(views.summary(record, call.version, points=points, size=size))
+        shown.append(views.summary(record, call.version, points=points, size=size, named=record.image_id in ids(record.image)))
     await call.json(shown)
 
 

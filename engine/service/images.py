@@ -87,7 +87,7 @@ class Images:
             if _is_for(other, platform):
                 return other
         raise NotFound(
-            f"image with reference {ref_or_id} was found but does not provide the specified platform ({platform}); it is "
+            f"image with reference {ref_or_id} was found but does not match the specified platform: wanted {platform}, actual: "
             f"{image.config.platform}"
         )
 
@@ -106,13 +106,22 @@ class Images:
             return exact, None
         prefix = asked.removeprefix("sha256:")
         reference = _parse(asked) if not asked.startswith("sha256:") else None
-        named = self.store.named(reference.with_default_tag()) if reference is not None else None
-        if named is not None and reference is not None:
-            return named, reference.with_default_tag()
+        full_name = _meant(reference) if reference is not None else None
+        named = self.store.named(full_name) if full_name is not None else None
+        if named is not None:
+            return named, full_name
         found = self.store.by_prefix(prefix) if prefix and all(char in "0123456789abcdef" for char in prefix) else []
         if len(found) == 1:
             return found[0], None
         raise NotFound(f"No such image: {reference.with_default_tag().familiar if reference is not None else asked}")
+
+    def ids(self, asked: str) -> set[str]:
+        """The identifiers of the images, for all platforms, that a name or identifier stands for; none when there is no such."""
+        try:
+            image, reference = self.find(asked)
+        except (NotFound, InvalidParameter):
+            return set()
+        return {image.id, *(one.id for one in (self.variants(reference) if reference is not None else ()))}
 
     def count(self) -> int:
         """How many there are."""
@@ -141,6 +150,8 @@ class Images:
         target = _parse(repository)
         if target.digest:
             raise InvalidParameter("refusing to create a tag with a digest reference")
+        if target.familiar_name == "sha256":
+            raise InvalidParameter("refusing to create an ambiguous tag using digest algorithm as name")
         target = target.with_tag(tag) if tag else target.with_default_tag()
         stands_for = self.store.target(reference) if reference is not None else ""
         index = self.store.index(stands_for)
@@ -368,10 +379,15 @@ class Pins:
 
 def _is_for(image: ImageRecord, platform: str) -> bool:
     """Whether an image is for `os/arch[/variant]`, as far as that is said."""
-    wanted, have = platforms.parse(platform).normalised(), image.config.platform.normalised()
+    wanted, have = platforms.parse(platform), image.config.platform.normalised()
     return (
         wanted.os == have.os and wanted.architecture in ("", have.architecture) and wanted.variant in ("", have.variant)
     )  # fmt: skip
+
+
+def _meant(reference: Reference) -> Reference:
+    """The name to look for: `latest` without a tag, and of `name:tag@digest` the digest alone."""
+    return reference.with_digest(reference.digest) if reference.digest else reference.with_default_tag()
 
 
 def _parse(text: str) -> Reference:

@@ -17,7 +17,7 @@ import trio
 
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.errors import DiskFull, InvalidParameter, KnarrError, NotFound
+from engine.errors import DiskFull, Forbidden, InvalidParameter, KnarrError, NotFound
 from engine.registry.auth import Credentials
 from engine.registry.client import Registries, Remote
 from engine.registry.rate import Rate
@@ -80,8 +80,10 @@ class Pulls:
     async def pull(self, reference: Reference, options: Options) -> AsyncIterator[bytes]:
         """Pull an image, or every tag of a repository; yields lines of Docker's progress stream. Close the generator when leaving early.
 
-        Raises NotFound, Unauthorized, InvalidParameter, Damaged, KnarrError.
+        Raises NotFound, Forbidden, Unauthorized, InvalidParameter, Damaged, KnarrError.
         """
+        if reference.familiar_name == "scratch":  # the base of images that have none
+            raise Forbidden("'scratch' is a reserved name")
         rate = Rate(options.limit_rate) if options.limit_rate else None
         if not options.all_tags:
             async with aclosing(self._one(reference.with_default_tag(), options, rate)) as lines:
@@ -123,15 +125,15 @@ class Pulls:
         self, reference: Reference, options: Options, rate: Rate | None, *, summary: bool = True
     ) -> AsyncGenerator[bytes, None]:  # fmt: skip
         connect = self._connect(reference, options, rate)
-        wanted = platforms.parse(options.platform) if options.platform else self._images.host
+        wanted = platforms.parse(options.platform, self._images.host) if options.platform else self._images.host
         async with connect() as remote:  # to the end, so that connections and tokens serve for the layers too
             found = await self._find(remote, reference, wanted)
             config_raw = await self._document(remote, found.manifest.config)
             config = manifests.config(config_raw, found.manifest, reference.familiar)
             if options.platform and platforms.rank(config.platform, wanted) < 0 and config.architecture:
                 raise NotFound(
-                    f"image with reference {reference.familiar} was found but its platform ({config.platform}) does not match the "
-                    f"specified platform ({wanted})"
+                    f"image with reference {reference.familiar} was found but does not match the specified platform: wanted {wanted}, "
+                    f"actual: {config.platform}"
                 )
             yield _pulling(reference)
             image = ImageRecord(

@@ -20,6 +20,7 @@ from engine.aio.locks import KeyedLocks
 from engine.aio.scopes import shielded
 from engine.errors import Damaged, InvalidParameter, KnarrError, NotFound
 from engine.registry.client import Registries, Remote
+from engine.registry.rate import Rate
 from engine.service.images import Images
 from engine.service.pull import Options
 from engine.spec import image as spec
@@ -33,6 +34,7 @@ log = logging.getLogger("knarr.push")
 
 _TICK = 0.1
 _READ = 1 << 20
+_LEAST = 16 << 10
 _CLEANUP_SECONDS = 60.0
 # Other repositories of the same registry that may have a layer: each costs a request when it has not.
 _SOURCES = 2
@@ -71,6 +73,17 @@ class Layer:
         return self.phase == "Pushed" or self.phase.startswith("Mounted")
 
 
+class _Way:
+    """Where the parts of one push go. `blobs` are held while they are sent: what several platforms share goes once."""
+
+    def __init__(self, remote: Remote, name: Reference, layers: dict[str, Layer], rate: Rate) -> None:
+        self.remote = remote
+        self.name = name
+        self.layers = layers
+        self.rate = rate
+        self.blobs = KeyedLocks()
+
+
 class Pushes:
     """The pushes of one daemon. `uploads`: how many layers go at a time."""
 
@@ -88,11 +101,12 @@ class Pushes:
         if reference.digest:
             raise InvalidParameter("cannot push a digest reference")
         yield jsonstream.status(f"The push refers to repository [{reference.name}]")
-        names = [reference.with_default_tag()]
-        if options.all_tags:
-            names = [name for name in self._images.store.all_names() if name.name == reference.name and name.tag]
-        if not names or self._images.store.named(names[0]) is None:
+        here = [name for name in self._images.store.all_names() if name.name == reference.name and name.tag]
+        if not here:
             raise NotFound(f"An image does not exist locally with the tag: {reference.familiar_name}")
+        names = here if options.all_tags else [reference.with_default_tag()]
+        if names[0] not in here:
+            raise NotFound(f"tag does not exist: {names[0].familiar}")
         for name in names:
             with self._images.pins() as pin:
                 plan = await self._plan(name, options.platform)
@@ -190,11 +204,11 @@ class Pushes:
             connect = functools.partial(self._registries.peer, options.peer, name, push=True)
         async with connect() as remote:
             failures: list[Exception] = []
-            blobs = KeyedLocks()  # what several platforms share goes once
+            way = _Way(remote, name, layers, Rate(options.limit_rate))
 
             async def one(part: Part) -> None:
                 try:
-                    await self._send_part(remote, name, part, layers, blobs, as_top=part.descriptor.digest == plan.top.digest)
+                    await self._send_part(way, part, as_top=part.descriptor.digest == plan.top.digest)
                 except (KnarrError, OSError) as error:
                     failures.append(error)
                     nursery.cancel_scope.cancel()
@@ -215,20 +229,18 @@ class Pushes:
         if image is not None:
             self._images.emit("push", image.id, name.familiar_name, name.familiar)
 
-    async def _send_part(
-        self, remote: Remote, name: Reference, part: Part, layers: dict[str, Layer], blobs: KeyedLocks, *, as_top: bool
-    ) -> None:  # fmt: skip
+    async def _send_part(self, way: _Way, part: Part, *, as_top: bool) -> None:
         """The blobs of one manifest, and the manifest itself unless the tag will bring it. A registry that has it has its blobs."""
-        if await remote.has_manifest(part.descriptor.digest):
+        if await way.remote.has_manifest(part.descriptor.digest):
             for blob in part.blobs:
-                layers[blob.digest].phase = "Layer already exists"
+                way.layers[blob.digest].phase = "Layer already exists"
             return
         failures: list[Exception] = []
 
         async def one(blob: spec.Descriptor) -> None:
             try:
-                async with blobs.hold(blob.digest), self._uploads:
-                    await self._send_blob(remote, name, blob, layers[blob.digest])
+                async with way.blobs.hold(blob.digest), self._uploads:
+                    await self._send_blob(way, blob)
             except (KnarrError, OSError) as error:
                 failures.append(error)
                 nursery.cancel_scope.cancel()
@@ -239,25 +251,26 @@ class Pushes:
         if failures:
             raise failures[0]
         if not as_top:
-            await remote.put_manifest(part.descriptor.digest, part.descriptor.media_type, part.raw)
+            await way.remote.put_manifest(part.descriptor.digest, part.descriptor.media_type, part.raw)
 
-    async def _send_blob(self, remote: Remote, name: Reference, blob: spec.Descriptor, layer: Layer) -> None:
+    async def _send_blob(self, way: _Way, blob: spec.Descriptor) -> None:
+        remote, layer = way.remote, way.layers[blob.digest]
         if await remote.has_blob(blob.digest):
             layer.phase = layer.phase if layer.over else "Layer already exists"
             return
-        for source in self._sources(name, blob.digest):
+        for source in self._sources(way.name, blob.digest):
             if await remote.mount(blob.digest, source.path):
                 layer.phase = f"Mounted from {source.path}"
                 return
         content = self._images.content
         if not await blocking("disk", content.exists, blob.digest, blob.size):
-            raise Damaged(f"pushing {name.familiar}: blob {blob.digest} is not here", hint="pull or load the image again")
+            raise Damaged(f"pushing {way.name.familiar}: blob {blob.digest} is not here", hint="pull or load the image again")
         layer.phase, layer.done = "Pushing", 0
 
         def progress(done: int) -> None:
             layer.done = done
 
-        await remote.upload(blob, functools.partial(_bytes, content.path(blob.digest)), progress)
+        await remote.upload(blob, functools.partial(_bytes, content.path(blob.digest), way.rate), progress)
         layer.phase = "Pushed"
 
     def _sources(self, name: Reference, digest: str) -> list[Reference]:
@@ -272,11 +285,13 @@ class Pushes:
         return list(found.values())[:_SOURCES]
 
 
-async def _bytes(path: str, start: int) -> AsyncIterator[bytes]:
-    """A blob's bytes from `start` on."""
+async def _bytes(path: str, rate: Rate, start: int) -> AsyncIterator[bytes]:
+    """A blob's bytes from `start` on, not faster than `rate`."""
+    size = max(_LEAST, min(_READ, rate.per_second // 10)) if rate.per_second else _READ
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        while piece := await blocking("disk", os.pread, fd, _READ, start):
+        while piece := await blocking("disk", os.pread, fd, size, start):
+            await rate.take(len(piece))
             yield piece
             start += len(piece)
     finally:

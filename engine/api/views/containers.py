@@ -237,13 +237,19 @@ def _quoted(word: str) -> str:
 
 
 def summary(
-    record: ContainerRecord, version: Version, *, points: Iterable[MountPoint], size: tuple[int, int] | None, now: float | None = None
+    record: ContainerRecord,
+    version: Version,
+    *,
+    points: Iterable[MountPoint],
+    size: tuple[int, int] | None,
+    named: bool = True,
+    now: float | None = None,
 ) -> Json:
-    """One member of `GET /containers/json`."""
+    """One member of `GET /containers/json`. `named`: what the container was made of still stands for its image."""
     shown: Json = {
         "Id": record.id,
         "Names": [f"/{record.name}"],
-        "Image": record.image,
+        "Image": record.image if named else record.image_id,
         "ImageID": record.image_id,
         "Command": command_line(record.path, record.args),
         "Created": record.created_at // 1_000_000_000,
