@@ -1,9 +1,13 @@
-"""Endpoints of the Engine API that this version does not have: a clear 501, or 503 for those of Swarm. Source: the API reference, 1.51."""
+"""Endpoints of the Engine API on what this version does not have: a clear 501, 503 for Swarm's, and pruning, which finds nothing to remove.
+
+Source: the API reference, 1.51.
+"""
 
 from __future__ import annotations
 
 from engine.api.call import Call
 from engine.errors import NotFound, NotImplementedYet, Unavailable
+from engine.service import imagefilter
 
 MISSING: tuple[tuple[str, str], ...] = tuple(
     (method, pattern)
@@ -22,7 +26,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     GET /containers/{name}/checkpoints
     POST /containers/{name}/checkpoints
     POST /build
-    POST /build/prune
     POST /build/cancel
     POST /commit
     GET /networks
@@ -31,11 +34,9 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /networks/create
     POST /networks/{name}/connect
     POST /networks/{name}/disconnect
-    POST /networks/prune
     GET /volumes
     POST /volumes/create
     DELETE /volumes/{name}
-    POST /volumes/prune
     POST /session
     POST /grpc
     GET /plugins
@@ -88,6 +89,26 @@ async def no_volume(call: Call) -> None:
 async def no_plugin(call: Call) -> None:
     """404, see `no_network`."""
     raise NotFound(f'plugin "{call.name}" not found')
+
+
+async def prune_networks(call: Call) -> None:
+    """POST /networks/prune: `docker system prune` goes through all kinds, and there are none of these to remove."""
+    filters = call.query.filters()
+    filters.check(("label", "label!", "until"))
+    for value in filters.get("until"):
+        imagefilter.moment(value)
+    await call.json({"NetworksDeleted": None})
+
+
+async def prune_volumes(call: Call) -> None:
+    """POST /volumes/prune, see `prune_networks`."""
+    call.query.filters().check(("all", "label", "label!"))
+    await call.json({"VolumesDeleted": [], "SpaceReclaimed": 0})
+
+
+async def prune_build_cache(call: Call) -> None:
+    """POST /build/prune, see `prune_networks`. Any key may filter, as in dockerd, whose errors are BuildKit's."""
+    await call.json({"CachesDeleted": None, "SpaceReclaimed": 0})
 
 
 async def missing(call: Call) -> None:

@@ -76,6 +76,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/networks/{name}", later.no_network),
     Route("GET", "/volumes/{name}", later.no_volume),
     Route("GET", "/plugins/{name:.*}/json", later.no_plugin),
+    Route("POST", "/networks/prune", later.prune_networks),
+    Route("POST", "/volumes/prune", later.prune_volumes),
+    Route("POST", "/build/prune", later.prune_build_cache),
     *(Route(method, pattern, later.missing) for method, pattern in later.MISSING),
     *(Route(method, pattern, later.no_swarm) for method, pattern in later.SWARM),
 )
