@@ -22,13 +22,13 @@ def disk_usage(
     version: Version, layers: int, images: Sequence[ImageUse] | None, containers: Sequence[ContainerUse] | None,
     points: Callable[[str], Sequence[MountPoint]], wanted: Collection[str],
 ) -> Json:  # fmt: skip
-    """`GET /system/df`. Kinds that were not asked for are null, but containers: there dockerd has an empty list."""
+    """`GET /system/df`. Kinds that were not asked for are null."""
     return {
         "LayersSize": layers,
         "Images": None if images is None else [_image(one, version) for one in images],
-        "Containers": [
+        "Containers": None if containers is None else [
             container_views.summary(one.record, version, points=points(one.record.id), size=(one.written, one.whole))
-            for one in containers or ()
+            for one in containers
         ],
         "Volumes": [] if "volume" in wanted else None,
         "BuildCache": [] if "build-cache" in wanted else None,

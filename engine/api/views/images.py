@@ -90,8 +90,7 @@ def inspect(image: ImageRecord, version: Version, *, driver: str = "overlay2", l
     if version < (1, 44):
         shown["VirtualSize"] = image.size
     if version < (1, 45):
-        shown["Container"] = ""
-        shown["ContainerConfig"] = None
+        shown["ContainerConfig"] = config(ContainerConfig(), version)  # always empty since dockerd 26
     return shown
 
 
