@@ -112,8 +112,7 @@ class Archives:
         for line in told:
             yield line
         for group in contents.groups:
-            for name in [name.familiar for name in group.names] or [_id(group.images[0])]:
-                self._images.emit("load", _id(group.images[0]), name)
+            self._images.emit("load", _id(group.images[0]), _id(group.images[0]))
 
     def _staging(self, pin: Pin) -> Staging:
         images = self._images
@@ -377,7 +376,9 @@ class Archives:
             raise
         await self._give_up(staging, [])
         id = _id(group.images[0])
-        self._images.emit("import", id, names[0].familiar if names else id)
+        for name in names:
+            self._images.emit("tag", id, name.familiar)
+        self._images.emit("import", id, id)
         return self._images.get(id)
 
     # -- save

@@ -192,8 +192,9 @@ class Images:
         with shielded(_CLEANUP_SECONDS):
             await self.durable()
             freed += await self.delete_files(folders, needed - self.blobs_in_use())
-        for _ in untag:
-            self.emit("untag", image.id, image.id)
+        # As dockerd: an event for each name of an identifier, but one for a name with all its digests.
+        for _ in untag if reference is None else untag[:1]:
+            self._publish("untag", image.id, {**(image.config.defaults.labels or {}), "name": image.id})
         for one in doomed:
             self.emit("delete", one.id, one.id)
         return done, freed

@@ -306,7 +306,7 @@ class Pulls:
 
 def _pulling(reference: Reference) -> bytes:
     """The first line, in dockerd's form: the repository without its registry."""
-    return jsonstream.status(f"Pulling from {reference.path}", reference.familiar if reference.digest else reference.tag)
+    return jsonstream.title(f"Pulling from {reference.path}", reference.familiar if reference.digest else reference.tag)
 
 
 def layers_of(manifest: spec.Manifest, config: spec.ImageConfig) -> list[Layer]:

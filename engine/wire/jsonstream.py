@@ -58,6 +58,11 @@ def status(text: str, id: str = "") -> bytes:
     return _line({"status": text, "progressDetail": {}, "id": id} if id else {"status": text})
 
 
+def title(text: str, id: str) -> bytes:
+    """What the lines after it are about. No step: tools count those by their `progressDetail`."""
+    return _line({"status": text, "id": id})
+
+
 def progress(text: str, id: str, current: int, total: int) -> bytes:
     """A step under way, in bytes. Also carries the bar as text, for clients that show no own."""
     detail = {"current": current, "total": total} if total else {"current": current}
