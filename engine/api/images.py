@@ -109,11 +109,15 @@ async def pull(call: Call) -> None:
 
 
 async def push(call: Call) -> None:
-    """POST /images/{name}/push; without `tag` every tag of the repository. `to` (another Knarr daemon's address) is an extension."""
+    """POST /images/{name}/push; without `tag` every tag of the repository. `limit-rate` (bytes per second) and `to` (another Knarr daemon's
+    address) are extensions."""
     from engine.service.pull import Options
 
     name, all_tags = _pulled(call.name, call.query.text("tag"))
-    options = Options(platform=_wanted_platform(call), credentials=_credentials(call), all_tags=all_tags, peer=call.query.text("to"))
+    options = Options(
+        platform=_wanted_platform(call), credentials=_credentials(call), all_tags=all_tags,
+        limit_rate=call.query.integer("limit-rate") or 0, peer=call.query.text("to"),
+    )  # fmt: skip
     await call.exchange.body()  # old clients send credentials here too
     await _transfer(call, call.engine.pushes.push(name, options))
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.lib import images
-from tests.lib.daemon import Daemon, Engine
+from tests.lib.daemon import Daemon, Engine, knarr_command
 from tests.lib.leaks import Leaks
 from tests.lib.proxy import Fault, Proxy
 from tests.lib.registries import MANIFEST, OCI_INDEX, OCI_MANIFEST, DockerRegistry, Request, digest_of
@@ -171,6 +172,19 @@ def test_a_client_that_leaves_ends_its_push(own: Daemon, registry: DockerRegistr
         own.docker("rmi", name)  # what is being pushed would be kept
         leaks.check()
     assert registry.request("GET", "/v2/push/left/manifests/v")[0] == 404
+
+
+def test_our_own_client_limits_the_rate(own: Daemon, registry: DockerRegistry) -> None:
+    """The bytes that went, over the time that they took."""
+    noise = random.Random(5).randbytes(2 << 20)
+    with Proxy(registry) as proxy:
+        name = loaded(own, f"{proxy.host}/push/rate:v", [images.tar([images.entry("noise", data=noise)])])
+        command = [*knarr_command(), "-H", f"unix://{own.socket}", "push", "--limit-rate", "2MB", name]
+        begin = time.monotonic()
+        result = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+        assert result.returncode == 0, result.stderr
+        assert proxy.received > len(noise)
+        assert proxy.received / (time.monotonic() - begin) < 2_500_000
 
 
 @pytest.mark.parametrize("kind", ["htpasswd", "bearer"])
