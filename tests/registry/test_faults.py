@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime
 import random
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 from engine.config import Settings
-from engine.errors import KnarrError
+from engine.errors import DiskFull, KnarrError
 from engine.registry import retry, transport
 from engine.registry.client import Registries
 from engine.registry.rate import Rate
@@ -253,7 +256,7 @@ def test_gone_in_the_middle(proxy: Proxy, image: Seeded) -> None:
         await bench.pull("v")
         assert bench.has("v")
         size = image.manifest["layers"][0]["size"]
-        assert proxy.sent[big] == size - 2 * BLOCK
+        assert proxy.sent[big] == size - 2 * BLOCK - 7
         assert bench.unfinished() == []
         assert bench.images.leases.holders() == {}
 
@@ -411,3 +414,26 @@ def test_calm(proxy: Proxy, image: Seeded) -> None:
         assert len(proxy.requests) == count + 1  # what the tag means
 
     pulling(proxy, work)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_disk_that_fills(proxy: Proxy, image: Seeded, small_disk: Path) -> None:
+    """Told with a hint, and the room is given back: whatever else is on that disk needs it more than a pull that may come again."""
+
+    async def work(bench: Bench) -> None:
+        before = shutil.disk_usage(small_disk).used
+        with pytest.raises(DiskFull, match=r"No space left on device \(free some space") as caught:
+            await bench.pull("v")
+        assert caught.value.status == 500
+        bench.nothing_left()
+        assert shutil.disk_usage(small_disk).used < before + 200_000  # the database's
+        (small_disk / "data" / "x").write_bytes(b"x" * 1000)
+
+    pulling(proxy, work, root=small_disk)
