@@ -75,11 +75,12 @@ def usage() -> str:
         "",
         "Options:",
     ]
-    lines.append("      --config-file string".ljust(34) + "Daemon configuration file (default /etc/knarr/daemon.json)")
-    for names, _, kind, text in _FLAGS:
+    lines.append("      --config-file string".ljust(42) + "Daemon configuration file (default /etc/knarr/daemon.json)")
+    for names, key, kind, text in _FLAGS:
         short, _, long = names.rpartition(" ")
         left = (f"  {short}, " if short else "      ") + long + ("" if kind == "flag" else f" {kind}")
-        lines.append(left.ljust(34) + text)
+        plural = "" if key == long[2:] else f" (daemon.json: {key})"
+        lines.append((left + " ").ljust(42) + text + plural)
     lines += ["", "Examples:", "  knarr daemon", "  knarr daemon -H unix:///tmp/k.sock --data-root /tmp/k/data --exec-root /tmp/k/run"]
     return "\n".join(lines)
 

@@ -158,7 +158,7 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
         "since": "Leave out the layers of this image, which the other side has",
     })],
     "container prune": [("Options", {"filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
-    "image prune": [("Options", {"all": "Every image that no container uses, not only those without a name", "filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
+    "image prune": [("Options", {"all": "Every image that no container uses, not only those without a name", "filter": "until=24h, unused-for=30d, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
     "system prune": [("Options", {
         "all": "Every image that no container uses, not only those without a name", "volumes": "Anonymous volumes, too", "filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask",
     })],

@@ -110,7 +110,18 @@ class Registries:
         # Another daemon serves its images under their full names, whatever registry they are of.
         reference = Reference(DEFAULT_DOMAIN, reference.name, reference.tag, reference.digest)
         async with self._at([endpoint], reference, Credentials(), push=push, rate=rate) as remote:
-            yield remote
+            try:
+                yield remote
+            except NotFound as error:
+                if await self._serves(endpoint):
+                    raise
+                raise InvalidParameter(f"the daemon at {address} serves no images: it is not Knarr's") from error
+
+    async def _serves(self, endpoint: Endpoint) -> bool:
+        async with self.live() as live:
+            session = Session(live.transport, live.authorizer, endpoint, Credentials(), (), name=endpoint.socket, attempts=1)
+            async with session.plainly("GET", f"{endpoint.url}/") as response:
+                return response.status == 200
 
     @contextlib.asynccontextmanager
     async def _at(
