@@ -159,6 +159,12 @@ class Layers:
             if job.cancelled:
                 await job.ended.wait()
 
+    async def abandon(self, digest: str, used: Callable[[], set[str]]) -> None:
+        """Remove what has come of a blob that nobody uses or is about to."""
+        async with self._blobs.hold(digest):
+            if digest not in used():
+                await blocking("disk", self._content.abandon, digest)
+
     async def _run(self, key: tuple[str, str], job: Job) -> None:
         try:
             with job.scope:

@@ -170,6 +170,8 @@ class Pulls:
             # Another try would end the same way, and a full disk needs the room.
             images.leases.release(holder)
             with shielded(_COMMIT_SECONDS):
+                for layer in image.layers:
+                    await self._layers.abandon(layer.digest, images.blobs_in_use)
                 await images.collect()
             raise
 

@@ -111,6 +111,10 @@ class Content:
         """
         return Ingest(self._ingest, digest, size)
 
+    def abandon(self, digest: str) -> None:
+        """Remove what has come of a blob. Nobody may be at it."""
+        remove_ingest(f"{self._ingest}/{check_digest(digest).replace(':', '-')}")
+
     def commit(self, ingest: Ingest, *, synced: bool = False) -> None:
         """Make a complete ingest, whose digest the caller checked, a blob: sync (unless the caller did), rename, sync the folder."""
         if not synced:
