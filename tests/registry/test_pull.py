@@ -34,9 +34,10 @@ def lines(text: str) -> dict[str, list[str]]:
 
 def test_what_is_pulled_runs(tidy: Engine, registry: DockerRegistry) -> None:
     name = f"{registry.host}/pull/runs:v"
-    put_image(registry, "pull/runs", "v", [images.busybox_layer(), small("hello"), small("hello")])
+    unseen = small(os.urandom(8).hex())
+    put_image(registry, "pull/runs", "v", [unseen, images.busybox_layer(), small("hello"), small("hello")])
     first = lines(tidy.out("pull", name))
-    assert len(first) == 3  # two layers, one of them twice, and the rest
+    assert len(first) == 4  # three layers, one of them twice, and the rest
     for id, told in first.items():
         if id:
             wanted = ["Pulling fs layer", "Verifying Checksum", "Download complete", "Pull complete"]
