@@ -17,7 +17,7 @@ from tests.lib.distribution import Client, Served
 PEER = os.environ.get("KNARR_PEER_REGISTRY", "")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def registry_url() -> Iterator[str]:
     if PEER:
         yield PEER
@@ -34,7 +34,7 @@ def registry_url() -> Iterator[str]:
         daemon.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def registry(registry_url: str) -> Client:
     return Client(registry_url)
 

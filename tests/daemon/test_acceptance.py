@@ -83,14 +83,14 @@ def test_no_warning_for_a_volume_of_the_image_that_is_mounted_over(knarr: Run, t
         knarr("rmi", "withvolume")
 
 
-@pytest.mark.parametrize("command", ["commit x y", "cp x:/ .", "stats", "pause x", "pull busybox", "volume ls", "network ls", "build ."])
+@pytest.mark.parametrize("command", ["commit x y", "cp x:/ .", "stats", "pause x", "volume ls", "network ls", "build ."])
 def test_commands_of_docker_that_are_not_there_say_so(knarr: Run, command: str) -> None:
     answer = knarr(*command.split())
     assert answer.returncode == 1
     assert answer.stderr.startswith(f"not implemented: knarr {command.split()[0]}\n")
 
 
-@pytest.mark.parametrize("command", ["container prune", "image pull", "system df"])
+@pytest.mark.parametrize("command", ["container stats", "container cp", "image build"])
 def test_commands_of_groups_that_are_not_there_say_so(knarr: Run, command: str) -> None:
     answer = knarr(*command.split())
     assert answer.returncode == 1

@@ -40,9 +40,12 @@ class FakeDaemon:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen(64)
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.accepting = threading.Thread(target=self._accept, daemon=True)
+        self.accepting.start()
 
     def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)  # closing alone leaves the thread, and with it the descriptor, in accept
+        self.accepting.join()
         self.listener.close()
         self.path.unlink(missing_ok=True)
 

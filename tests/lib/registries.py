@@ -99,7 +99,7 @@ class DockerRegistry:
         read_only: bool = False,
         folder: Path | None = None,
     ) -> None:
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="knarr-registry-"))
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="docker-registry-"))
         self.port = free_port()
         self.tls = tls
         self.users = users

@@ -16,7 +16,7 @@ from tests.lib.registries import Certificates, DockerRegistry, TokenServer, make
 USERS = {"alice": "correct horse"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(Path(tmp_path_factory.mktemp("certificates")))
 
