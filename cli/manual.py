@@ -187,7 +187,7 @@ FLAGS["image inspect"] = [("Options", {"format": "json or a Go template, such as
 FLAGS["create"] = FLAGS["run"]
 FLAGS["registry serve"] = [
     ("Where", {
-        "addr": "Address to listen on: [HOST]:PORT (127.0.0.1:5000)", "tls-cert": "Certificate of the server, PEM", "tls-key": "Its key, PEM",
+        "addr": "Address to listen on: HOST:PORT, or :PORT for all of this host's (127.0.0.1:5000)", "tls-cert": "Certificate of the server, PEM", "tls-key": "Its key, PEM",
     }),
     ("Who", {
         "htpasswd": "File of users and bcrypt hashes (htpasswd -B); read again when it changes", "realm": "Name of the registry, shown when a password is asked for",

@@ -158,7 +158,8 @@ def _tcp(rest: str, tls: TlsFiles | None, root: bool) -> Listener:
         raise KnarrError(f"listening on tcp://{rest}: {error.strerror or error}")
     if root and context is None and not ipaddress.ip_address(where[0]).is_loopback:
         _log.warning("listening on tcp://%s without TLS: whoever reaches this port is root on this host", rest)
-    return Listener(sock, f"tcp://{host}:{sock.getsockname()[1]}", tls=context)
+    shown = f"[{host}]" if ":" in host else host
+    return Listener(sock, f"tcp://{shown}:{sock.getsockname()[1]}", tls=context)
 
 
 def _host_port(rest: str, default: int) -> tuple[str, int]:

@@ -100,7 +100,10 @@ class Registry:
         if settings.proxy:
             app.upstream = self._upstream(settings, backend, app)
         tls = TlsFiles(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
-        listeners = open_listener(settings.listen, tls=tls, root=False)
+        address = settings.listen
+        if address.startswith("tcp://:"):
+            address = address.replace("tcp://", "tcp://[::]" if socket.has_dualstack_ipv6() else "tcp://0.0.0.0", 1)
+        listeners = open_listener(address, tls=tls, root=False)
         scheme = "https" if tls else "http"
         url = listeners[0].address.replace("tcp://", f"{scheme}://", 1)
         server = Server(app.handle, _BASE_HEADERS, most=most_of_strangers())

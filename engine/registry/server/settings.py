@@ -36,7 +36,8 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"
 
     @property
     def listen(self) -> str:
-        """`addr` as a listener's address, with the registry's port where none is given."""
+        """`addr` as a listener's address, with the registry's port where none is given. Without a host it means every address of this
+        host, as in Docker's registry."""
         if self.addr.startswith(("unix://", "tcp://", "fd://")):
             return self.addr
         host, colon, port = self.addr.rpartition(":")
