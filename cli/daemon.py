@@ -173,6 +173,8 @@ def main(argv: list[str]) -> int:
         return 125
     level = logging.DEBUG if settings.debug else _LEVELS[settings.log_level]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for library in ("httpx2", "httpcore2"):  # in their debug messages are the headers of registries' answers
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         return _run(settings)
     except (KnarrError, OSError) as error:

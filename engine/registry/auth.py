@@ -16,7 +16,7 @@ import trio
 
 from engine.errors import KnarrError, Unauthorized
 from engine.registry.errors import ServerError, TooManyRequests, detail, problems
-from engine.registry.hosts import Endpoint, Tls, is_loopback
+from engine.registry.hosts import Endpoint, Tls
 from engine.registry.retry import retry_after
 from engine.registry.transport import Response, Transport, shown
 from engine.spec.docker.registry import Credentials
@@ -158,7 +158,7 @@ class Authorizer:
         parts = urlsplit(realm)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise Unauthorized(f"{endpoint.host} asks for a token from {realm[:100]!r}, which is not a web address")
-        if parts.scheme == "http" and not endpoint.insecure and not is_loopback(parts.netloc):
+        if parts.scheme == "http" and not endpoint.insecure:
             raise Unauthorized(
                 f"{endpoint.host} asks for a token from {shown(realm)}, without TLS: not asked, so that nothing secret is shown",
                 hint="name the registry with --insecure-registry if that is meant",

@@ -194,6 +194,9 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     events, durability, chores = Events(), Durability(db), Chores()
     snapshots = Snapshots(layout, db)
     cgroups = Cgroups.detect()
+    if cgroups.v1 is not None:
+        # Below this daemon's own parent: another daemon that ends removes its shared group, and must not remove ours.
+        cgroups.v1.shared = f"{settings.cgroup_parent.strip('/')}/default-devices"
     holder: list[Containers] = []
     images = Images(layout, db, Content(layout), snapshots, events, users=lambda image: holder[0].using(image))
     context = Context(

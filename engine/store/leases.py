@@ -13,6 +13,7 @@ from engine.store.db import Database
 
 # As long as an unfinished download is kept for being resumed.
 DEFAULT_SECONDS = 24 * 3600
+_RENEWED_SECONDS = 600
 
 
 class Leases:
@@ -28,7 +29,9 @@ class Leases:
         """Keep `resources` for `holder` for so many seconds from now; what it holds already is kept that long too. Raises sqlite3.Error."""
         expires = int(time.time() + seconds)
         held = self._ends.setdefault(holder, {})
-        new = {resource: expires for resource in (*held, *resources)}
+        # What was renewed a moment ago is not written again with every layer of a push.
+        old = (resource for resource, end in held.items() if end < expires - _RENEWED_SECONDS)
+        new = {resource: expires for resource in (*old, *resources)}
         with self._db.transaction() as cursor:
             cursor.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", [(holder, resource, expires) for resource in new])
         held.update(new)
