@@ -69,6 +69,8 @@ def test_every_request_is_shown(serve: Serve, name: str) -> None:
 def test_a_registry_for_everybody_is_warned_of(serve: Serve, tmp_path: Path) -> None:
     assert "WARNING" not in serve().said()
     assert "can push and delete" in serve(addr="0.0.0.0:0").wait_said("WARNING: ")
+    # A port alone is every address, as in Docker's registry.
+    assert "can push and delete" in serve(addr=":0").wait_said("WARNING: ")
     assert "WARNING" not in serve("--read-only", addr="0.0.0.0:0").said()
 
 

@@ -13,6 +13,7 @@ import http.client
 import http.server
 import io
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -22,7 +23,8 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,26 @@ class DockerRegistry:
 
     def has_blob(self, repository: str, digest: str) -> bool:
         return self.request("HEAD", f"/v2/{repository}/blobs/{digest}")[0] == 200
+
+
+@contextmanager
+def beside_engine() -> Iterator[DockerRegistry]:
+    """A registry that the tests and the engine under test reach by one name. KNARR_PEER_NETNS is the network namespace of a peer whose
+    loopback is not this one's."""
+    with DockerRegistry() as made:
+        namespace = os.environ.get("KNARR_PEER_NETNS") if os.environ.get("KNARR_PEER_DOCKER_HOST") else None
+        if namespace is None:
+            yield made
+            return
+        # The same files and port, on the loopback of the engine's network namespace.
+        command = ["ip", "netns", "exec", namespace, "docker-registry", "serve", str(made.folder / "config.yml")]
+        other = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(1)
+        try:
+            yield made
+        finally:
+            other.kill()
+            other.wait()
 
 
 @dataclass

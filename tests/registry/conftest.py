@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lib.daemon import Engine
-from tests.lib.registries import Certificates, DockerRegistry, TokenServer, make_certificates
+from tests.lib.registries import Certificates, DockerRegistry, TokenServer, beside_engine, make_certificates
 
 USERS = {"alice": "correct horse"}
 
@@ -54,20 +51,8 @@ def secure(certificates: Certificates) -> Iterator[DockerRegistry]:
 @pytest.fixture(scope="module")
 def registry() -> Iterator[DockerRegistry]:
     """A registry that this test and the engine reach by one name."""
-    with DockerRegistry() as made:
-        namespace = os.environ.get("KNARR_PEER_NETNS") if os.environ.get("KNARR_PEER_DOCKER_HOST") else None
-        if namespace is None:
-            yield made
-            return
-        # The same files and port, on the loopback of the engine's network namespace.
-        command = ["ip", "netns", "exec", namespace, "docker-registry", "serve", str(made.folder / "config.yml")]
-        other = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(1)
-        try:
-            yield made
-        finally:
-            other.kill()
-            other.wait()
+    with beside_engine() as made:
+        yield made
 
 
 @pytest.fixture
