@@ -65,7 +65,7 @@ class Row:
 
 def bar(current: int, total: int, inside: int) -> str:
     """`[=====>    ]` with `inside` columns between the brackets."""
-    full = min(inside, current * inside // total)
+    full = max(0, min(inside, current * inside // total))
     return "[" + ("=" * inside if full == inside else ("=" * full + ">")[:inside] + " " * (inside - full - 1)) + "]"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cli import bars
@@ -59,6 +59,7 @@ def test_bars() -> None:
 @given(
     st.text(max_size=30), st.integers(-5, 1 << 63), st.integers(-5, 1 << 63), st.floats(0, 1e12), st.integers(1, 200), st.sampled_from(["", "s"])
 )
+@example("", -1, 1, 0.0, 32, "")
 def test_nothing_is_wider_than_the_terminal(status: str, current: int, total: int, speed: float, width: int, units: str) -> None:
     shown = bars.row_text(row(status, current, total, speed, units=units), width)
     assert columns_of(shown) <= width
