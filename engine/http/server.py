@@ -79,14 +79,21 @@ class Server:
     async def _accept(self, listener: Listener, room: trio.CapacityLimiter, nursery: trio.Nursery) -> None:
         while True:
             token = object()
-            while True:
-                with trio.move_on_after(_CROWDED_SECONDS) as scope:
-                    await room.acquire_on_behalf_of(token)
-                if not scope.cancelled_caught:
-                    break
-                self._make_room()
+            try:
+                room.acquire_on_behalf_of_nowait(token)
+                await trio.lowlevel.checkpoint()
+            except trio.WouldBlock:
+                await self._wait_for_room(room, token)
             sock = await self._next(listener)
             nursery.start_soon(self._serve, sock, listener, room, token)
+
+    async def _wait_for_room(self, room: trio.CapacityLimiter, token: object) -> None:
+        while True:
+            with trio.move_on_after(_CROWDED_SECONDS) as scope:
+                await room.acquire_on_behalf_of(token)
+            if not scope.cancelled_caught:
+                return
+            self._make_room()
 
     def _make_room(self) -> None:
         """End connections that have been idle the longest: clients keep them open for speed, and hostile ones to keep others out."""
