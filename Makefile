@@ -1,6 +1,6 @@
 # Everything a newcomer needs. `make hello` and `make test` install what they need with apt (root, Debian or Ubuntu) and into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help hello test check bench core launcher venv clean system-build system-test system-bench
+.PHONY: help hello test check bench bench-transfer core launcher venv clean system-build system-test system-bench system-transfer
 
 SYSTEM_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
@@ -12,6 +12,7 @@ help:
 	@echo "make test     install what the tests need and run them all (root)"
 	@echo "make check    lint and type-check"
 	@echo "make bench    measure Knarr beside whichever of docker, podman, crun and runc is here (BENCH_ARGS=...)"
+	@echo "make bench-transfer   the same for pulling, pushing and serving images"
 	@echo "make core     build the extension in place"
 	@echo "make clean    remove what was built (.venv stays)"
 
@@ -30,6 +31,9 @@ check: $(VENV)/.dev core
 
 bench: core launcher system-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-transfer: core launcher system-transfer
+	$(BIN)/python -m benchmarks.transfer $(BENCH_ARGS)
 
 core: $(VENV)/.deps
 	flock .build.lock $(BIN)/python setup.py -q build_ext --inplace
@@ -55,6 +59,9 @@ system-test:
 
 system-bench:
 	@packaging/system-packages bench
+
+system-transfer:
+	@packaging/system-packages transfer
 
 clean:
 	rm -rf build dist *.egg-info engine/_core.c engine/_core.*.so benchmarks/build .mypy_cache .ruff_cache .pytest_cache .hypothesis

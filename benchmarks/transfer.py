@@ -27,6 +27,7 @@ from benchmarks.progress import Progress
 from benchmarks.stats import Bar, Measurement
 from tests.lib import images
 from tests.lib.daemon import Daemon, docker_program, knarr_command
+from tests.lib.distribution import Client as DistributionClient
 
 PACKAGES = "python3,build-essential,git,nodejs,npm,ca-certificates"
 LAYERS = 6
@@ -82,6 +83,11 @@ def debian(folder: Path) -> Path:
     return target
 
 
+def docker_registry() -> str:
+    """The program: on PATH, else where `make bench-transfer` puts it."""
+    return shutil.which("docker-registry") or str(Path(__file__).parent.parent / ".venv/bin/docker-registry")
+
+
 class Registry:
     """docker-registry on a loopback port, in a network namespace if one is named."""
 
@@ -94,7 +100,7 @@ class Registry:
         )
         inside = ["ip", "netns", "exec", netns] if netns else []
         self.name = f"127.0.0.1:{port}"
-        self.process = subprocess.Popen([*inside, "docker-registry", "serve", str(config)], **QUIET)
+        self.process = subprocess.Popen([*inside, docker_registry(), "serve", str(config)], **QUIET)
         if not netns:
             wait_for_port(port)
         else:
@@ -249,9 +255,7 @@ class Session:
         wait_for_port(port)
         servers = {"knarr": f"127.0.0.1:{port}", "docker-registry": self.registry("served")["name"]}
         blob = os.urandom(1 << 20) * (BLOB_BYTES >> 20)
-        from tests.lib.registry import Client as RegistryClient
-
-        digests = {name: RegistryClient(f"http://{address}").push_blob("bench", blob) for name, address in servers.items()}
+        digests = {name: DistributionClient(f"http://{address}").push_blob("bench", blob) for name, address in servers.items()}
         for number in range(self.options.rounds):
             self.progress.stage(number, self.options.rounds, "serve")
             for name, address in servers.items():
@@ -291,7 +295,7 @@ def folder() -> Iterator[Path]:
 
 def main() -> int:
     options = arguments()
-    missing = [name for name in ("docker-registry", "skopeo", "curl") if not shutil.which(name)]
+    missing = [name for name in (docker_registry(), "skopeo", "curl") if not shutil.which(name)]
     if os.geteuid() or missing:
         print(f"benchmarks: needs root, and these programs: {' '.join(missing) or '(all here)'}", file=sys.stderr)
         return 1
@@ -306,14 +310,16 @@ def main() -> int:
                 steps.append(lambda: session.pushes(image))
         if "serve" in wanted:
             steps.append(session.serving)
-        for step in steps:
-            step()
-        session.progress.done()
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "transfer.json").write_text(json.dumps(session.record(), indent=1))
-        text = "\n".join(session.table())
-        (options.out / "transfer.txt").write_text(text + "\n")
-        print(text)
+        try:
+            for step in steps:
+                step()
+        finally:
+            session.progress.done()
+            options.out.mkdir(parents=True, exist_ok=True)
+            (options.out / "transfer.json").write_text(json.dumps(session.record(), indent=1))
+            text = "\n".join(session.table())
+            (options.out / "transfer.txt").write_text(text + "\n")
+            print(text)
     return 0
 
 

@@ -30,3 +30,10 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert expected <= set(found["measurements"])
     assert found["waterfall_us"]
     assert (tmp_path / "results.svg").read_text().startswith("<svg")
+
+
+def test_a_run_of_serving(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.transfer", "--only", "serve", "--rounds", "1", "--out", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert set(json.loads((tmp_path / "transfer.json").read_text())["serve"]) == {"knarr", "docker-registry"}
