@@ -11,7 +11,6 @@ import hashlib
 import os
 import time
 from collections.abc import Collection
-from types import TracebackType
 from typing import BinaryIO
 
 from engine.errors import Damaged, InvalidParameter, NotFound
@@ -30,63 +29,6 @@ _STALE_SECONDS = 24 * 3600.0
 _Names = list[str]
 
 
-class Writer:
-    """One blob being written. Use as a context manager: left without `commit`, it is removed."""
-
-    def __init__(self, content: Content, path: str) -> None:
-        self._content = content
-        self._path = path
-        self._hash = hashlib.sha256()
-        self._file: BinaryIO | None = open(path, "xb", buffering=0)  # noqa: SIM115 closed by `close`
-        self.offset = 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Append. Raises OSError."""
-        assert self._file is not None, "the writer is closed"
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) or 0 :]
-        self._hash.update(data)
-        self.offset += len(data)
-        return len(data)
-
-    @property
-    def digest(self) -> str:
-        """The digest of what was written so far."""
-        return "sha256:" + self._hash.hexdigest()
-
-    def commit(self, expected: str = "", size: int = -1) -> str:
-        """Sync, check, rename, sync the folder; returns the digest. Blocks. Raises Damaged when digest or size are not as expected."""
-        assert self._file is not None, "the writer is closed"
-        found = self.digest
-        if (expected and found != expected) or (size >= 0 and size != self.offset):
-            wanted = f"{expected or found} of {size if size >= 0 else self.offset} bytes"
-            got = f"{found} of {self.offset} bytes"
-            raise Damaged(f"storing a blob: expected {wanted}, got {got}", hint="the source is damaged or was cut off")
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        target = self._content.path(found)
-        os.rename(self._path, target)
-        _sync_folder(os.path.dirname(target))
-        return found
-
-    def close(self) -> None:
-        """Give up what was not committed."""
-        if self._file is None:
-            return
-        self._file.close()
-        self._file = None
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
 class Content:
     """The blobs of one data root. Every method blocks on the disk; any thread."""
 
@@ -99,10 +41,6 @@ class Content:
         """Where a blob lies or would lie. Raises InvalidParameter for what is no digest (a digest from outside becomes a path here)."""
         algorithm, _, encoded = check_digest(digest).partition(":")
         return f"{self._blobs}/{algorithm}/{encoded}"
-
-    def writer(self) -> Writer:
-        """Begin a blob whose digest is not known."""
-        return Writer(self, self.temporary())
 
     def ingest(self, digest: str, size: int) -> Ingest:
         """Begin a blob of a known digest, or go on with it: `offset` of what is returned says from where. One at a time for each digest.

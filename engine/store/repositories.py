@@ -304,29 +304,6 @@ class RepositoryStore:
             cursor.execute(f"DELETE FROM repository_tags WHERE {of} AND " + lost.format("repository_tags", "digest"))
             return gone
 
-    def prune_untagged(self, before: float) -> list[tuple[str, str]]:
-        """Remove manifests pushed before `before` (Unix seconds) that no tag, index or subject leads to; (repository, digest) of each.
-
-        What only they led to becomes removable in its turn, so this repeats until nothing is found.
-        """
-        gone: list[tuple[str, str]] = []
-        with self._db.transaction() as cursor:
-            while found := cursor.execute(_UNTAGGED, (int(before),)).fetchall():
-                for repository, digest, name in found:
-                    cursor.execute("DELETE FROM repository_manifests WHERE repository = ? AND digest = ?", (repository, digest))
-                    cursor.execute("DELETE FROM repository_refs WHERE repository = ? AND manifest = ?", (repository, digest))
-                    gone.append((name, digest))
-        return gone
-
-
-# A referrer is kept by its subject while that is there.
-_UNTAGGED = """
-    SELECT m.repository, m.digest, name FROM repository_manifests AS m JOIN repositories ON id = m.repository WHERE pushed < ?
-    AND NOT EXISTS (SELECT 1 FROM repository_tags AS t WHERE t.repository = m.repository AND t.digest = m.digest)
-    AND NOT EXISTS (SELECT 1 FROM repository_refs AS r WHERE r.repository = m.repository AND r.digest = m.digest)
-    AND NOT EXISTS (SELECT 1 FROM repository_manifests AS s WHERE s.repository = m.repository AND s.digest = m.subject)
-"""
-
 
 def _manifest(row: tuple[object, ...]) -> StoredManifest:
     digest, media_type, size, subject, artifact_type, annotations = row

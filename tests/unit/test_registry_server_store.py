@@ -85,17 +85,6 @@ def test_what_is_held_counts_as_linked(store: RepositoryStore) -> None:
     assert not store.is_linked(A)
 
 
-def test_untagged_manifests_go_with_what_only_they_lead_to(store: RepositoryStore) -> None:
-    store.put_manifest("a", manifest(A), [])
-    store.put_manifest("a", manifest(B), [A])  # an index of A
-    store.put_manifest("a", manifest(C), [], ["latest"])
-    store.put_manifest("a", manifest(D, subject=C), [])  # a signature of C
-    assert store.prune_untagged(time.time() - 60) == []
-    assert store.prune_untagged(time.time() + 60) == [("a", B), ("a", A)]
-    store.untag("a", "latest")
-    assert store.prune_untagged(time.time() + 60) == [("a", C), ("a", D)]
-
-
 def test_a_cache_forgets_what_nobody_uses(store: RepositoryStore) -> None:
     now = time.time()
     for repository in ("host//a", "host//b", "pushed"):
