@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found, unused-ignore]
 import _socket
+import errno
 import os
 import struct
 import sys
@@ -27,6 +28,8 @@ _SOCKET_FD = 3
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from engine.monitor.spawner import main; main()"
 _ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, _SHRINK, _GROW, _WRITE: fcntl(2); the module fcntl is not worth its import here
 _F_ADD_SEALS = 1033
+_SEAL_ATTEMPTS = 20  # each waits for the pages for up to 150 ms in the kernel (mm/memfd.c)
+_SEAL_PAUSE = 0.05  # seconds
 
 
 def spawn(sock_fd: int, folder: str) -> int:
@@ -55,21 +58,34 @@ def spawn(sock_fd: int, folder: str) -> int:
 
 def _sealed_program() -> int:
     """A memfd with the running interpreter, which nobody can write to any more."""
-    import fcntl
-
     program = os.memfd_create("knarr-spawner", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     source = os.open("/proc/self/exe", os.O_RDONLY | os.O_CLOEXEC)
     try:
         while os.sendfile(program, source, None, 1 << 30):
             pass
         os.fchmod(program, 0o500)
-        fcntl.fcntl(program, _F_ADD_SEALS, _ALL_SEALS)
+        _seal(program)
     except OSError:
         os.close(program)
         raise
     finally:
         os.close(source)
     return program
+
+
+def _seal(program: int) -> None:
+    """Waits while the kernel holds a page of the file, as compaction may on a busy host: F_SEAL_WRITE is refused (EBUSY) then."""
+    import fcntl
+    import time
+
+    for attempt in range(_SEAL_ATTEMPTS):
+        try:
+            fcntl.fcntl(program, _F_ADD_SEALS, _ALL_SEALS)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or attempt == _SEAL_ATTEMPTS - 1:
+                raise
+        time.sleep(_SEAL_PAUSE)
 
 
 def main() -> None:

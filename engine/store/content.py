@@ -178,7 +178,10 @@ class Content:
         for algorithm in _folders(self._blobs):
             with os.scandir(f"{self._blobs}/{algorithm}") as entries:
                 named = ((f"{algorithm}:{entry.name}", entry) for entry in entries if entry.is_file(follow_symlinks=False))
-                found.extend((digest, entry.stat().st_size) for digest, entry in named if is_digest(digest))
+                for digest, entry in named:
+                    if is_digest(digest):
+                        with contextlib.suppress(FileNotFoundError):  # removed since: a collection may run beside this
+                            found.append((digest, entry.stat().st_size))
         return found
 
     def strays(self) -> tuple[_Names, _Names]:
