@@ -51,7 +51,7 @@ static void mon_handle(struct monitor *m, struct mon_connection *from, const str
 {
     switch (message->kind) {
     case MW_START:
-        mon_start(m, from, &message->start);
+        mon_start(m, from, &message->start, fd);
         break;
     case MW_ATTACH:
         client_accept(m, from, &message->attach, fd);

@@ -143,7 +143,7 @@ static int mon_packet(struct monitor *m, struct mon_connection *from, size_t len
             next = 1;
         }
         if (data && mw_decode(data, length, &message) == 0) {
-            int takes = message.kind == MW_ATTACH && next < count;
+            int takes = (message.kind == MW_ATTACH || message.kind == MW_START) && next < count;
             result = 0;
             mon_handle(m, from, &message, takes ? fds[next] : -1);
             if (takes)

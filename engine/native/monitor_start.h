@@ -197,17 +197,42 @@ static void mon_keep_mounts(struct monitor *m, const struct mw_start *s, int pid
     m->mounts = open(path, O_RDONLY | O_CLOEXEC);
 }
 
-static void mon_run(struct monitor *m, struct mon_connection *from, const struct mw_start *s, uint64_t received)
+/* A network namespace that the daemon made ahead is entered around the clone, so that the process is born in it: no operation of the plan
+ * needs to know. Back at once: we must not keep it alive when the process is gone. 0 or -errno. */
+static int mon_enter_network(int network, int *own)
+{
+    *own = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    if (*own >= 0 && setns(network, CLONE_NEWNET) == 0)
+        return 0;
+    int error = -errno;
+    mon_close(own);
+    return error;
+}
+
+static void mon_leave_network(struct monitor *m, int *own)
+{
+    if (*own >= 0 && setns(*own, CLONE_NEWNET) < 0)
+        mon_warn(m, "leave the container's network namespace: %s", strerror(errno));
+    mon_close(own);
+}
+
+static void mon_run(struct monitor *m, struct mon_connection *from, const struct mw_start *s, uint64_t received, int network)
 {
     struct launch_report *report = m->report;
-    int theirs[3], error = stdio_make(m, s, theirs);
+    int own_network = -1, theirs[3], error = stdio_make(m, s, theirs);
     if (error < 0) {
         stdio_close_theirs(theirs);
         mon_failed(m, from, m->tty ? "make a terminal" : "make pipes", -error, NULL);
         return;
     }
     uint64_t prepared = mon_now(CLOCK_MONOTONIC);
+    if (network >= 0 && (error = mon_enter_network(network, &own_network)) < 0) {
+        stdio_close_theirs(theirs);
+        mon_failed(m, from, "enter the network namespace", -error, NULL);
+        return;
+    }
     error = knarr_launch(s->plan.at, s->plan.length, theirs, report);
+    mon_leave_network(m, &own_network);
     stdio_close_theirs(theirs);
     if (error < 0) {
         const char *what = report->failed >= 0 ? "" : report->error == EBADMSG ? "decode the plan" : "clone the process";
@@ -227,12 +252,13 @@ static void mon_run(struct monitor *m, struct mon_connection *from, const struct
     mon_settle(m, s);
 }
 
-static void mon_start(struct monitor *m, struct mon_connection *from, const struct mw_start *s)
+static void mon_start(struct monitor *m, struct mon_connection *from, const struct mw_start *s, int network)
 {
     char bundle[PATH_MAX];
     uint64_t received = mon_now(CLOCK_MONOTONIC);
     if (m->phase != MW_WAITING) {
         mon_refuse(m, from, "START came twice");
+        mon_close(&network);
         return;
     }
     m->tty = s->tty;
@@ -244,7 +270,8 @@ static void mon_start(struct monitor *m, struct mon_connection *from, const stru
     if (m->bundle < 0)
         mon_failed(m, from, "open the bundle", errno, NULL);
     else
-        mon_run(m, from, s, received);
+        mon_run(m, from, s, received, network);
+    mon_close(&network);
     mon_unmap(m->report, sizeof *m->report);
     m->report = NULL;
 }

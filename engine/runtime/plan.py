@@ -23,7 +23,10 @@ from engine.runtime.ops import Op
 from engine.spec.mount import Mount
 from engine.spec.runtime import Capabilities, Device, Linux, Namespace, Process, Rlimit, Spec
 
-__all__ = ["container_plan", "exec_plan", "exit_code", "explain"]
+__all__ = ["INHERITED", "container_plan", "exec_plan", "exit_code", "explain"]
+
+# The path of a network namespace that the process is born in, because whoever starts it has entered it: no operation is needed.
+INHERITED = "/proc/self/ns/net"
 
 # config-linux.md, "Default Devices" and "Default symbolic links"; runc adds /dev/core where the kernel has /proc/kcore.
 _NODES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
@@ -171,6 +174,8 @@ def _namespaces(namespaces: tuple[Namespace, ...]) -> tuple[int, tuple[Op, ...]]
             raise NotImplementedYet(f"{namespace.type} namespaces")
         if namespace.path and flag == ops.NEWNS:
             raise NotImplementedYet("joining a mount namespace")
+        if namespace.path == INHERITED:
+            continue
         if namespace.path:
             joined.append(ops.Join(flag, namespace.path))
         else:

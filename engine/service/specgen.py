@@ -80,6 +80,7 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
     """Process ids whose namespaces are joined (`container:ID` modes), 0 for none."""
 
     pid: int = 0
+    network: int = 0
 
 
 def spec(
@@ -259,19 +260,28 @@ def _unlimited(value: int) -> int:
 
 def _namespaces(hc: HostConfig, host: Host, joined: Joined) -> tuple[Namespace, ...]:
     return _namespace_set(
-        hc.pid_mode != "host", joined.pid, hc.uts_mode != "host", hc.ipc_mode != "host", hc.network_mode != "host",
+        hc.pid_mode != "host", joined.pid, hc.uts_mode != "host", hc.ipc_mode != "host", _network(hc.network_mode, joined.network),
         hc.cgroupns_mode == "private" or (not hc.cgroupns_mode and host.cgroupns_private and not hc.privileged),
     )  # fmt: skip
 
 
+def _network(mode: str, joined: int) -> str | None:
+    """The path of its namespace, None for the host's."""
+    if mode == "host":
+        return None
+    return f"/proc/{joined}/ns/net" if joined else ""
+
+
 @functools.lru_cache(maxsize=64)
-def _namespace_set(pid: bool, pid_of: int, uts: bool, ipc: bool, network: bool, cgroup: bool) -> tuple[Namespace, ...]:
+def _namespace_set(pid: bool, pid_of: int, uts: bool, ipc: bool, network: str | None, cgroup: bool) -> tuple[Namespace, ...]:
     found = [Namespace(type="mount")]
     if pid_of:
         found.append(Namespace(type="pid", path=f"/proc/{pid_of}/ns/pid"))
     elif pid:
         found.append(Namespace(type="pid"))
-    wanted = (("uts", uts), ("ipc", ipc), ("network", network), ("cgroup", cgroup))
+    if network is not None:
+        found.append(Namespace(type="network", path=network))
+    wanted = (("uts", uts), ("ipc", ipc), ("cgroup", cgroup))
     return tuple(found + [Namespace(type=name) for name, on in wanted if on])
 
 
@@ -299,7 +309,7 @@ def _base_mounts(privileged: bool, ipc: str, shm_size: int) -> tuple[Mount, ...]
 
 
 def _sysctls(hc: HostConfig) -> dict[str, str]:
-    if hc.network_mode == "host":
+    if hc.network_mode == "host" or hc.network_mode.startswith("container:"):  # the namespace is somebody else's
         return hc.sysctls or {}
     return {**_NET_SYSCTLS, **hc.sysctls} if hc.sysctls else _NET_SYSCTLS
 

@@ -171,9 +171,18 @@ class Process:
         self.on_oom: Callable[[], None] | None = None
         self.gone = trio.Event()  # the monitor has ended too, and let go of the container's mounts
 
-    async def launch(self, start: control.Start) -> control.Started:
-        """Send START and wait for the answer. Raises LaunchFailed, MonitorGone."""
-        await self._send(start)
+    async def launch(self, start: control.Start, network: int = -1) -> control.Started:
+        """Send START, with the descriptor of the network namespace that the process is born in (the caller keeps its own), and wait for the
+        answer. Raises LaunchFailed, MonitorGone."""
+        await self.begin(start, network)
+        return await self.launched()
+
+    async def begin(self, start: control.Start, network: int = -1) -> None:
+        """The first half of `launch`. Raises MonitorGone."""
+        await self._send(start, (network,) if network >= 0 else ())
+
+    async def launched(self) -> control.Started:
+        """The second half. Raises LaunchFailed, MonitorGone."""
         while self.started is None:
             if self._failed is not None:
                 self.close()

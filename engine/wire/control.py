@@ -61,6 +61,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     `bundle`: absolute host path of the folder for monitor.sock and exit.json. `rows`, `cols`: first size of the pty (0: kernel's default).
     `open_stdin`: keep stdin open for attached clients; without it stdin is /dev/null (a tty always has stdin).
     `stdin_once`: close the process's stdin when the first client with stdin ends its input.
+    The message's descriptor, if any: the network namespace that the process is born in.
     """
 
     plan: bytes
