@@ -78,6 +78,8 @@ _MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE snapshots ADD COLUMN blob TEXT NOT NULL DEFAULT '';
     ALTER TABLE snapshots ADD COLUMN damage TEXT NOT NULL DEFAULT '';
     """,
+    # What msgspec encodes of each network.
+    "CREATE TABLE networks (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;",
 )
 
 
