@@ -1,6 +1,6 @@
 """The volatile folder of a container: the files that are bound over /etc/hosts, /etc/hostname and /etc/resolv.conf, and the plan's inputs.
 
-Owns `bundles/<id>/`. It lies on a tmpfs and is made again after a reboot. Contents follow Docker's for the networks none and host.
+Owns `bundles/<id>/`. It lies on a tmpfs and is made again after a reboot. What the files say is the business of `service.hostfiles`.
 """
 
 from __future__ import annotations
@@ -9,51 +9,61 @@ import contextlib
 import os
 import shutil
 
-from engine.errors import InvalidParameter
-from engine.spec.docker.containers import HostConfig
+import msgspec
+
+from engine.errors import KnarrError
+from engine.service import hostfiles
 from engine.spec.mount import Mount
+from engine.spec.network import Sandbox
 
-HOSTS = """127.0.0.1\tlocalhost
-::1\tlocalhost ip6-localhost ip6-loopback
-fe00::\tip6-localnet
-ff00::\tip6-mcastprefix
-ff02::1\tip6-allnodes
-ff02::2\tip6-allrouters
-"""
-_FILES = ("hosts", "hostname", "resolv.conf", "exit.json")
+_FILES = ("hosts", "hostname", "resolv.conf", "network.json", "exit.json")
 _BIND = ("rbind", "rprivate")
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Sandbox)
 
 
-def hosts_file(hc: HostConfig) -> str:
-    """Text of /etc/hosts. Raises InvalidParameter for a malformed --add-host."""
-    text = _read("/etc/hosts") if hc.network_mode == "host" else HOSTS
-    for entry in hc.extra_hosts or ():
-        name, separator, address = entry.partition(":")
-        if not separator or not name or not address or "\n" in entry:
-            raise InvalidParameter(f"bad format for add-host: '{entry}'")
-        if address == "host-gateway":
-            raise InvalidParameter("unable to derive the IP value for host-gateway: this version has no bridge network")
-        text += f"{address}\t{name}\n"
-    return text
-
-
-def make(folder: str, hc: HostConfig, hostname: str) -> None:
-    """Make the folder and its files; one that is there is kept and its files are written anew. Raises OSError, InvalidParameter."""
-    hosts = hosts_file(hc)
+def make(folder: str, hosts: str, hostname: str, resolv_conf: str) -> None:
+    """Make the folder and its files; one that is there is kept and its files are written anew. Raises OSError."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o710)
     try:
         _write(f"{folder}/hosts", hosts)
         _write(f"{folder}/hostname", hostname + "\n")
-        _write(f"{folder}/resolv.conf", _read("/etc/resolv.conf"))
+        _write(f"{folder}/resolv.conf", resolv_conf)
     except OSError:
         remove(folder)  # a start takes a folder that is there for a whole one
         raise
 
 
+def rewrite(folder: str, name: str, text: str) -> None:
+    """Write one of the files anew, in place: a running container has it mounted. Raises OSError."""
+    _write(f"{folder}/{name}", text)
+
+
+def write_network(folder: str, sandbox: Sandbox, *, running: bool) -> None:
+    """Keep what a container has of the network; of a `running` one the new text replaces the old one whole or not at all. Raises OSError."""
+    text = _ENCODER.encode(sandbox).decode()
+    if not running:
+        _write(f"{folder}/network.json", text)
+        return
+    _write(f"{folder}/.network.json", text)
+    os.rename(f"{folder}/.network.json", f"{folder}/network.json")
+
+
+def read_network(folder: str) -> Sandbox | None:
+    """What `write_network` kept; None when there is nothing. Raises KnarrError when it cannot be read."""
+    raw = hostfiles.read(f"{folder}/network.json")
+    if not raw:
+        return None
+    try:
+        return _DECODER.decode(raw)
+    except msgspec.DecodeError as error:
+        raise KnarrError(f"reading {folder}/network.json: {error}") from error
+
+
 def cgroup(folder: str) -> str:
     """The control group that a bundle's container has, if it is not at the usual place; "" otherwise."""
-    return _read(f"{folder}/cgroup")
+    return hostfiles.read(f"{folder}/cgroup")
 
 
 def note_cgroup(folder: str, path: str) -> None:
@@ -89,14 +99,6 @@ def remove(folder: str) -> None:
         return
     except OSError:
         shutil.rmtree(folder)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except FileNotFoundError:
-        return ""
 
 
 def _write(path: str, text: str) -> None:

@@ -19,7 +19,7 @@ from engine.errors import Conflict, InvalidParameter, KnarrError
 from engine.linux import devices as host_devices
 from engine.linux import seccomp
 from engine.runtime import ops, plan
-from engine.service import admission, bundle, mounts, names, specgen, users
+from engine.service import admission, bundle, hostfiles, mounts, names, specgen, users
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
 from engine.spec.container import ContainerRecord
@@ -145,6 +145,15 @@ def compile_plan(context: Context, container: Container, joined_pid: int = 0) ->
         joined=specgen.Joined(pid=joined_pid),
     )
     return encode_plan(context, container, spec)
+
+
+def make_bundle(container: Container) -> None:
+    """The volatile folder, with what can be said before the start: addresses come with it. Raises OSError, InvalidParameter."""
+    record = container.record
+    addressless = record.host_config.network_mode in ("host", "none")
+    text = hostfiles.hosts(record) if addressless else ""
+    resolv_conf = hostfiles.host_resolv_conf() if addressless else ""
+    bundle.make(container.bundle, text, record.config.hostname, resolv_conf)
 
 
 def encode_plan(context: Context, container: Container, spec: Spec) -> Plan:
@@ -277,7 +286,7 @@ async def create(
         raise _refusal(name, error) from error
     by_id[container_id] = by_name[name] = container
     try:
-        bundle.make(container.bundle, made.host_config, made.config.hostname)
+        make_bundle(container)
         container.plan = None if made.host_config.pid_mode.startswith("container:") else compile_plan(context, container)
         if not made.host_config.auto_remove:
             await context.durability.reached()

@@ -112,7 +112,7 @@ class Runner:
         """The compiled plan, and what it needs on disk: both are there from create, or made again (restart, reboot)."""
         context, record = self._context, container.record
         if not os.path.isdir(container.bundle):
-            bundle.make(container.bundle, record.host_config, record.config.hostname)
+            create.make_bundle(container)
         elif record.state.started_at:
             container.save_if_waiting()
             if record.host_config.auto_remove:
