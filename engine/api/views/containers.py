@@ -5,16 +5,20 @@ Fields that Go marks `omitempty` are left out when empty, the others are always 
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from engine.api.version import Version
 from engine.api.views.times import duration, rfc3339
+from engine.service import attached
+from engine.service.attached import Attachment, Known
 from engine.spec.container import ContainerRecord, State
-from engine.spec.docker.containers import Config, EndpointSettings, HostConfig
+from engine.spec.docker.containers import Config, HostConfig
+from engine.spec.network import Sandbox
 
 if TYPE_CHECKING:
     from engine.service.containers import Paths
@@ -24,6 +28,7 @@ Json = dict[str, Any]
 
 _OMIT_CONFIG = ("ExposedPorts", "Healthcheck", "ArgsEscaped", "NetworkDisabled", "MacAddress", "StopSignal", "StopTimeout", "Shell")
 _OMIT_HOST = ("Annotations", "StorageOpt", "Tmpfs", "Sysctls", "Init", "Mounts")
+_NONE = Known()
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%^")
 
 
@@ -117,63 +122,109 @@ def mounts(points: Iterable[MountPoint]) -> list[Json]:
     ]
 
 
-def _endpoint(settings: EndpointSettings | None, version: Version, names: list[str] | None) -> Json:
-    given = settings or EndpointSettings()
+def _endpoint(record: ContainerRecord, attachment: Attachment, version: Version, *, brief: bool) -> Json:
+    """One member of `Networks`. `brief`: as a list has it, without what only the container's own inspection tells."""
+    given, live = attachment.settings, attachment.endpoint
+    names = None if brief else _dns_names(record, attachment)
+    aliases = None if brief else given.aliases
+    if names and version < (1, 45):  # clients of that time looked for the container's id among its aliases
+        aliases = [*(given.aliases or ()), *(name for name in names if name != record.name and name not in (given.aliases or ()))]
+    ipam = given.ipam_config
     shown: Json = {
-        "IPAMConfig": msgspec.to_builtins(given.ipam_config) if given.ipam_config else None,
-        "Links": given.links,
-        "Aliases": given.aliases,
-        "MacAddress": given.mac_address,
-        "NetworkID": given.network_id,
-        "EndpointID": given.endpoint_id,
-        "Gateway": given.gateway,
-        "IPAddress": given.ip_address,
-        "IPPrefixLen": given.ip_prefix_len,
-        "IPv6Gateway": given.ipv6_gateway,
-        "GlobalIPv6Address": given.global_ipv6_address,
-        "GlobalIPv6PrefixLen": given.global_ipv6_prefix_len,
-        "DriverOpts": given.driver_opts,
+        "IPAMConfig": {key: value for key, value in msgspec.to_builtins(ipam).items() if value} if ipam else None,
+        "Links": None if brief else given.links,
+        "Aliases": aliases,
+        "MacAddress": live.mac if live else given.mac_address,
+        "DriverOpts": None if brief else given.driver_opts,
     }
     if version >= (1, 48):
-        shown["GwPriority"] = given.gw_priority
+        shown["GwPriority"] = live.gw_priority if live else given.gw_priority
+    shown |= {
+        "NetworkID": attachment.network_id,
+        "EndpointID": live.id if live else "",
+        "Gateway": live.ipv4_gateway if live else "",
+        "IPAddress": live.ipv4 if live else "",
+        "IPPrefixLen": live.ipv4_prefix if live else 0,
+        "IPv6Gateway": live.ipv6_gateway if live else "",
+        "GlobalIPv6Address": live.ipv6 if live else "",
+        "GlobalIPv6PrefixLen": live.ipv6_prefix if live else 0,
+    }
     if version >= (1, 44):
         shown["DNSNames"] = names
     return shown
 
 
-def networks(record: ContainerRecord, version: Version) -> Json:
+def _dns_names(record: ContainerRecord, attachment: Attachment) -> list[str] | None:
+    """What others find the container by; None where there are no names, and before the first start."""
+    if attachment.endpoint is not None and attachment.endpoint.names:
+        return attachment.endpoint.names
+    if not attachment.has_names or not record.state.started_at:
+        return None
+    hostname = record.config.hostname
+    return list(dict.fromkeys([record.name, *(attachment.settings.aliases or ()), record.id[:12], *([hostname] if hostname else ())]))
+
+
+def networks(
+    record: ContainerRecord, version: Version, sandbox: Sandbox | None = None, known: Known = _NONE, *, brief: bool = False
+) -> Json:
     """Network name -> endpoint; a container has at least the network of its mode, unless it joins another's."""
-    mode = record.host_config.network_mode or "none"
-    endpoints: Mapping[str, EndpointSettings | None] = record.networking.endpoints_config or {}
-    if mode.startswith("container:"):
-        return {}
-    names = [record.name, record.id[:12]] if record.state.started_at else None
-    found = {name: value for name, value in endpoints.items() if name not in ("default", mode)}
-    found[mode] = endpoints.get(mode) or endpoints.get("default")
-    return {name: _endpoint(value, version, names) for name, value in found.items()}
+    found = attached.attachments(record, sandbox, known)
+    return {one.name: _endpoint(record, one, version, brief=brief) for one in found}
 
 
-def _network_settings(record: ContainerRecord, version: Version) -> Json:
-    return {
+def port_map(record: ContainerRecord, sandbox: Sandbox | None) -> Json:
+    """`NetworkSettings.Ports`: `80/tcp` -> where the host leads to it, null for one that is only exposed."""
+    shown: dict[str, list[Json] | None] = {}
+    for port in attached.ports(record, sandbox):
+        bindings = shown.setdefault(f"{port.private}/{port.protocol}", [] if port.public else None)
+        if bindings is not None:
+            bindings.append({"HostIp": port.host_ip, "HostPort": str(port.public)})
+    return dict(sorted(shown.items()))
+
+
+def port_list(record: ContainerRecord, sandbox: Sandbox | None) -> list[Json]:
+    """`Ports` of a summary: one member for each way in."""
+    return [
+        {
+            **({"IP": port.host_ip} if port.host_ip else {}),
+            "PrivatePort": port.private,
+            **({"PublicPort": port.public} if port.public else {}),
+            "Type": port.protocol,
+        }
+        for port in attached.ports(record, sandbox)
+    ]
+
+
+_LEGACY = (
+    "EndpointID", "Gateway", "GlobalIPv6Address", "GlobalIPv6PrefixLen", "IPAddress", "IPPrefixLen", "IPv6Gateway", "MacAddress",
+)  # fmt: skip
+
+
+def _network_settings(record: ContainerRecord, version: Version, sandbox: Sandbox | None, known: Known) -> Json:
+    """The `NetworkSettings` member. `SandboxKey` is a path that `nsenter --net=` takes, as Docker's is."""
+    found = networks(record, version, sandbox, known)
+    running = record.state.running and not record.host_config.network_mode.startswith("container:")
+    shown: Json = {
         "Bridge": "",
-        "SandboxID": "",
-        "SandboxKey": "",
-        "Ports": {},
+        "SandboxID": _sandbox_id(record) if running else "",
+        "SandboxKey": f"/proc/{record.state.pid}/ns/net" if running and record.state.pid else "",
+        "Ports": port_map(record, sandbox),
         "HairpinMode": False,
         "LinkLocalIPv6Address": "",
         "LinkLocalIPv6PrefixLen": 0,
         "SecondaryIPAddresses": None,
         "SecondaryIPv6Addresses": None,
-        "EndpointID": "",
-        "Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
-        "IPAddress": "",
-        "IPPrefixLen": 0,
-        "IPv6Gateway": "",
-        "MacAddress": "",
-        "Networks": networks(record, version),
     }
+    if version < (1, 52):  # the address in the default bridge, from before there were others
+        default = found.get("bridge") or {}
+        shown |= {name: default.get(name, 0 if name.endswith("Len") else "") for name in _LEGACY}
+    shown["Networks"] = found
+    return shown
+
+
+def _sandbox_id(record: ContainerRecord) -> str:
+    """64 hexadecimal digits that are others for each start."""
+    return hashlib.sha256(f"{record.id}{record.state.started_at}".encode()).hexdigest()
 
 
 def inspect(
@@ -184,8 +235,11 @@ def inspect(
     points: Iterable[MountPoint],
     exec_ids: list[str] | None,
     size: tuple[int, int] | None,
+    sandbox: Sandbox | None = None,
+    known: Known = _NONE,
 ) -> Json:
-    """`GET /containers/{id}/json`. `size`: (bytes written, bytes of everything) when it was asked for."""
+    """`GET /containers/{id}/json`. `size`: (bytes written, bytes of everything) when it was asked for; `sandbox`: what it has of the
+    network while it runs; `known`: the networks there are."""
     shown: Json = {
         "Id": record.id,
         "Created": rfc3339(record.created_at),
@@ -221,7 +275,7 @@ def inspect(
         shown["SizeRw"], shown["SizeRootFs"] = size
     shown["Mounts"] = mounts(points)
     shown["Config"] = config(record.config)
-    shown["NetworkSettings"] = _network_settings(record, version)
+    shown["NetworkSettings"] = _network_settings(record, version, sandbox, known)
     return shown
 
 
@@ -243,6 +297,8 @@ def summary(
     points: Iterable[MountPoint],
     size: tuple[int, int] | None,
     named: bool = True,
+    sandbox: Sandbox | None = None,
+    known: Known = _NONE,
     now: float | None = None,
 ) -> Json:
     """One member of `GET /containers/json`. `named`: what the container was made of still stands for its image."""
@@ -253,12 +309,12 @@ def summary(
         "ImageID": record.image_id,
         "Command": command_line(record.path, record.args),
         "Created": record.created_at // 1_000_000_000,
-        "Ports": [],
+        "Ports": port_list(record, sandbox),
         "Labels": record.config.labels or {},
         "State": record.state.status,
         "Status": status_text(record.state, now),
         "HostConfig": {"NetworkMode": record.host_config.network_mode},
-        "NetworkSettings": {"Networks": networks(record, version)},
+        "NetworkSettings": {"Networks": networks(record, version, sandbox, known, brief=True)},
         "Mounts": mounts(points),
     }
     if version >= (1, 46) and record.host_config.annotations:
