@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from engine.spec.docker.containers import Config, HostConfig, NetworkingConfig
+from engine.spec.mount import MountPoint
 
 Status = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
@@ -52,6 +53,7 @@ class ContainerRecord(msgspec.Struct, omit_defaults=True):
     config: Config
     host_config: HostConfig
     networking: NetworkingConfig
+    mount_points: list[MountPoint] = []
     driver: str = "overlay2"
     platform: str = "linux"
     log_path: str = ""

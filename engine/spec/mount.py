@@ -29,3 +29,32 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     base: str = ""
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
+
+
+class MountPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One mount of a container, resolved at create and stored with it: the members that inspect shows, and what makes it.
+
+    `type`: bind, volume, tmpfs or image; `name`: the volume's, or the image as it was asked for; `source`: a host path, "" for a volume
+    (its place follows from its name) and for a tmpfs; `image`: identifier of the image. `options`: mount(8) words.
+
+    `create`: make the source when it is missing (`-v` does). `copy`: a new volume begins with what the image has at the destination.
+    `anonymous`: its volume was made for it and goes with `rm -v`. `hidden`: inspect does not list it (`--tmpfs`).
+    """
+
+    type: str
+    destination: str
+    name: str = ""
+    source: str = ""
+    driver: str = ""
+    mode: str = ""
+    rw: bool = True
+    propagation: str = ""
+    options: tuple[str, ...] = ()
+    subpath: str = ""
+    image: str = ""
+    create: bool = False
+    copy: bool = False
+    anonymous: bool = False
+    hidden: bool = False
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()

@@ -80,6 +80,10 @@ _MIGRATIONS: tuple[str, ...] = (
     """,
     # What msgspec encodes of each network.
     "CREATE TABLE networks (id TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;",
+    # Volumes by name.
+    """
+    CREATE TABLE volumes (name TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+    """,
 )
 
 

@@ -25,6 +25,7 @@ class Layout:
         self.image_mirror = f"{self.content}/images.json"
         self.snapshots = f"{self.data_root}/snapshots"
         self.containers = f"{self.data_root}/containers"
+        self.volumes = f"{self.data_root}/volumes"
         self.root_mountpoint = f"{self.exec_root}/mnt"
         self.bundles = f"{self.exec_root}/bundles"
 
@@ -35,6 +36,7 @@ class Layout:
         blobs = (self.content, self.blobs, f"{self.blobs}/sha256", f"{self.blobs}/sha512", self.ingest)
         for folder in (*blobs, self.snapshots, self.containers, self.bundles):
             _make(folder, _PRIVATE)
+        _make(self.volumes, 0o701)
         _make(self.root_mountpoint, 0o700)
 
     def container(self, container_id: str) -> str:

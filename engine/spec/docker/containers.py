@@ -85,6 +85,28 @@ class TmpfsOptions(msgspec.Struct, rename=pascal, omit_defaults=True):
     options: list[list[str]] | None = None
 
 
+class DriverConfig(msgspec.Struct, rename=pascal, omit_defaults=True):
+    """The driver of a volume that does not exist yet, and its options."""
+
+    name: str = ""
+    options: StrMap = None
+
+
+class VolumeOptions(msgspec.Struct, rename=pascal, omit_defaults=True):
+    """`subpath`: a relative path within the volume; `labels` and `driver_config` are for a volume that does not exist yet."""
+
+    no_copy: bool = False
+    labels: StrMap = None
+    driver_config: DriverConfig | None = None
+    subpath: str = ""
+
+
+class ImageOptions(msgspec.Struct, rename=pascal, omit_defaults=True):
+    """`subpath`: a relative path within the image."""
+
+    subpath: str = ""
+
+
 class MountRequest(msgspec.Struct, rename=pascal, omit_defaults=True):
     """One `--mount`."""
 
@@ -94,8 +116,8 @@ class MountRequest(msgspec.Struct, rename=pascal, omit_defaults=True):
     read_only: bool = False
     consistency: str = ""
     bind_options: BindOptions | None = None
-    volume_options: dict[str, object] | None = None
-    image_options: dict[str, object] | None = None
+    volume_options: VolumeOptions | None = None
+    image_options: ImageOptions | None = None
     tmpfs_options: TmpfsOptions | None = None
 
 
