@@ -16,8 +16,9 @@ import msgspec
 from engine.config import Settings
 from engine.errors import InvalidParameter, NotImplementedYet
 from engine.linux.signals import signal_number
+from engine.service import networkmode
 from engine.service.specgen import merge_env
-from engine.spec.docker.containers import Config, CreateRequest, HostConfig, LogConfig
+from engine.spec.docker.containers import Config, CreateRequest, HostConfig, LogConfig, NetworkingConfig
 from engine.spec.units import decimal_bytes
 
 NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")  # Docker's names.RestrictedNameChars
@@ -33,17 +34,11 @@ ULIMITS = frozenset("as core cpu data fsize locks memlock msgqueue nice nofile n
 _LATER: Mapping[str, str] = {
     "volume_driver": "--volume-driver",
     "volumes_from": "--volumes-from",
-    "links": "--link",
     "storage_opt": "--storage-opt",
     "cpu_realtime_period": "--cpu-rt-period",
     "cpu_realtime_runtime": "--cpu-rt-runtime",
     "device_requests": "--gpus",
     "init": "--init",
-    "publish_all_ports": "--publish-all",
-    "port_bindings": "--publish",
-    "dns": "--dns",
-    "dns_options": "--dns-option",
-    "dns_search": "--dns-search",
     "oom_kill_disable": "--oom-kill-disable",
 }
 
@@ -104,15 +99,18 @@ def check_name(name: str) -> str:
     return name.removeprefix("/")
 
 
-def check(request: CreateRequest, hc: HostConfig, image: Config, settings: Settings) -> tuple[HostConfig, list[str]]:
-    """Check a request against what this host and version can do; the host configuration with defaults filled in, and warnings."""
+def check(request: CreateRequest, hc: HostConfig, image: Config, settings: Settings) -> tuple[HostConfig, NetworkingConfig, list[str]]:
+    """Check a request against what this host and version can do; the host's and the networks' configuration with defaults filled in, and
+    warnings."""
     warnings: list[str] = []
     for field, flag in _LATER.items():
         if getattr(hc, field):
             raise NotImplementedYet(flag)
     _strings(request)
     _modes(hc)
-    network = _network(hc, request, warnings)
+    network, networking = networkmode.choose(hc, request, settings)
+    if network == "host" and (hc.port_bindings or hc.publish_all_ports):
+        warnings.append("Published ports are discarded when using host network mode")
     _health_and_restart(request, hc, image, warnings)
     _resources(hc)
     _sysctls(hc.sysctls or {}, network)
@@ -137,7 +135,7 @@ def check(request: CreateRequest, hc: HostConfig, image: Config, settings: Setti
         runtime=hc.runtime or "knarr",
         cgroupns_mode=hc.cgroupns_mode or settings.default_cgroupns_mode,
     )
-    return filled, warnings
+    return filled, networking, warnings
 
 
 def _strings(request: CreateRequest) -> None:
@@ -179,28 +177,6 @@ def _modes(hc: HostConfig) -> None:
         raise InvalidParameter(f"invalid value {hc.oom_score_adj}, range for oom score adj is [-1000, 1000]")
     if hc.cgroup_parent and (".." in hc.cgroup_parent.split("/") or "\0" in hc.cgroup_parent):
         raise InvalidParameter(f"invalid cgroup parent: {hc.cgroup_parent!r}")
-
-
-def _network(hc: HostConfig, request: CreateRequest, warnings: list[str]) -> str:
-    mode = hc.network_mode or "default"
-    endpoints = (request.networking_config.endpoints_config if request.networking_config else None) or {}
-    for name, endpoint in endpoints.items():
-        if name not in (mode, "default", "none", "host"):
-            raise NotImplementedYet(f"--network {name}", hint="this version has the networks none and host")
-        if endpoint and (endpoint.ipam_config or endpoint.links or endpoint.driver_opts or endpoint.mac_address):
-            raise NotImplementedYet(f"endpoint settings of network {name}", hint="this version has the networks none and host")
-    if request.mac_address:
-        raise NotImplementedYet("--mac-address")
-    if request.network_disabled or mode == "none":
-        return "none"
-    if mode == "host":
-        return "host"
-    if mode == "default":
-        warnings.append(
-            "the default network (bridge) is not implemented yet: this container has no network (--network none); --network host works"
-        )
-        return "none"
-    raise NotImplementedYet(f"--network {mode}", hint="this version has the networks none and host")
 
 
 def _health_and_restart(request: CreateRequest, hc: HostConfig, image: Config, warnings: list[str]) -> None:

@@ -41,7 +41,7 @@ def rewrite(folder: str, name: str, text: str) -> None:
 
 
 def write_network(folder: str, sandbox: Sandbox, *, running: bool) -> None:
-    """Keep what a container has of the network; of a `running` one the new text replaces the old one whole or not at all. Raises OSError."""
+    """Keep what a container has of the network; of a `running` one the new text replaces the old whole or not at all. Raises OSError."""
     text = _ENCODER.encode(sandbox).decode()
     if not running:
         _write(f"{folder}/network.json", text)

@@ -25,8 +25,10 @@ from engine.store.snapshots import Snapshots
 if TYPE_CHECKING:
     from engine.registry.client import Registries
     from engine.service.archives import Archives
+    from engine.service.endpoints import Endpoints
     from engine.service.images import Images
     from engine.service.layers import Layers
+    from engine.service.networks import Networks
     from engine.service.pull import Pulls
     from engine.service.push import Pushes
 
@@ -48,6 +50,8 @@ class Context:
     durability: Durability
     chores: Chores
     nursery: trio.Nursery
+    networks: Networks | None = None
+    endpoints: Endpoints | None = None
 
     @functools.cached_property
     def registries(self) -> Registries:

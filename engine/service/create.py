@@ -23,7 +23,7 @@ from engine.service import admission, bundle, hostfiles, mounts, names, specgen,
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
 from engine.spec.container import ContainerRecord
-from engine.spec.docker.containers import Config, CreateRequest, HostConfig, NetworkingConfig, ThrottleDevice
+from engine.spec.docker.containers import Config, CreateRequest, HostConfig, ThrottleDevice
 from engine.spec.runtime import BlockIO, BlockRate, BlockWeight, Device, DeviceRule, Spec
 from engine.store.db import DatabaseError
 from engine.store.images import ImageRecord
@@ -48,7 +48,7 @@ _CONFIGS: dict[str, Config] = {}
 def record(context: Context, container_id: str, name: str, request: CreateRequest, image: ImageRecord) -> tuple[ContainerRecord, list[str]]:
     """The record of a new container, checked, and Docker's warnings. Raises InvalidParameter, NotImplementedYet."""
     defaults = image_config(image)
-    hc, warnings = admission.check(request, request.host_config or HostConfig(), defaults, context.settings)
+    hc, networking, warnings = admission.check(request, request.host_config or HostConfig(), defaults, context.settings)
     config = admission.merge(request, defaults)
     if hc.network_mode == "host" and not config.hostname:
         config.hostname = context.host.hostname
@@ -73,7 +73,7 @@ def record(context: Context, container_id: str, name: str, request: CreateReques
         args=words[1:],
         config=config,
         host_config=hc,
-        networking=request.networking_config or NetworkingConfig(),
+        networking=context.networks.checked(networking) if context.networks else networking,
         log_path=f"{folder}/{container_id}-json.log" if driver == "json-file" else "",
     ), warnings
 

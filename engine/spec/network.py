@@ -17,6 +17,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ip_range: str = ""
     gateway: str = ""
     aux: dict[str, str] = {}
+    given_subnet: bool = True  # False: chosen from the default address pools
     given_gateway: bool = True  # False: chosen by us
 
 

@@ -8,7 +8,7 @@ import pytest
 from engine.config import Settings
 from engine.errors import InvalidParameter, NotImplementedYet
 from engine.linux.signals import signal_number
-from engine.service import admission, mounts, specgen, users
+from engine.service import admission, mounts, networkmode, specgen, users
 from engine.service.running import log_tag
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import (
@@ -17,7 +17,6 @@ from engine.spec.docker.containers import (
     Healthcheck,
     HostConfig,
     NetworkingConfig,
-    PortBinding,
     RestartPolicy,
     Ulimit,
 )
@@ -110,12 +109,8 @@ def test_entrypoint_and_command_follow_docker() -> None:
 @pytest.mark.parametrize(
     ("hc", "flag"),
     [
-        (HostConfig(port_bindings={"80/tcp": [PortBinding(host_port="80")]}), "--publish"),
-        (HostConfig(links=["a:b"]), "--link"),
         (HostConfig(init=True), "--init"),
         (HostConfig(restart_policy=RestartPolicy(name="always")), "--restart always"),
-        (HostConfig(network_mode="bridge"), "--network bridge"),
-        (HostConfig(network_mode="mine"), "--network mine"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_by_its_flag(hc: HostConfig, flag: str) -> None:
@@ -148,15 +143,34 @@ def test_bad_values_are_refused(hc: HostConfig) -> None:
         admission.check(CreateRequest(), hc, Config(), Settings())
 
 
-def test_the_default_network_is_none_with_a_warning() -> None:
-    filled, warnings = admission.check(CreateRequest(), HostConfig(network_mode="default"), Config(), Settings())
-    assert filled.network_mode == "none"
-    assert "bridge" in warnings[0]
+@pytest.mark.parametrize(
+    ("hc", "request_", "words"),
+    [
+        (HostConfig(network_mode="container:x"), CreateRequest(hostname="h"), "hostname and the network mode"),
+        (HostConfig(network_mode="container:x", dns=["1.1.1.1"]), CreateRequest(), "dns and the network mode"),
+        (HostConfig(network_mode="container:x", extra_hosts=["a:1.1.1.1"]), CreateRequest(), "custom host-to-IP mapping"),
+        (HostConfig(network_mode="container:x", publish_all_ports=True), CreateRequest(), "port publishing and the container type"),
+        (HostConfig(network_mode="host", links=["a"]), CreateRequest(), "host type networking can't be used with links"),
+        (HostConfig(network_mode="container:"), CreateRequest(), "invalid container format"),
+        (HostConfig(), CreateRequest(mac_address="nonsense"), "invalid MAC address"),
+        (HostConfig(extra_hosts=["nonsense"]), CreateRequest(), "bad format for add-host"),
+        (HostConfig(dns=["nonsense"]), CreateRequest(), "invalid DNS server"),
+    ],
+)
+def test_network_modes_that_make_no_sense(hc: HostConfig, request_: CreateRequest, words: str) -> None:
+    with pytest.raises(InvalidParameter, match=words):
+        networkmode.choose(hc, request_, Settings())
+
+
+def test_the_default_network_is_the_bridge() -> None:
+    filled, _, warnings = admission.check(CreateRequest(), HostConfig(network_mode="default"), Config(), Settings())
+    assert filled.network_mode == "bridge"
+    assert not warnings
 
 
 def test_an_images_healthcheck_and_volumes_are_named_in_warnings() -> None:
     image = Config(healthcheck=Healthcheck(test=["CMD", "x"]), volumes={"/data": {}})
-    _, warnings = admission.check(CreateRequest(), HostConfig(network_mode="none"), image, Settings())
+    _, _, warnings = admission.check(CreateRequest(), HostConfig(network_mode="none"), image, Settings())
     assert any("HEALTHCHECK" in text for text in warnings)
     assert any("/data" in text for text in warnings)
 

@@ -1,0 +1,155 @@
+"""Which networks a create or connect request asks for, and whether that makes sense. Pure.
+
+Messages are dockerd's (checked side by side), its clients match on some of them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+
+from engine.config import Settings
+from engine.errors import InvalidParameter
+from engine.service.hostfiles import split_extra_host
+from engine.spec.docker.containers import CreateRequest, EndpointSettings, HostConfig, NetworkingConfig
+from engine.spec.network import NetworkRecord
+
+_MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,253}")  # of an alias: what can stand in a DNS question
+_SHARED = "container"  # the mode's word before the colon
+
+
+def choose(hc: HostConfig, request: CreateRequest, settings: Settings) -> tuple[str, NetworkingConfig]:
+    """The network mode, with the default filled in, and the endpoints' settings. Raises InvalidParameter."""
+    mode = hc.network_mode or "default"
+    if request.network_disabled:
+        mode = "none"
+    elif mode == "default":
+        mode = "none" if getattr(settings, "bridge", "") == "none" else "bridge"
+    given = (request.networking_config.endpoints_config if request.networking_config else None) or {}
+    # "default" as a key of the endpoints means the same as in the mode.
+    endpoints = {mode if name == "default" else name: value or EndpointSettings() for name, value in given.items()}
+    _check_mode(mode, hc, request)
+    if mode.startswith(f"{_SHARED}:") or mode in ("host", "none"):
+        for name, value in endpoints.items():
+            if name not in (mode, "host", "none"):
+                raise InvalidParameter(
+                    "container sharing network namespace with another container or host cannot be connected to any other network"
+                    if mode != "none"
+                    else "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+                )
+            check(name, value, None)
+        endpoints = {}
+    if request.mac_address:
+        _check_mac(request.mac_address)
+    for value in endpoints.values():
+        _check_values(value)
+    for entry in hc.extra_hosts or ():
+        split_extra_host(entry)
+    _check_dns(hc)
+    return mode, NetworkingConfig(endpoints_config=endpoints or None)
+
+
+def _check_mode(mode: str, hc: HostConfig, request: CreateRequest) -> None:
+    shared = mode.startswith(f"{_SHARED}:")
+    if mode == "container" or mode == "container:":
+        raise InvalidParameter("Invalid network mode: invalid container format container:<name|id>")
+    if shared and request.hostname:
+        raise InvalidParameter("conflicting options: hostname and the network mode")
+    if shared and hc.links:
+        raise InvalidParameter(
+            "conflicting options: container type network can't be used with links. This would result in undefined behavior"
+        )
+    if mode == "host" and hc.links:
+        raise InvalidParameter(
+            "conflicting options: host type networking can't be used with links. This would result in undefined behavior"
+        )
+    if not shared:
+        return
+    if hc.dns:
+        raise InvalidParameter("conflicting options: dns and the network mode")
+    if hc.extra_hosts:
+        raise InvalidParameter("conflicting options: custom host-to-IP mapping and the network mode")
+    if request.mac_address:
+        raise InvalidParameter("conflicting options: mac-address and the network mode")
+    if hc.port_bindings or hc.publish_all_ports:
+        raise InvalidParameter("conflicting options: port publishing and the container type network mode")
+    if request.exposed_ports:
+        raise InvalidParameter("conflicting options: port exposing and the container type network mode")
+
+
+def _check_values(settings: EndpointSettings) -> None:
+    if settings.mac_address:
+        _check_mac(settings.mac_address)
+    for alias in settings.aliases or ():
+        if not _NAME.fullmatch(alias):
+            raise InvalidParameter(f"invalid alias {alias!r}: letters, digits, '_', '.' and '-' are allowed")
+
+
+def _check_mac(text: str) -> None:
+    if not _MAC.fullmatch(text):
+        raise InvalidParameter(f"invalid MAC address: {text}")
+    if int(text[:2], 16) & 1:
+        raise InvalidParameter(f"invalid MAC address: {text} is a group address, which no interface can have")
+
+
+def _check_dns(hc: HostConfig) -> None:
+    for server in hc.dns or ():
+        try:
+            ipaddress.ip_address(server.partition("%")[0])
+        except ValueError:
+            raise InvalidParameter(f"invalid DNS server: {server!r} is no IP address")
+    for word in (*(hc.dns_search or ()), *(hc.dns_options or ())):
+        if not word.isprintable() or " " in word:
+            raise InvalidParameter(f"invalid DNS search domain or option: {word!r}")
+
+
+def check(name: str, settings: EndpointSettings, network: NetworkRecord | None) -> None:
+    """Whether a network can give an endpoint what is asked; None for host and none. Raises InvalidParameter in dockerd's form."""
+    problems = list(_problems(settings, network))
+    if problems:
+        text = problems[0] if len(problems) == 1 else "\n".join(f"* {problem}" for problem in problems)
+        raise InvalidParameter(f"invalid config for network {name}: invalid endpoint settings:\n{text}")
+
+
+def _problems(settings: EndpointSettings, network: NetworkRecord | None) -> Iterable[str]:
+    given = settings.ipam_config
+    user_defined = network is not None and not network.predefined
+    if not user_defined and settings.aliases:
+        yield "network-scoped aliases are only supported for user-defined networks"
+    wanted = [] if given is None else [(4, given.ipv4_address), (6, given.ipv6_address)]
+    wanted = [(version, text) for version, text in wanted if text]
+    if wanted and not user_defined:
+        yield "user specified IP address is supported on user defined networks only"
+    for version, text in wanted:
+        yield from _address_problems(version, text, network)
+    for text in (given.link_local_ips if given is not None else None) or ():
+        try:
+            ipaddress.ip_address(text)
+        except ValueError:
+            yield f"invalid link-local IP address: {text}"
+
+
+def _address_problems(version: int, text: str, network: NetworkRecord | None) -> Iterable[str]:
+    address = None
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        pass
+    if address is None or address.version != version:
+        yield f"invalid IPv{version} address: {text}"
+    pools = [pool for pool in network.pools if (":" in pool.subnet) == (version == 6)] if network is not None else []
+    if not any(pool.given_subnet for pool in pools):
+        yield "user specified IP address is supported only when connecting to networks with user configured subnets"
+    elif address is None or not any(address in ipaddress.ip_network(pool.subnet) for pool in pools):
+        yield f"no configured subnet or ip-range contain the IP address {text}"
+
+
+def split_link(text: str) -> tuple[str, str]:
+    """Container and alias of a --link, `NAME[:ALIAS]`, also in the stored form `/NAME:/OTHER/ALIAS`. Raises InvalidParameter."""
+    name, _, alias = text.partition(":")
+    name, alias = name.strip("/"), alias.rpartition("/")[2]
+    if not name or ":" in alias:
+        raise InvalidParameter(f"bad format for links: {text}")
+    return name, alias or name
