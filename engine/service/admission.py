@@ -18,6 +18,7 @@ from engine.errors import InvalidParameter, NotImplementedYet
 from engine.linux.signals import signal_number
 from engine.service import networkmode
 from engine.service.specgen import merge_env
+from engine.spec import health, restart
 from engine.spec.docker.containers import Config, CreateRequest, HostConfig, LogConfig, NetworkingConfig
 from engine.spec.units import decimal_bytes
 
@@ -67,7 +68,7 @@ def merge(config: CreateRequest, image: Config) -> Config:
         stdin_once=config.stdin_once,
         env=merge_env(image.env or (), [entry for entry in config.env or () if "=" in entry]),
         cmd=cmd,
-        healthcheck=config.healthcheck or image.healthcheck,
+        healthcheck=health.merge(config.healthcheck, image.healthcheck),
         image=config.image,
         volumes={**(image.volumes or {}), **(config.volumes or {})} or None,
         working_dir=config.working_dir or image.working_dir,
@@ -112,7 +113,7 @@ def check(request: CreateRequest, hc: HostConfig, image: Config, settings: Setti
     if network == "host" and (hc.port_bindings or hc.publish_all_ports):
         warnings.append("Published ports are discarded when using host network mode")
     _health_and_restart(request, hc, image, warnings)
-    _resources(hc)
+    resources(hc)
     _sysctls(hc.sysctls or {}, network)
     _security(hc.security_opt or [])
     _ulimits(hc)
@@ -180,23 +181,17 @@ def _modes(hc: HostConfig) -> None:
 
 
 def _health_and_restart(request: CreateRequest, hc: HostConfig, image: Config, warnings: list[str]) -> None:
-    policy = hc.restart_policy.name if hc.restart_policy else ""
-    if policy not in ("", "no", "always", "unless-stopped", "on-failure"):
-        raise InvalidParameter(
-            f"invalid restart policy: unknown policy '{policy}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
-        )
-    if policy not in ("", "no"):
-        if hc.auto_remove:
-            raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
-        raise NotImplementedYet(f"--restart {policy}")
-    test = (request.healthcheck.test if request.healthcheck else None) or []
-    if request.healthcheck and test[:1] != ["NONE"]:
-        raise NotImplementedYet("--health-cmd and the other --health flags")
-    if not request.healthcheck and image.healthcheck and (image.healthcheck.test or ["NONE"])[0] != "NONE":
-        warnings.append("the HEALTHCHECK of the image is not run: health checks are not implemented yet")
+    restart.validate(hc.restart_policy)
+    if hc.auto_remove and not restart.is_none(hc.restart_policy):
+        raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
+    health.action(hc.annotations or {}, {**(image.labels or {}), **(request.labels or {})})
+    if request.healthcheck is not None:
+        health.validate(request.healthcheck)
+        warnings += health.warnings(health.merge(request.healthcheck, image.healthcheck))
 
 
-def _resources(hc: HostConfig) -> None:
+def resources(hc: HostConfig) -> None:
+    """Limits that make no sense anywhere. Raises InvalidParameter."""
     if hc.memory and hc.memory < _MIN_MEMORY:
         raise InvalidParameter("Minimum memory limit allowed is 6MB")
     if hc.memory_swap > 0 and not hc.memory:

@@ -128,7 +128,7 @@ class Containers:
             upper=upper,
             lowers=snapshots.lowers(snapshots.parent(container.id)),
             work=upper.removesuffix("fs") + "work",
-            merged=f"/proc/{container.record.state.pid}/root" if container.record.state.running else "",
+            merged=f"/proc/{container.record.state.pid}/root" if container.record.state.alive else "",
         )
 
     def mount_points(self, ref: str) -> List[MountPoint]:
@@ -168,6 +168,8 @@ class Containers:
             if not container.record.state.running:
                 raise Conflict(f"cannot kill container: {ref}: container {container.id} is not running")
             await self.runner.kill_and_wait(container)
+        elif number in running.ENDING or number == signal_number(container.record.config.stop_signal or "SIGTERM"):
+            await self.runner.ask_to_end(container, number)
         else:
             await self.runner.kill(container, number)
 
@@ -268,6 +270,7 @@ class Containers:
         container = self.find(ref)
         if not container.record.state.running:
             raise Conflict(f"container {container.id} is not running")
+        running.check_waits_not(container)
         found = await top.processes(self._context.cgroups.pids(container.cgroup), ps_args)
         container.publish("top")
         return found
@@ -281,6 +284,7 @@ class Containers:
         container = self.find(ref)
         if container.record.state.status == "paused":
             raise Conflict(f"container {ref} is paused, unpause the container before attach")
+        running.check_waits_not(container)
         tty = container.record.config.tty
         container_message = attach.message(options, tty)
         container.publish("attach")
@@ -310,6 +314,7 @@ class Containers:
         if options.follow:  # the monitor makes the folder with the first output; it must be there to be watched
             with contextlib.suppress(FileExistsError):
                 os.mkdir(os.path.dirname(container.record.log_path), 0o710)
+        exited = container.exited  # of this run: who follows is not led on into the next one, which compose follows anew
         return logs.read(
             container.record.log_path,
             follow=options.follow,
@@ -321,5 +326,5 @@ class Containers:
             stderr=options.stderr,
             details=options.details,
             framed=not container.record.config.tty,
-            finished=lambda: not container.record.state.running or container.gone.is_set(),
+            finished=lambda: exited.is_set() or not container.record.state.alive or container.gone.is_set(),
         )

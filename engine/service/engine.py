@@ -140,6 +140,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             engine = await _assemble(settings, layout, db, nursery)
             nursery.start_soon(_set_mark, mark, engine, unclean_since)
             yield engine
+            engine.containers.runner.health.keep()
             nursery.cancel_scope.cancel()
             try:
                 engine.context.durability.flush()
@@ -235,9 +236,11 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     nursery.start_soon(chores.run)
     nursery.start_soon(registry.run)
     registry.open_permanent(settings.registry)
-    execs = Execs(context, containers)
+    execs = containers.runner.health.execs = Execs(context, containers)
+    containers.runner.health.adopt(containers.by_id)
     system = System(context, containers)
     events.publish(Event.make("daemon", "start", system.id, {"name": os.uname().nodename}))
+    containers.runner.restarts.boot(containers.by_id)
     engine = Engine(context, containers, execs, system, Registries(context), registry)
     if settings.gc_high_watermark or settings.gc_keep or settings.gc_unused_for:
         images.on_stored = engine.collector.came

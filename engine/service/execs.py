@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import posixpath
+import socket
 
 import trio
 
@@ -42,6 +43,8 @@ class Exec:
         self.process: Process | None = None
         self.pending: list[Pending] = []
         self.ops: tuple[Op, ...] = ()
+        self.ended = trio.Event()
+        self.kept = True  # for a while after its end, to be inspected
 
 
 class Execs:
@@ -106,6 +109,8 @@ class Execs:
         state = container.record.state
         if state.status == "paused":
             raise Conflict(f"container {container.name} is paused, unpause the container before exec")
+        if state.status == "restarting":
+            raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
         if not state.running or container.process is None:
             raise Conflict(f"container {container.id} is not running")
 
@@ -137,6 +142,17 @@ class Execs:
         """Start detached. Raises NotFound, Conflict, LaunchError."""
         self.prepare(ref, request)
         await self._launch(self._find(ref))
+
+    async def run(self, ref: str, output: socket.socket) -> Exec:
+        """Start with both outputs going unframed to a copy of `output`; `ended` of what is returned is set at the end, and nothing is kept
+        after it. Raises as `start`."""
+        self.prepare(ref, ExecStartRequest())
+        found = self._find(ref)
+        found.kept = False
+        options = AttachOptions(stream=True, stdin=False, stdout=True, stderr=True, detach_keys="")
+        found.pending.append(Pending(os.dup(output.fileno()), attach.message(options, tty=True)))
+        await self._launch(found)
+        return found
 
     async def _launch(self, found: Exec) -> None:
         record, container = found.record, found.container
@@ -241,7 +257,11 @@ class Execs:
             client.release()
         found.pending.clear()
         self._context.chores.later(f"removing the folder of exec {record.id[:12]}", lambda: bundle.remove(folder))
-        self._context.nursery.start_soon(self._forget_later, record.id)
+        found.ended.set()
+        if found.kept:
+            self._context.nursery.start_soon(self._forget_later, record.id)
+        else:
+            self._by_id.pop(record.id, None)
 
     async def _forget_later(self, exec_id: str) -> None:
         await trio.sleep(_KEPT)

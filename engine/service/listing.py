@@ -7,6 +7,7 @@ from collections.abc import Callable
 from engine.errors import InvalidParameter, NotFound
 from engine.service import attached
 from engine.service.attached import Known
+from engine.spec import health
 from engine.spec.container import ContainerRecord
 from engine.spec.filters import Filters
 from engine.spec.network import Sandbox
@@ -35,6 +36,9 @@ def select(
     statuses = set(filters.get("status"))
     for status in statuses - _STATUSES:
         raise InvalidParameter(f"invalid value for status: {status}")
+    for value in filters.get("health"):
+        if value not in health.STATUSES:
+            raise InvalidParameter(f"unrecognized filter value for health: {value}")
     exited = {_exit_code(value) for value in filters.get("exited")}
     images = set().union(*(ancestors(ref) for ref in filters.get("ancestor"))) if filters.get("ancestor") else None
     before = [find(ref).created_at for ref in filters.get("before")]
@@ -73,7 +77,7 @@ def _matches(record: ContainerRecord, filters: Filters) -> bool:
         and filters.match_prefix("id", record.id)
         and filters.match_labels("label", config.labels or {})
         and filters.match_any("volume", mounts)
-        and filters.match_any("health", ("none",))
+        and filters.match_any("health", (record.state.health.status if record.state.health else "none",))
         and filters.match_any("is-task", ("false", "False", "0"))
         and filters.match_any("isolation", ("default", ""))
     )

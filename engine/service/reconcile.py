@@ -82,10 +82,10 @@ async def recover(context: Context, containers: Containers, container: Container
     with trio.move_on_after(_ASK_SECONDS):
         if await adopt(context, containers, container):
             return
-    started = 0 if state.running else _unstored_start(container)
+    started = 0 if state.alive else _unstored_start(container)
     if started:
         state = container.record.state = msgspec.structs.replace(state, status="running", started_at=started)
-    if not state.running:
+    if not state.alive:
         if container.record.host_config.auto_remove and state.started_at:
             containers.remove_ended(container)
         return
@@ -129,7 +129,7 @@ async def adopt(context: Context, containers: Containers, container: Container) 
     if found.phase != "running" or start_time(found.pid) != found.start_time:
         process.close()
         return False
-    if not container.record.state.running:
+    if not container.record.state.alive:
         container.transition(lifecycle.Started(found.pid, found.start_time, found.started))
         container.save()
     container.record.state.pid, container.record.state.pid_start = found.pid, found.start_time

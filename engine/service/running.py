@@ -26,6 +26,8 @@ from engine.runtime import ops, plan
 from engine.service import bundle, create
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
+from engine.service.health import HealthChecks
+from engine.service.restarts import Restarts
 from engine.service.supervise import Ended, LaunchFailed, Process, launch_error
 from engine.spec import lifecycle
 from engine.spec.container import Trace
@@ -36,6 +38,8 @@ log = logging.getLogger("knarr.running")
 
 _DROP_SECONDS = 0.001  # between two looks at a removal of control groups, which takes some milliseconds
 _KILL_SECONDS = 10.0  # Docker's patience after SIGKILL
+# With them people end containers; after any other signal it is the restart policy that decides.
+ENDING = frozenset((signals.SIGTERM, signals.SIGINT, signals.SIGQUIT))
 _UNMOUNT_SECONDS = 2.0  # before the same layer is mounted again; a slow client of the last run may keep its monitor longer
 
 
@@ -46,6 +50,8 @@ class Runner:
         self._context = context
         self._find = find
         self._remove = remove
+        self.health = HealthChecks(context, self)
+        self.restarts = Restarts(context, lambda container: self.start_locked(container, again=True))
 
     async def start(self, container: Container) -> None:
         """Start a container. Raises NotModified when it runs, Conflict, LaunchError; a failed start leaves nothing running."""
@@ -53,9 +59,9 @@ class Runner:
         async with container.lock:
             await self.start_locked(container)
 
-    async def start_locked(self, container: Container) -> None:
-        """`start` for callers that hold the lock."""
-        lifecycle.check_start(container.record.state, container.name)
+    async def start_locked(self, container: Container, *, again: bool = False) -> None:
+        """`start` for callers that hold the lock. `again`: it is the restart that the container waits for."""
+        lifecycle.check_start(container.record.state, container.name, again=again)
         context, record = self._context, container.record
         if container.previous is not None:
             with trio.move_on_after(_UNMOUNT_SECONDS):
@@ -76,7 +82,7 @@ class Runner:
             if isinstance(refusal, OSError):  # no space below one of the roots, mostly
                 refusal = LaunchError(f"start container {container.name}: {refusal}", errno=refusal.errno or 0)
             if isinstance(refusal, KnarrError):
-                self._did_not_start(container, 128, str(refusal))  # Docker's code for a start that never reached the runtime
+                self._did_not_start(container, lifecycle.EXIT_NOT_STARTED, str(refusal))
             raise refusal
         finally:
             container.claimed = False
@@ -95,6 +101,8 @@ class Runner:
         container.plan = None if record.host_config.pid_mode.startswith("container:") else ready
         container.transition(lifecycle.Started(started.pid, started.start_time, started.started))
         container.last_start = ready, started
+        if record.config.healthcheck is not None:
+            self.health.begin(container)
         container.publish("start")
         for op, errno in started.degraded:
             log.warning("container %s: %s: only in part: %s", container.id[:12], ops.describe(ready.ops[op]), os.strerror(errno))
@@ -122,7 +130,7 @@ class Runner:
         mode = record.host_config.pid_mode
         if mode.startswith("container:"):
             other = self._find(mode.partition(":")[2])
-            if not other.record.state.running:
+            if not other.record.state.alive:
                 raise Conflict(f"cannot join PID of a non running container: {other.id}")
             joined = other.record.state.pid
         if container.plan is None or container.placement is None or joined or record.state.started_at:
@@ -160,8 +168,11 @@ class Runner:
         return explained
 
     def _did_not_start(self, container: Container, code: int, text: str) -> None:
-        container.transition(lifecycle.FailedToStart(code, text, now()))
+        restart = container.record.state.status == "restarting" and self.restarts.again(container, code)
+        container.transition(lifecycle.FailedToStart(code, text, now(), restart))
         self._drop_group(container)
+        if restart:
+            self.restarts.later(container)
         if container.record.host_config.auto_remove:
             self._remove(container)
         else:
@@ -194,6 +205,11 @@ class Runner:
         container.previous, container.process = container.process, None
         state = container.record.state
         duration = max(0, at - state.started_at) // 1_000_000_000 if state.started_at else 0
+        restart = self.restarts.again(container, event.exit_code)
+        if restart:
+            event = msgspec.structs.replace(event, restart=True)
+        if state.health is not None:
+            self.health.end(container)
         container.transition(event)
         if ended.code is None:
             log.error("container %s: %s", container.id[:12], event.error)
@@ -211,6 +227,8 @@ class Runner:
         container.save()
         container.wake_exit()
         self._drop_group(container)
+        if restart:
+            self.restarts.later(container)
 
     def _kill_rest(self, container: Container) -> None:
         """End what the first process left: where it had no PID namespace of its own, or nobody knows what became of it."""
@@ -236,6 +254,7 @@ class Runner:
     async def signal(self, container: Container, number: int) -> None:
         """Send a signal. Raises Conflict when the container does not run."""
         process = container.process
+        check_waits_not(container)
         if process is None or not container.record.state.running:
             raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
         try:
@@ -248,6 +267,13 @@ class Runner:
         await self.signal(container, number)
         container.publish("kill", signal=str(int(number)))
 
+    async def ask_to_end(self, container: Container, number: int) -> None:
+        """`kill` with a signal by which people end containers: no restart follows, and one that is awaited is given up."""
+        if await self.restarts.give_up(container):
+            return
+        container.record.state.manually_stopped = True
+        await self.kill(container, number)
+
     async def stop(self, container: Container, number: int | None, timeout: int | None) -> None:
         """Stop gracefully, then with SIGKILL. Raises NotModified when it does not run."""
         if not container.record.state.running:
@@ -258,6 +284,9 @@ class Runner:
         """Does nothing when it does not run. Without the lock: a patient stop must not keep a more urgent one, or a removal, waiting.
         `timeout` in seconds, negative: no limit."""
         config = container.record.config
+        if await self.restarts.give_up(container):
+            container.publish("stop")
+            return
         if not container.record.state.running:
             return
         exited = container.exited
@@ -273,10 +302,11 @@ class Runner:
         container.publish("stop")
 
     async def kill_and_wait(self, container: Container) -> None:
-        """SIGKILL, and wait for the end. Raises KnarrError when it does not die."""
-        if not container.record.state.running:
+        """SIGKILL, and wait for the end; no restart follows. Raises KnarrError when it does not die."""
+        if await self.restarts.give_up(container) or not container.record.state.running:
             return
         exited = container.exited
+        container.record.state.manually_stopped = True
         await self.kill(container, signals.SIGKILL)
         with trio.move_on_after(_KILL_SECONDS):
             await exited.wait()
@@ -300,6 +330,12 @@ class Runner:
                     self._remove(container)  # it has ended, and the end was told to leave it
                 raise
         container.publish("restart")
+
+
+def check_waits_not(container: Container) -> None:
+    """Raise Conflict when the container has no process because it waits for its restart."""
+    if container.record.state.status == "restarting":
+        raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
 
 
 def detached(container: Container, reason: str) -> None:

@@ -29,7 +29,7 @@ class System:
         """The facts behind GET /info, with Docker's member names."""
         context, settings = self._context, self._context.settings
         states = [container.record.state for container in self._containers.by_id.values()]
-        running = sum(state.status in ("running", "restarting") for state in states)
+        running = sum(state.status == "running" for state in states)  # who waits for a restart counts as stopped, as in dockerd
         paused = sum(state.status == "paused" for state in states)
         limits = context.cgroups.controllers
         return {

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from engine.spec.docker.containers import Config, HostConfig, NetworkingConfig
+from engine.spec.health import Health
 from engine.spec.mount import MountPoint
 
 Status = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
@@ -27,12 +28,18 @@ class State(msgspec.Struct, omit_defaults=True):
     started_at: int = 0
     finished_at: int = 0
     restart_count: int = 0
-    manually_stopped: bool = False
+    manually_stopped: bool = False  # since the last start
+    health: Health | None = None
 
     @property
     def running(self) -> bool:
-        """Whether there is a process (a paused container runs)."""
+        """Whether Docker calls it running: also while it is paused, or waits for its next restart without a process."""
         return self.status in ("running", "paused", "restarting")
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process (a paused container has one)."""
+        return self.status in ("running", "paused")
 
 
 class ContainerRecord(msgspec.Struct, omit_defaults=True):

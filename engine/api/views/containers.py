@@ -18,6 +18,7 @@ from engine.service import attached
 from engine.service.attached import Attachment, Known
 from engine.spec.container import ContainerRecord, State
 from engine.spec.docker.containers import Config, HostConfig
+from engine.spec.health import described
 from engine.spec.network import Sandbox
 
 if TYPE_CHECKING:
@@ -69,21 +70,31 @@ def host_config(value: HostConfig) -> Json:
 
 
 def state(value: State) -> Json:
-    """The `State` member."""
+    """The `State` member; `Health` is in it only for a container that has a health check."""
     status = value.status
-    return {
+    shown: Json = {
         "Status": status,
         "Running": value.running,
         "Paused": status == "paused",
         "Restarting": status == "restarting",
         "OOMKilled": value.oom_killed,
         "Dead": status == "dead",
-        "Pid": value.pid if value.running else 0,
+        "Pid": value.pid if value.alive else 0,
         "ExitCode": value.exit_code,
         "Error": value.error,
         "StartedAt": rfc3339(value.started_at),
         "FinishedAt": rfc3339(value.finished_at),
     }
+    if value.health is not None:
+        shown["Health"] = {
+            "Status": value.health.status,
+            "FailingStreak": value.health.failing_streak,
+            "Log": [
+                {"Start": rfc3339(result.start), "End": rfc3339(result.end), "ExitCode": result.exit_code, "Output": result.output}
+                for result in value.health.log
+            ],
+        }
+    return shown
 
 
 def status_text(value: State, now: float | None = None) -> str:
@@ -95,7 +106,7 @@ def status_text(value: State, now: float | None = None) -> str:
     if status == "restarting":
         return f"Restarting ({value.exit_code}) {duration(now - value.finished_at / 1e9)} ago"
     if status == "running":
-        return f"Up {duration(now - value.started_at / 1e9)}"
+        return f"Up {duration(now - value.started_at / 1e9)}{described(value.health)}"
     if status == "removing":
         return "Removal In Progress"
     if status == "dead":
