@@ -24,7 +24,8 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class NetworkRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One row of the networks table, msgspec-encoded JSON. `created_at`: nanoseconds since the epoch.
 
-    `driver`: bridge, macvlan, host or null. `options`: driver options as given. `link`: the host link (bridge, or macvlan's parent).
+    `driver`: bridge, macvlan, host or null. `options`: driver options as given. `link`: the host link (bridge, or macvlan's parent);
+    `foreign_link`: it was there before the network and stays when that goes.
     `pools`: IPv4 before IPv6, as they were resolved at create; `ipam_given`: the pools as the request had them.
     `predefined`: bridge, host and none, which nobody can remove.
     """
@@ -45,7 +46,9 @@ class NetworkRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     ipam_driver: str = "default"
     ipam_options: dict[str, str] = {}
     pools: list[Pool] = []
+    ipam_given: list[Pool] = []
     link: str = ""
+    foreign_link: bool = False
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
