@@ -6,6 +6,7 @@ rtnetlink.h, if_link.h, if_addr.h, neighbour.h, veth.h; rtnetlink(7).
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from typing import Final, NamedTuple
@@ -44,7 +45,7 @@ IFLA_INET6_ADDR_GEN_MODE = 8
 ADDR_GEN_NONE = 1
 SKIP_STATS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 IFA_F_NODAD = 0x02
 IFA_F_PERMANENT = 0x80
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 7, 8, 9, 15
@@ -53,6 +54,8 @@ RT_SCOPE_UNIVERSE: Final = 0
 RT_SCOPE_LINK: Final = 253
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
+
+_NAME = re.compile(r"[^\s/:%\0]+").fullmatch  # '%' makes the kernel number the link
 
 MACVLAN_MODES: Final = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 
@@ -213,7 +216,10 @@ def add_address(index: int, address: str, prefix: int, *, ignore: tuple[int, ...
     """Give a link an address; usable at once (no duplicate address detection). EEXIST when it has it."""
     family, packed = _packed(address)
     payload = ADDRESS_HEADER.pack(family, prefix, 0, 0, index) + attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
-    if family == socket.AF_INET6:
+    if family == socket.AF_INET and prefix < 31:
+        broadcast = int.from_bytes(packed, "big") | (0xFFFFFFFF >> prefix)
+        payload += attribute(IFA_BROADCAST, broadcast.to_bytes(4, "big"))
+    elif family == socket.AF_INET6:
         payload += u32(IFA_FLAGS, IFA_F_NODAD | IFA_F_PERMANENT)
     return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, payload, f"adding the address {address}/{prefix}", ignore)
 
@@ -306,16 +312,25 @@ def dump_routes(family: int = 0) -> Request:
 
 def mac_bytes(mac: str) -> bytes:
     """The six bytes of "02:42:ac:11:00:02" (or with dashes). ValueError for anything else."""
-    raw = bytes.fromhex(mac.replace(":", "").replace("-", ""))
+    parts = mac.replace("-", ":").split(":")
+    try:
+        raw = bytes(int(part, 16) for part in parts) if all(len(part) == 2 for part in parts) else b""
+    except ValueError:
+        raw = b""
     if len(raw) != 6:
         raise ValueError(f"{mac!r} is no MAC address")
     return raw
 
 
 def _name(name: str) -> bytes:
-    if not name or len(name.encode()) > IFNAME_LIMIT:
-        raise ValueError(f"{name!r} cannot be a link's name: 1 to {IFNAME_LIMIT} bytes")
+    check_name(name)
     return text(IFLA_IFNAME, name)
+
+
+def check_name(name: str) -> None:
+    """ValueError for what the kernel takes for no link's name: it would be a folder's name in /proc/sys."""
+    if not name or len(name.encode()) > IFNAME_LIMIT or name in (".", "..") or not _NAME(name):
+        raise ValueError(f"{name!r} cannot be a link's name: 1 to {IFNAME_LIMIT} bytes without blanks, '/' and ':'")
 
 
 def _mac(mac: str) -> bytes:

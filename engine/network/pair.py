@@ -1,0 +1,117 @@
+"""The veth pair between a container's network namespace and a bridge of the host, and the addresses and routes at its inner end.
+
+Works on rtnetlink sockets that are open in the two namespaces; each step is one system call however much it configures.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from typing import Final, NamedTuple
+
+from engine.linux.rtnetlink import Rtnetlink, failure
+from engine.spec.network import Endpoint
+from engine.wire import links
+from engine.wire import rtnetlink as wire
+from engine.wire.links import Link
+from engine.wire.rtnetlink import Request
+
+DEFAULT_MTU: Final = 1500
+
+_NAME_ATTEMPTS: Final = 8
+
+
+class Port(NamedTuple):
+    """How the outer end is a port of a bridge. `bridge`: its index, 0 for none; `hairpin`: what comes in may go out there again;
+    `isolated`: does not reach other isolated ports."""
+
+    bridge: int = 0
+    hairpin: bool = False
+    isolated: bool = False
+
+
+class Pair(NamedTuple):
+    """A pair that is there. `outer`: name on the host; the indexes count in their own namespaces."""
+
+    outer: str
+    outer_index: int
+    inner_index: int
+
+
+def create(host: Rtnetlink, ns: int, ifname: str, mtu: int = DEFAULT_MTU) -> Pair:
+    """A new pair, both ends down: `ifname` in the namespace `ns`, `vethXXXXXXX` in `host`. FileExistsError when `ifname` is taken."""
+    for attempt in range(_NAME_ATTEMPTS):
+        name = f"veth{secrets.token_hex(4)[:7]}"
+        requests = [wire.add_veth(name, peer=ifname, peer_ns=ns, mtu=mtu), wire.get_link(name=name)]
+        answers, failures = host.exchange(requests)
+        if not failures:
+            link = links.link(answers[0].payload)
+            return Pair(name, link.index, link.parent)
+        taken = failures[0].errno == errno.EEXIST if 0 in failures else False
+        # The outer name exists when it can be looked up; else it is the inner one, and another attempt is no use.
+        if not (taken and 1 not in failures) or attempt == _NAME_ATTEMPTS - 1:
+            break
+    raise failure(requests[min(failures)], failures[min(failures)])
+
+
+def quiet_ipv6(ifname: str) -> None:
+    """Within the container's namespace: a link that a bridge will get. No IPv6 until it is given an address, and never a route because
+    some neighbour on the bridge announces one."""
+    _sysctl(ifname, "disable_ipv6", b"1")
+    _sysctl(ifname, "accept_ra", b"0")
+
+
+def allow_ipv6(ifname: str, *, allowed: bool = True) -> None:
+    """Within the container's namespace: IPv6 on a link, on or off."""
+    _sysctl(ifname, "disable_ipv6", b"0" if allowed else b"1")
+
+
+def _sysctl(ifname: str, key: str, value: bytes) -> None:
+    wire.check_name(ifname)
+    try:
+        fd = os.open(f"/proc/sys/net/ipv6/conf/{ifname}/{key}", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # a kernel without IPv6
+    try:
+        os.write(fd, value)
+    finally:
+        os.close(fd)
+
+
+def outer_requests(index: int, port: Port, *, mtu: int = 0) -> list[Request]:
+    """Makes the outer end a port, up. Its flags are set before any frame can pass. No IPv6 address: the bridge has those."""
+    if not port.hairpin and not port.isolated:
+        return [wire.set_link(index, master=port.bridge, mtu=mtu, up=True, link_local=False)]
+    return [
+        wire.set_link(index, master=port.bridge, mtu=mtu, link_local=False),
+        wire.set_port(index, hairpin=port.hairpin, isolated=port.isolated),
+        wire.set_link(index, up=True),
+    ]
+
+
+def inner_requests(index: int, endpoint: Endpoint, *, rename: str = "", mtu: int = 0, default_route: bool = True) -> list[Request]:
+    """Gives the inner end its address and routes, up. `rename`: its new name, for which it goes down for a moment."""
+    requests = [wire.set_link(index, up=False)] if rename else []
+    requests.append(wire.set_link(index, name=rename, mac=endpoint.mac, mtu=mtu, up=True))
+    if endpoint.ipv4:
+        requests.append(wire.add_address(index, endpoint.ipv4, endpoint.ipv4_prefix))
+    if endpoint.ipv6:
+        requests.append(wire.add_address(index, endpoint.ipv6, endpoint.ipv6_prefix))
+    return requests + (default_routes(index, endpoint) if default_route else [])
+
+
+def default_routes(index: int, endpoint: Endpoint, *, replace: bool = False) -> list[Request]:
+    """Default routes by the endpoint's gateways; none for an address family without one."""
+    requests = []
+    if endpoint.ipv4_gateway:
+        requests.append(wire.add_route("0.0.0.0", 0, index=index, gateway=endpoint.ipv4_gateway, replace=replace))
+    if endpoint.ipv6_gateway:
+        requests.append(wire.add_route("::", 0, index=index, gateway=endpoint.ipv6_gateway, replace=replace))
+    return requests
+
+
+def free_name(found: list[Link], prefix: str = "eth") -> str:
+    """The first of eth0, eth1, ... that no link of `found` has."""
+    taken = {link.name for link in found}
+    return next(name for number in range(len(taken) + 1) if (name := f"{prefix}{number}") not in taken)
