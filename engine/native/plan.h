@@ -53,7 +53,8 @@ enum plan_code {
     OP_UMASK,
     OP_EXEC,
     OP_TERMINAL,
-    OP_LAST = OP_TERMINAL
+    OP_BIND_PART,
+    OP_LAST = OP_BIND_PART
 };
 
 struct plan_header {
@@ -109,6 +110,7 @@ static const struct plan_shape plan_shapes[OP_LAST + 1] = {
     [OP_UMASK] = {0, 0},
     [OP_EXEC] = {0, 0}, /* slots: argv, NULL, env, NULL; arg[0] and arg[1] their lengths */
     [OP_TERMINAL] = {0, 0, 0},
+    [OP_BIND_PART] = {4, 3},
 };
 
 static int plan_check_slot(const uint8_t *op, uint32_t size, uint64_t offset, uint32_t first) {

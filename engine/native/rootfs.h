@@ -20,6 +20,7 @@
 #define MOVE_EMPTY_BOTH 68 /* MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH */
 #define AT_TREE 0x8000     /* AT_RECURSIVE */
 #define ATTR_READONLY 1    /* MOUNT_ATTR_RDONLY */
+#define ATTR_IDMAP 0x100000 /* MOUNT_ATTR_IDMAP */
 
 struct attributes { /* struct mount_attr of the kernel, whose header collides with glibc's */
     uint64_t set, clear, propagation, userns;
@@ -257,7 +258,39 @@ static int op_mount(struct child *c, struct plan_op *op) {
     return error;
 }
 
-/* A bind mount. slots: source (host path), target. arg: attributes to set, to clear, propagation (MS_ flags), BIND_ bits. */
+/* What is at a path below a folder that others may write to: links in it must not lead out. */
+static int clone_part(const char *source, const char *part, int recursive) {
+    struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
+    int tree = -1, fd, error, tries = 64, base = open(source, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (base < 0)
+        return -1;
+    do {
+        fd = (int)syscall(SYS_openat2, base, part, &how, sizeof how);
+    } while (fd < 0 && (errno == EAGAIN || errno == EINTR) && --tries);
+    if (fd >= 0)
+        tree = clone_tree(fd, "", recursive);
+    error = errno;
+    close(base);
+    if (fd >= 0)
+        close(fd);
+    errno = error;
+    return tree;
+}
+
+/* Show a tree's owners as a user namespace has them; `path` is the namespace's file. */
+static int set_owners(int tree, const char *path, int recursive) {
+    struct attributes a = {.set = ATTR_IDMAP};
+    int error, fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno;
+    a.userns = (uint64_t)fd;
+    error = set_attributes(tree, recursive, a);
+    close(fd);
+    return error;
+}
+
+/* A bind mount. slots: source (host path), target; of OP_BIND_PART also a path below the source, and a user namespace (each or NULL).
+ * arg: attributes to set, to clear, propagation (MS_ flags), BIND_ bits. */
 enum { BIND_RECURSIVE = 1, BIND_ATTRIBUTES_RECURSIVE = 2, BIND_KEEP = 4, BIND_KEPT = 8, BIND_INDEX_SHIFT = 8 };
 
 static int op_bind(struct child *c, struct plan_op *op) {
@@ -267,13 +300,20 @@ static int op_bind(struct child *c, struct plan_op *op) {
     int target, error, tree;
     if (index >= KEPT_TREES)
         return EINVAL;
-    tree = bits & BIND_KEPT ? c->tree[index] : clone_tree(AT_FDCWD, op->slot[0].text, bits & BIND_RECURSIVE);
+    if (bits & BIND_KEPT)
+        tree = c->tree[index];
+    else if (op->slots > 2 && op->slot[2].text)
+        tree = clone_part(op->slot[0].text, op->slot[2].text, bits & BIND_RECURSIVE);
+    else
+        tree = clone_tree(AT_FDCWD, op->slot[0].text, bits & BIND_RECURSIVE);
     if (tree < 0)
         return errno;
     if (bits & BIND_KEEP) {
         c->tree[index] = tree;
         return 0;
     }
+    if (op->slots > 3 && op->slot[3].text && (error = set_owners(tree, op->slot[3].text, bits & BIND_RECURSIVE)) != 0)
+        return error;
     if ((a.set || a.clear) && (error = set_attributes(tree, (bits & BIND_ATTRIBUTES_RECURSIVE) != 0, a)) != 0)
         return error;
     if (op->arg[2] && (error = set_propagation(tree, op->arg[2])) != 0)

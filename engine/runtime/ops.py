@@ -31,7 +31,7 @@ from engine.runtime.numbers import (
 
 __all__ = [
     "MAGIC", "MAX_OPS", "NAMESPACES", "NEWCGROUP", "NEWIPC", "NEWNET", "NEWNS", "NEWPID", "NEWTIME", "NEWUSER", "NEWUTS", "RLIMITS",
-    "Attributes", "Bind", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
+    "Attributes", "Bind", "BindPart", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
     "JoinProcess", "Keyring", "Loopback", "Mask", "Mknod", "Mount", "NoNewPrivs", "OomScore", "Op", "Pivot", "Propagation",
     "Readonly", "Rlimit", "Root", "Seccomp", "Stdio", "Symlink", "Sysctl", "Tasks", "Terminal", "Umask", "Unshare", "User",
     "describe", "encode",
@@ -226,6 +226,21 @@ class Bind(Op, frozen=True):
         elif self.kept >= 0:
             bits |= 8 | self.kept << 8
         return _pack(11, (self.set, self.clear, self.propagation, bits), _text(self.source), _text(self.target))
+
+
+class BindPart(Bind, frozen=True):
+    """A `Bind` of what is at `part`, a relative path below the directory `source` that no link in it leads out of ("" for all of it).
+
+    `userns`: the path of a user namespace's file; the mount shows owners as that namespace has them ("" for as they are).
+    """
+
+    part: str = ""
+    userns: str = ""
+
+    def wire(self) -> bytes:
+        bits = self.recursive | self.set_recursive << 1
+        slots = (_text(self.part) if self.part else None, _text(self.userns) if self.userns else None)
+        return _pack(34, (self.set, self.clear, self.propagation, bits), _text(self.source), _text(self.target), *slots)
 
 
 class Attributes(Op, frozen=True):

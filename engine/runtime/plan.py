@@ -227,7 +227,7 @@ def _root(rootfs: Sequence[Mount], mountpoint: str) -> Op:
 def _check(mount: Mount) -> None:
     if not mount.destination.strip("/") or not mount.destination.startswith("/"):
         raise InvalidParameter(f"the mount's destination {mount.destination!r} is not an absolute path below the root")
-    if mount.uid_mappings or mount.gid_mappings:
+    if (mount.uid_mappings or mount.gid_mappings) and not mount.userns:
         raise NotImplementedYet(f"id mappings of the mount on {mount.destination}")
 
 
@@ -237,6 +237,11 @@ def _bind(mount: Mount, opts: options.Options, kept: int) -> Op:
         raise InvalidParameter(f"mount on {mount.destination}: unknown option {opts.data!r} for a bind")
     recursive = opts.bind_recursive or mount.type == "rbind"
     propagation = 0 if opts.propagation & options.MS_PRIVATE else opts.propagation  # what a clone of a private tree is anyway
+    if mount.subpath or mount.userns:
+        return ops.BindPart(
+            mount.source, mount.destination, opts.set, opts.clear, propagation, recursive, opts.attributes_recursive,
+            part=mount.subpath, userns=mount.userns,
+        )  # fmt: skip
     return ops.Bind(
         mount.source, mount.destination, opts.set, opts.clear, propagation, recursive, opts.attributes_recursive, -1, kept
     )  # fmt: skip

@@ -19,7 +19,8 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     `type` is a file system type or "bind"; `source` a device, a host path or a name; `destination` an absolute path inside
     the container ("" or "/" for its root); `options` are mount(8) words such as "ro", "nosuid", "rbind", "lowerdir=...".
     `base`: when set, a host directory that relative paths in `source` and in overlay options are meant from, which keeps
-    overlay's option string below one page with many layers. `uid_mappings` and `gid_mappings` ask for an idmapped mount.
+    overlay's option string below one page with many layers. `subpath`: for a bind, the relative path below `source` that is meant; links
+    in it must not lead out. `uid_mappings` and `gid_mappings` ask for an idmapped mount; `userns` is the path of a namespace that has them.
     """
 
     destination: str = "/"
@@ -27,8 +28,10 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     source: str = ""
     options: tuple[str, ...] = ()
     base: str = ""
+    subpath: str = ""
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
+    userns: str = ""
 
 
 class MountPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
