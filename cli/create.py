@@ -21,7 +21,7 @@ FLAGS = {
     "device-cgroup-rule": "list:rule", "device-read-bps": "list:bps", "device-read-iops": "list:iops", "device-write-bps": "list:bps",
     "device-write-iops": "list:iops", "disable-content-trust": "bool", "dns": "list:ip", "dns-option": "list", "dns-search": "list:search",
     "domainname": "string", "entrypoint": "string", "env": "list:env", "env-file": "list", "expose": "list", "gpus": "gpu-request",
-    "group-add": "list", "health-cmd": "string", "health-interval": "duration", "health-retries": "int",
+    "group-add": "list", "health-cmd": "string", "health-interval": "duration", "health-on-failure": "string", "health-retries": "int",
     "health-start-interval": "duration", "health-start-period": "duration", "health-timeout": "duration", "hostname": "string",
     "init": "bool", "interactive": "bool", "io-maxbandwidth": "bytes", "io-maxiops": "uint64", "ip": "string", "ip6": "string",
     "ipc": "string", "isolation": "string", "kernel-memory": "bytes", "label": "list:label", "label-file": "list", "link": "list:link",
@@ -216,7 +216,7 @@ def _less_common(given: "dict[str, Any]", config: "dict[str, Any]", host: "dict[
 
         devices(given, host)
     if "no-healthcheck" in given or any(flag.startswith("health-") for flag in given):
-        _health(given, config)
+        _health(given, config, host)
     if "mac-address" in given and not _is_mac(given["mac-address"]):
         raise Failure(f"{given['mac-address']} is not a valid mac address", 125)
 
@@ -236,8 +236,13 @@ def _is_mac(text: str) -> bool:
     return len(parts) == 6 and all(len(part) == 2 and all(c in "0123456789abcdefABCDEF" for c in part) for part in parts)
 
 
-def _health(given: "dict[str, Any]", config: "dict[str, Any]") -> None:
+def _health(given: "dict[str, Any]", config: "dict[str, Any]", host: "dict[str, Any]") -> None:
     settings = {flag: given[flag] for flag in given if flag.startswith("health-") and given[flag]}
+    action = settings.pop("health-on-failure", "")
+    if action not in ("", "none", "kill", "restart", "stop"):
+        raise Failure(f"invalid value for --health-on-failure: '{action}'; use one of 'none', 'kill', 'restart' or 'stop'", 125)
+    if action:  # the API has no member for it
+        host.setdefault("Annotations", {})["io.knarr.health-on-failure"] = action
     if given.get("no-healthcheck"):
         if settings:
             raise Failure("--no-healthcheck conflicts with --health-* options", 125)

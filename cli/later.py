@@ -5,10 +5,10 @@ Follows the command reference of the Docker CLI 28; read on the failure path alo
 
 _TOP = (
     "build", "builder", "buildx", "checkpoint", "commit", "compose", "config", "context", "cp", "diff", "export", "network", "node",
-    "pause", "plugin", "port", "secret", "service", "stack", "stats", "swarm", "trust", "unpause", "update", "volume",
+    "pause", "plugin", "port", "secret", "service", "stack", "stats", "swarm", "trust", "unpause", "volume",
 )  # fmt: skip
 _GROUPS = {
-    "container": ("commit", "cp", "diff", "export", "pause", "port", "stats", "unpause", "update"),
+    "container": ("commit", "cp", "diff", "export", "pause", "port", "stats", "unpause"),
     "image": ("build",),
 }
 

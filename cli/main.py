@@ -20,7 +20,7 @@ CONTAINER = {
     "prune": ("prune", "containers"), "ps": ("containers", "ls"), "remove": ("containers", "rm"),
     "rename": ("containers", "rename"), "restart": ("containers", "restart"),
     "rm": ("containers", "rm"), "run": ("run", "run"), "start": ("run", "start"), "stop": ("containers", "stop"),
-    "top": ("containers", "top"), "wait": ("containers", "wait"),
+    "top": ("containers", "top"), "update": ("update", "update"), "wait": ("containers", "wait"),
 }
 IMAGE = {
     "from-host": ("apps", "image_from_host"), "history": ("images", "history"), "import": ("archives", "import_"),
@@ -40,7 +40,7 @@ SYSTEM = {
 REGISTRY = {"serve": ("registry", "serve")}
 GROUPS = {"registry": REGISTRY, "container": CONTAINER, "image": IMAGE, "manifest": MANIFEST, "system": SYSTEM}
 COMMANDS = {name: CONTAINER[name] for name in (
-    "attach", "create", "exec", "kill", "logs", "ps", "rename", "restart", "rm", "run", "start", "stop", "top", "wait",
+    "attach", "create", "exec", "kill", "logs", "ps", "rename", "restart", "rm", "run", "start", "stop", "top", "update", "wait",
 )} | {
     "events": SYSTEM["events"], "history": IMAGE["history"], "images": IMAGE["ls"], "import": IMAGE["import"], "info": SYSTEM["info"],
     "inspect": ("inspect", "inspect"), "load": IMAGE["load"], "login": ("login", "login"), "logout": ("login", "logout"),

@@ -10,13 +10,14 @@ from engine.api.call import Call, closing
 from engine.api.views import containers as views
 from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
 from engine.http import bridge
-from engine.spec.docker.containers import CreateRequest
+from engine.spec.docker.containers import CreateRequest, HostConfig
 from engine.spec.docker.streams import AttachOptions, LogsOptions
 
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 
 _CREATE = Body(CreateRequest)
+_UPDATE = Body(HostConfig)  # of which the request has the resources and the restart policy
 
 
 def content_type(call: Call, tty: bool) -> str:
@@ -100,6 +101,13 @@ async def kill(call: Call) -> None:
             raise
         raise type(error)(before + error.message, hint=error.hint)
     await call.done()
+
+
+async def update(call: Call) -> None:
+    """POST /containers/{name}/update"""
+    asked = await call.body(_UPDATE)
+    assert asked is not None
+    await call.json({"Warnings": await call.engine.containers.update(call.name, asked) or None})
 
 
 async def resize(call: Call) -> None:

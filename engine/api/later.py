@@ -15,7 +15,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     GET /containers/{name}/changes
     GET /containers/{name}/export
     GET /containers/{name}/stats
-    POST /containers/{name}/update
     POST /containers/{name}/pause
     POST /containers/{name}/unpause
     GET /containers/{name}/attach/ws

@@ -53,6 +53,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/containers/{name}/kill", containers.kill),
     Route("POST", "/containers/{name}/resize", containers.resize),
     Route("POST", "/containers/{name}/rename", containers.rename),
+    Route("POST", "/containers/{name}/update", containers.update),
     Route("POST", "/containers/{name}/attach", containers.attach),
     Route("POST", "/containers/{name}/wait", containers.wait),
     Route("DELETE", "/containers/{name}", containers.remove),

@@ -33,8 +33,6 @@ ULIMITS = frozenset("as core cpu data fsize locks memlock msgqueue nice nofile n
 
 # Fields that only mean something once a later part exists; any value but the empty one is refused by flag name.
 _LATER: Mapping[str, str] = {
-    "volume_driver": "--volume-driver",
-    "volumes_from": "--volumes-from",
     "storage_opt": "--storage-opt",
     "cpu_realtime_period": "--cpu-rt-period",
     "cpu_realtime_runtime": "--cpu-rt-runtime",
@@ -83,12 +81,6 @@ def merge(config: CreateRequest, image: Config) -> Config:
     )
 
 
-def _destinations(hc: HostConfig) -> set[str]:
-    """Where the container gets a mount anyway; no volume is made there (docker-py names every bind's path as a volume, too)."""
-    binds = (bind.split(":")[1] for bind in hc.binds or () if ":" in bind)
-    return {posixpath.normpath(path) for path in (*binds, *(item.target for item in hc.mounts or ()), *(hc.tmpfs or {}))}
-
-
 def _words(value: list[str] | str | None) -> list[str] | None:
     return [value] if isinstance(value, str) else value
 
@@ -118,14 +110,6 @@ def check(request: CreateRequest, hc: HostConfig, image: Config, settings: Setti
     _security(hc.security_opt or [])
     _ulimits(hc)
     log_config = log_settings(hc.log_config, settings)
-    mounted = _destinations(hc)
-    asked = sorted(path for path in request.volumes or {} if posixpath.normpath(path) not in mounted)
-    if asked:
-        raise NotImplementedYet(
-            f"--volume {', '.join(asked)}", hint="anonymous volumes are not there yet; bind mounts (-v /host/path:/path) are"
-        )
-    if left := sorted(path for path in image.volumes or {} if posixpath.normpath(path) not in mounted):
-        warnings.append(f"volumes are not implemented yet: {', '.join(left)} of the image is kept in the container's own layer")
     filled = msgspec.structs.replace(
         hc,
         network_mode=network,
@@ -184,10 +168,12 @@ def _health_and_restart(request: CreateRequest, hc: HostConfig, image: Config, w
     restart.validate(hc.restart_policy)
     if hc.auto_remove and not restart.is_none(hc.restart_policy):
         raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
-    health.action(hc.annotations or {}, {**(image.labels or {}), **(request.labels or {})})
+    action = health.action(hc.annotations or {}, {**(image.labels or {}), **(request.labels or {})})
     if request.healthcheck is not None:
         health.validate(request.healthcheck)
         warnings += health.warnings(health.merge(request.healthcheck, image.healthcheck))
+    if action != "none" and request.healthcheck is None and image.healthcheck is None:
+        warnings.append(f"{health.ON_FAILURE} is {action}, but there is no health check that could fail")
 
 
 def resources(hc: HostConfig) -> None:

@@ -19,11 +19,11 @@ from engine.service import attach, create, listing, logs, running, top
 from engine.service.attach import Attachment
 from engine.service.container import Container
 from engine.service.context import Context
-from engine.service.mounts import MountPoint, requested
+from engine.service.mounts import MountPoint
 from engine.service.running import Runner
 from engine.spec import lifecycle
-from engine.spec.container import ContainerRecord, Trace
-from engine.spec.docker.containers import CreateRequest
+from engine.spec.container import ContainerRecord, State, Trace
+from engine.spec.docker.containers import CreateRequest, HostConfig
 from engine.spec.docker.streams import AttachOptions, LogsOptions
 from engine.spec.filters import Filters
 from engine.store.db import DatabaseError
@@ -44,6 +44,13 @@ class Paths(msgspec.Struct, frozen=True):
     lowers: tuple[str, ...]
     work: str
     merged: str = ""
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """A container that mounts an image: counts as running, whether or not it does."""
+
+    id: str
+    state: State = State(status="running")
 
 
 class Waiter:
@@ -111,6 +118,14 @@ class Containers:
         """Records of the containers made from an image."""
         return [container.record for container in self.by_id.values() if container.record.image_id == image_id]
 
+    def holding(self, image_id: str) -> List[ContainerRecord | Holder]:
+        """What keeps an image: containers made from it, and those that mount it, which it cannot be taken from by force either."""
+        found: List[ContainerRecord | Holder] = [*self.using(image_id)]
+        for id, container in self.by_id.items():
+            if any(point.image == image_id for point in container.record.mount_points):
+                found.append(Holder(id))
+        return found
+
     def running(self) -> int:
         """How many run."""
         return sum(container.record.state.running for container in self.by_id.values())
@@ -133,7 +148,7 @@ class Containers:
 
     def mount_points(self, ref: str) -> List[MountPoint]:
         """The user's mounts. Raises NotFound."""
-        return requested(self.get(ref).host_config)
+        return self.get(ref).mount_points
 
     def size(self, ref: str) -> tuple[int, int]:
         """(bytes written, bytes of everything); walks a tree: call it in a worker thread. Raises NotFound."""
@@ -143,7 +158,7 @@ class Containers:
 
     async def create(self, name: str | None, request: CreateRequest, platform: str = "") -> tuple[str, List[str]]:
         """Make a container; (id, warnings). Raises KnarrError."""
-        container, warnings = await create.create(self._context, name, request, platform, self.by_id, self.by_name)
+        container, warnings = await create.create(self._context, name, request, platform, self.by_id, self.by_name, self.get)
         return container.id, warnings
 
     async def start(self, ref: str, detach_keys: str = "") -> None:
@@ -172,6 +187,12 @@ class Containers:
             await self.runner.ask_to_end(container, number)
         else:
             await self.runner.kill(container, number)
+
+    async def update(self, ref: str, asked: HostConfig) -> List[str]:
+        """Other limits and restart policy; warnings. Raises NotFound, InvalidParameter, Conflict."""
+        from engine.service import update
+
+        return await update.update(self._context, self.find(ref), asked)
 
     async def resize(self, ref: str, height: int, width: int) -> None:
         """Raises NotFound, Conflict when it does not run."""
@@ -215,7 +236,7 @@ class Containers:
             if container.gone.is_set():
                 return  # --rm was faster
             await self._end(container, force)  # it may have been started meanwhile
-            self._remove_now(container)
+            self._remove_now(container, volumes)
         await self._context.durability.reached()
 
     async def _end(self, container: Container, force: bool) -> None:
@@ -236,19 +257,19 @@ class Containers:
         """Remove an --rm container that ended; durable soon. One that the database does not let go stays in the list until somebody, or
         the next start, removes it."""
         try:
-            self._remove_now(container)
-        except DatabaseError as error:
+            self._remove_now(container, volumes=True)
+        except (OSError, DatabaseError) as error:
             log.error("removing container %s, which has ended: %s", container.id[:12], error)
             return
         self._context.durability.lazily()
 
-    def _remove_now(self, container: Container) -> None:
+    def _remove_now(self, container: Container, volumes: bool) -> None:
         """No await: row, names and waiters in one step; files are a chore."""
         before = container.record.state
         container.transition(lifecycle.Removing())
         try:
-            create.undo(self._context, container, self.by_id, self.by_name)
-        except DatabaseError:
+            create.undo(self._context, container, self.by_id, self.by_name, volumes=volumes)
+        except (OSError, DatabaseError):
             container.record.state = before
             raise
         for client in container.pending:

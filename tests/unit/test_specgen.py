@@ -14,7 +14,6 @@ from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import (
     Config,
     CreateRequest,
-    Healthcheck,
     HostConfig,
     NetworkingConfig,
     RestartPolicy,
@@ -110,7 +109,6 @@ def test_entrypoint_and_command_follow_docker() -> None:
     ("hc", "flag"),
     [
         (HostConfig(init=True), "--init"),
-        (HostConfig(restart_policy=RestartPolicy(name="always")), "--restart always"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_by_its_flag(hc: HostConfig, flag: str) -> None:
@@ -168,10 +166,9 @@ def test_the_default_network_is_the_bridge() -> None:
     assert not warnings
 
 
-def test_an_images_healthcheck_and_volumes_are_named_in_warnings() -> None:
-    image = Config(healthcheck=Healthcheck(test=["CMD", "x"]), volumes={"/data": {}})
+def test_an_images_volumes_are_named_in_warnings() -> None:
+    image = Config(volumes={"/data": {}})
     _, _, warnings = admission.check(CreateRequest(), HostConfig(network_mode="none"), image, Settings())
-    assert any("HEALTHCHECK" in text for text in warnings)
     assert any("/data" in text for text in warnings)
 
 
