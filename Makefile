@@ -1,6 +1,6 @@
 # Everything a newcomer needs. `make hello` and `make test` install what they need with apt (root, Debian or Ubuntu) and into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help hello test check bench bench-transfer core launcher venv clean system-build system-test system-bench system-transfer
+.PHONY: help hello test check bench bench-network bench-transfer core launcher venv clean system-build system-test system-bench system-transfer
 
 SYSTEM_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
@@ -12,6 +12,7 @@ help:
 	@echo "make test     install what the tests need and run them all (root)"
 	@echo "make check    lint and type-check"
 	@echo "make bench    measure Knarr beside whichever of docker, podman, crun and runc is here (BENCH_ARGS=...)"
+	@echo "make bench-network    the same for networks: starts, throughput, names, crowds"
 	@echo "make bench-transfer   the same for pulling, pushing and serving images"
 	@echo "make core     build the extension in place"
 	@echo "make clean    remove what was built (.venv stays)"
@@ -31,6 +32,9 @@ check: $(VENV)/.dev core
 
 bench: core launcher system-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-network: core launcher system-bench
+	$(BIN)/python -m benchmarks.network $(BENCH_ARGS)
 
 bench-transfer: core launcher system-transfer
 	$(BIN)/python -m benchmarks.transfer $(BENCH_ARGS)
