@@ -7,7 +7,6 @@ ignored in silence: what is harmless to leave out comes back as a warning.
 from __future__ import annotations
 
 import os
-import posixpath
 import re
 from collections.abc import Mapping
 

@@ -50,7 +50,7 @@ class Holder(msgspec.Struct, frozen=True):
     """A container that mounts an image: counts as running, whether or not it does."""
 
     id: str
-    state: State = State(status="running")
+    state: State = msgspec.field(default_factory=lambda: State(status="running"))
 
 
 class Waiter:

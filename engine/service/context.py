@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from engine.service.networks import Networks
     from engine.service.pull import Pulls
     from engine.service.push import Pushes
+    from engine.service.volumes import Volumes
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -52,6 +53,13 @@ class Context:
     nursery: trio.Nursery
     networks: Networks | None = None
     endpoints: Endpoints | None = None
+
+    @functools.cached_property
+    def volumes(self) -> Volumes:
+        """The volumes."""
+        from engine.service.volumes import Volumes
+
+        return Volumes(self)
 
     @functools.cached_property
     def registries(self) -> Registries:

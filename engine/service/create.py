@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -126,8 +127,9 @@ def _account_files(layers: tuple[str, ...]) -> tuple[str, str]:
 def compile_plan(context: Context, container: Container, joined_pid: int = 0) -> Plan:
     """The plan of a container's start. `joined_pid`: whose PID namespace it enters. Raises InvalidParameter."""
     record = container.record
-    points = mounts.requested(record.host_config)
-    mounts.prepare(points)
+    points = record.mount_points
+    if points:
+        mounts.prepare(points)
     devices, rules = requested_devices(record.host_config)
     limits = specgen.resources(record.host_config, devices, rules, block_io(record.host_config))
     if container.placement is None:
@@ -139,7 +141,7 @@ def compile_plan(context: Context, container: Container, joined_pid: int = 0) ->
         identity(context, record),
         context.host,
         files=bundle.binds(container.bundle, readonly=record.host_config.readonly_rootfs),
-        mounts=[point.mount for point in points],
+        mounts=mounts.runtime(context, points),
         devices=devices,
         limits=limits,
         joined=specgen.Joined(pid=joined_pid),
@@ -268,31 +270,42 @@ async def create(
     platform: str,
     by_id: dict[str, Container],
     by_name: dict[str, Container],
+    find: Callable[[str], ContainerRecord],
 ) -> tuple[Container, list[str]]:
     """Make a container. On return it is durable (unless it is an --rm one) and listed. Raises KnarrError."""
     image = find_image(context, request, platform)
     if image.chain_id and not context.snapshots.whole(image.chain_id):
         await context.pulls.unpack(image)
+    if request.host_config and request.host_config.mounts:
+        await mounts.unpack(context, request.host_config)
     container_id = new_id(by_id)
     name = choose_name(asked_name, container_id, by_name)
     made, warnings = record(context, container_id, name, request, image)
+    found = mounts.resolve(context, made.config, made.host_config, find)
+    made.mount_points = found.points
     container = Container(context, made)
     try:
         with context.db.transaction() as cursor:
             context.snapshots.prepare(container_id, image.chain_id or None, cursor, volatile=made.host_config.auto_remove)
             context.store.put(container_id, container.encoded(), cursor)
+            for volume in found.volumes:
+                context.volumes.store.put(volume, cursor)
     except BaseException as error:
         context.snapshots.abandon(container_id)
+        for volume in found.volumes:
+            context.volumes.store.forget(volume.name)
         raise _refusal(name, error) from error
     by_id[container_id] = by_name[name] = container
     try:
+        if found.points:
+            await mounts.fill(context, made, found.volumes)
         make_bundle(container)
         container.plan = None if made.host_config.pid_mode.startswith("container:") else compile_plan(context, container)
-        if not made.host_config.auto_remove:
+        if not made.host_config.auto_remove or any(not volume.anonymous for volume in found.volumes):
             await context.durability.reached()
     except BaseException as error:
         if not container.gone.is_set():  # by another client, who was faster
-            undo(context, container, by_id, by_name)
+            undo(context, container, by_id, by_name, volumes=True)
         raise _refusal(name, error) from error
     container.publish("create")
     context.images.store.touch(image.id, time.time_ns())
@@ -307,12 +320,25 @@ def _refusal(name: str, error: BaseException) -> BaseException:
     return error
 
 
-def undo(context: Context, container: Container, by_id: dict[str, Container], by_name: dict[str, Container]) -> None:
-    """Take back everything of a container: rows at once, files and control groups as a chore. Raises DatabaseError; then it is still
-    there."""
-    with context.db.transaction() as cursor:
-        context.store.delete(container.id, cursor)
-        context.snapshots.delete_row(container.id, cursor)
+def undo(
+    context: Context, container: Container, by_id: dict[str, Container], by_name: dict[str, Container], *, volumes: bool = False
+) -> None:
+    """Take back everything of a container: rows at once, files and control groups as a chore. With `volumes` the anonymous ones that nobody
+    else has go, too. Raises DatabaseError, OSError; then it is still there."""
+    orphans = context.volumes.orphans(container.record) if volumes and container.record.mount_points else ()
+    removal = context.volumes.removal(orphans) if orphans else None
+    try:
+        with context.db.transaction() as cursor:
+            context.store.delete(container.id, cursor)
+            context.snapshots.delete_row(container.id, cursor)
+            if removal is not None:
+                removal.delete(cursor)
+    except BaseException:
+        if removal is not None:
+            removal.undo()
+        raise
+    if removal is not None:
+        removal.done()
     context.durability.saved(container.id)
     folder = context.snapshots.abandon(container.id)
     by_id.pop(container.id, None)

@@ -199,7 +199,7 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
         # Below this daemon's own parent: another daemon that ends removes its shared group, and must not remove ours.
         cgroups.v1.shared = f"{settings.cgroup_parent.strip('/')}/default-devices"
     holder: list[Containers] = []
-    images = Images(layout, db, Content(layout), snapshots, events, users=lambda image: holder[0].using(image))
+    images = Images(layout, db, Content(layout), snapshots, events, users=lambda image: holder[0].holding(image))
     context = Context(
         settings=settings,
         layout=layout,
@@ -217,6 +217,7 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     )
     containers = Containers(context)
     holder.append(containers)
+    context.volumes.containers = lambda: [container.record for container in containers.by_id.values()]
     await nursery.start(context.monitors.run)
     if images.incomplete:
         with _going_on("making images again from their blobs"):
@@ -229,6 +230,8 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     for key in snapshots.lost:
         log.error("container %s: what it had written is gone, its folder is missing", key[:12])
     await reconcile(context, containers)
+    with _going_on("finding out which volumes are in use"):
+        context.volumes.recover()
     chores.after = snapshots.refill
     with _going_on("making folders ahead"):
         snapshots.refill()

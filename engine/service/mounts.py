@@ -1,162 +1,213 @@
-"""What `-v`, `--mount` and `--tmpfs` mean: requests to mounts, checked. `requested` is pure; `prepare` touches the host.
+"""A container's mounts: from its request to the list that is stored with it, and from that list to what its start mounts.
 
-Bind mounts and tmpfs are here; named and anonymous volumes and image mounts answer `not implemented`. Options: Docker's bind mount
-reference and the OCI runtime specification (mount options).
+Owns which volume or image a mount stands for, in Docker's order of precedence: `-v`, `--mount` and `--tmpfs` over `--volumes-from` over the
+image's VOLUMEs. What the words mean is `mountspec`'s business.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-import posixpath
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from engine.errors import InvalidParameter, NotImplementedYet
-from engine.spec.docker.containers import HostConfig, MountRequest
-from engine.spec.mount import Mount
+from engine.aio.blocking import blocking
+from engine.errors import InvalidParameter, KnarrError, NotFound
+from engine.linux import mounts as table
+from engine.service import mountspec
+from engine.service.context import Context
+from engine.spec.container import ContainerRecord
+from engine.spec.docker.containers import Config, HostConfig
+from engine.spec.mount import Mount, MountPoint
+from engine.spec.volume import VolumeRecord
+from engine.store import volumefill
 
-_PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
-_ACCEPTED = ("z", "Z", "cached", "delegated", "consistent")  # SELinux relabelling and Docker Desktop's hints: nothing to do on this host
-_TMPFS_DEFAULTS = ("noexec", "nosuid", "nodev")  # Docker's defaults for --tmpfs
+__all__ = ["MountPoint", "Resolved", "fill", "prepare", "requested", "resolve", "runtime", "unpack"]
+
+_SHARED = frozenset(("shared", "rshared"))
+_SLAVE = frozenset(("slave", "rslave"))
 
 
-class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One mount as inspect shows it, and what makes it. `create`: make the source folder when it is missing (-v does, --mount does not)."""
+class Resolved(msgspec.Struct, frozen=True):
+    """The mounts of a new container, parents first, and the volumes that have to be made for them."""
 
-    type: str
-    source: str
-    destination: str
-    mode: str
-    rw: bool
-    propagation: str
-    mount: Mount
-    create: bool = False
+    points: list[MountPoint]
+    volumes: list[VolumeRecord]
+
+
+_NOTHING = Resolved([], [])
 
 
 def requested(hc: HostConfig) -> list[MountPoint]:
-    """Every mount of a request, ordered so that parents come first. Raises InvalidParameter, NotImplementedYet."""
-    found = [_bind(text) for text in hc.binds or ()]
-    found += [_mount(item) for item in hc.mounts or ()]
-    found += [_tmpfs(target, options) for target, options in (hc.tmpfs or {}).items()]
-    seen: set[str] = set()
-    for point in found:
-        if point.destination in seen:
-            raise InvalidParameter(f"Duplicate mount point: {point.destination}")
-        seen.add(point.destination)
-    return sorted(found, key=lambda point: point.destination.count("/"))
+    """The mounts that a host configuration alone names. For records of an older version, which stored none. Raises InvalidParameter."""
+    return [request.point for request in mountspec.requested(hc)]
 
 
-def prepare(points: list[MountPoint]) -> None:
-    """Make missing sources of `-v` binds; refuse missing sources of `--mount`. Raises InvalidParameter with Docker's words."""
-    for point in points:
-        if point.type != "bind" or os.path.lexists(point.source):
-            continue
-        if not point.create:
-            raise InvalidParameter(f'invalid mount config for type "bind": bind source path does not exist: {point.source}')
+def resolve(context: Context, config: Config, hc: HostConfig, find: Callable[[str], ContainerRecord]) -> Resolved:
+    """Mounts and new volumes of a create request; nothing is made yet. `find` resolves --volumes-from.
+
+    Raises InvalidParameter; NotFound for an image that is not here and for an unknown volume driver.
+    """
+    if not (config.volumes or hc.binds or hc.mounts or hc.tmpfs or hc.volumes_from):
+        return _NOTHING
+    asked = mountspec.requested(hc)
+    by_place = {point.destination: mountspec.Request(point=point) for point in _others(hc, find)}
+    taken = {request.point.destination for request in asked}
+    by_place = {place: request for place, request in by_place.items() if place not in taken}
+    by_place.update((request.point.destination, request) for request in asked)
+    for path in config.volumes or ():
+        point = mountspec.declared(path, hc.volume_driver)
+        if point.destination not in by_place:
+            by_place[point.destination] = mountspec.Request(point=point)
+    made: dict[str, VolumeRecord] = {}
+    points = [_resolved(context, request, made) for request in by_place.values()]
+    return Resolved(sorted(points, key=lambda point: point.destination.count("/")), list(made.values()))
+
+
+def _others(hc: HostConfig, find: Callable[[str], ContainerRecord]) -> Iterable[MountPoint]:
+    for source in mountspec.sources(hc.volumes_from):
         try:
-            os.makedirs(point.source, 0o755, exist_ok=True)
-        except OSError as error:
-            raise InvalidParameter(f"error while creating mount source path '{point.source}': {os.strerror(error.errno or 0)}")
+            other = find(source.container)
+        except NotFound as error:
+            raise InvalidParameter(error.message) from error  # Docker's clients take a 404 for a missing image
+        for point in other.mount_points:
+            if not point.hidden:
+                yield mountspec.taken_over(point, source.writable)
 
 
-def _target(path: str, whole: str) -> str:
-    if not path.startswith("/"):
-        raise InvalidParameter(f"invalid volume specification: '{whole}': invalid mount path: '{path}' mount path must be absolute")
-    clean = posixpath.normpath(path)
-    clean = "/" + clean.lstrip("/")
-    if clean == "/":
-        raise InvalidParameter(f"invalid volume specification: '{whole}': destination can't be '/'")
-    if "\0" in clean:
-        raise InvalidParameter("invalid volume specification: a NUL byte in the mount path")
-    return clean
+def _resolved(context: Context, request: mountspec.Request, made: dict[str, VolumeRecord]) -> MountPoint:
+    point = request.point
+    if point.type == "image":
+        return msgspec.structs.replace(point, image=context.images.get(point.name).id)
+    if point.type != "volume":
+        return point
+    if point.name in made:
+        return point
+    volume = context.volumes.new(point.name, point.driver, request.driver_options, request.labels)
+    if volume is None:
+        return msgspec.structs.replace(point, driver=context.volumes.get(point.name).driver)
+    made[volume.name] = volume
+    return msgspec.structs.replace(point, name=volume.name, driver=volume.driver)
 
 
-def _bind(text: str) -> MountPoint:
-    parts = text.split(":")
-    if not 1 <= len(parts) <= 3 or not all(parts[:2]):
-        raise InvalidParameter(f"invalid volume specification: '{text}'")
-    if len(parts) == 1:
-        raise NotImplementedYet(f"--volume {text}", hint="anonymous volumes are not there yet; bind mounts (-v /host/path:/path) are")
-    source, destination = parts[0], _target(parts[1], text)
-    if not source.startswith("/"):
-        raise NotImplementedYet(f"--volume {text}", hint="named volumes are not there yet; bind mounts (-v /host/path:/path) are")
-    mode = parts[2] if len(parts) == 3 else ""
-    rw, propagation = True, "rprivate"
-    for word in filter(None, mode.split(",")):
-        if word in ("ro", "rw"):
-            rw = word == "rw"
-        elif word in _PROPAGATIONS:
-            propagation = word
-        elif word not in _ACCEPTED:
-            raise InvalidParameter(f"invalid volume specification: '{text}': invalid mode: {mode}")
-    return _bind_point(posixpath.normpath(source), destination, mode, rw, propagation, recursive=True, create=True)
+def prepare(points: Iterable[MountPoint]) -> None:
+    """Make missing sources of `-v` binds; refuse missing sources of `--mount`. Raises InvalidParameter with Docker's words, KnarrError."""
+    for point in points:
+        if point.type != "bind":
+            continue
+        if not os.path.lexists(point.source):
+            _make_source(point)
+        if point.propagation in _SHARED or point.propagation in _SLAVE:
+            _check_propagation(point)
 
 
-def _bind_point(source: str, destination: str, mode: str, rw: bool, propagation: str, *, recursive: bool, create: bool) -> MountPoint:
-    options = ("rbind" if recursive else "bind", "rw" if rw else "ro", propagation)
-    return MountPoint(
-        type="bind", source=source, destination=destination, mode=mode, rw=rw, propagation=propagation, create=create,
-        mount=Mount(destination=destination, type="bind", source=source, options=options),
+def _make_source(point: MountPoint) -> None:
+    if not point.create:
+        raise InvalidParameter(f'invalid mount config for type "bind": bind source path does not exist: {point.source}')
+    try:
+        os.makedirs(point.source, 0o755, exist_ok=True)
+    except OSError as error:
+        raise InvalidParameter(f"error while creating mount source path '{point.source}': {os.strerror(error.errno or 0)}") from error
+
+
+def _check_propagation(point: MountPoint) -> None:
+    """The kernel would take a private source without a word, and no mount would ever appear."""
+    source = os.path.realpath(point.source)
+    entry = max(
+        (entry for entry in table.read() if source == entry.target or source.startswith(entry.target.rstrip("/") + "/")),
+        key=lambda entry: len(entry.target),
+    )
+    words = {word.partition(":")[0] for word in entry.propagation}
+    if point.propagation in _SHARED and "shared" not in words:
+        raise KnarrError(f"path {point.source} is mounted on {entry.target} but it is not a shared mount")
+    if point.propagation in _SLAVE and not words & {"shared", "master"}:
+        raise KnarrError(f"path {point.source} is mounted on {entry.target} but it is not a shared or slave mount")
+
+
+def runtime(context: Context, points: Sequence[MountPoint]) -> list[Mount]:
+    """What a start mounts. Raises InvalidParameter, NotFound."""
+    return [_runtime(context, point) for point in points]
+
+
+def _runtime(context: Context, point: MountPoint) -> Mount:
+    if point.type == "tmpfs":
+        return Mount(destination=point.destination, type="tmpfs", source="tmpfs", options=point.options)
+    if point.type == "image":
+        return _image(context, point)
+    source = context.volumes.path(point.name) if point.type == "volume" else point.source
+    return Mount(
+        destination=point.destination, type="bind", source=source, options=point.options, subpath=point.subpath,
+        uid_mappings=point.uid_mappings, gid_mappings=point.gid_mappings,
     )  # fmt: skip
 
 
-def _mount(item: MountRequest) -> MountPoint:
-    where = f"mount of type {item.type!r} on {item.target!r}"
-    if item.type in ("volume", "image"):
-        raise NotImplementedYet(f"--mount type={item.type}", hint="this version has type=bind and type=tmpfs")
-    if item.type not in ("bind", "tmpfs"):
-        raise InvalidParameter(f"mount type unknown: {item.type!r}")
-    destination = _target(item.target, item.target)
-    if item.volume_options or item.image_options:
-        raise InvalidParameter(f"invalid mount config: options of another type given for {where}")
-    if item.type == "tmpfs":
-        if item.source:
-            raise InvalidParameter('invalid mount config for type "tmpfs": field Source must not be specified')
-        return _tmpfs_mount(item, destination)
-    if not item.source.startswith("/"):
-        raise InvalidParameter(f"invalid mount config for type \"bind\": invalid mount path: '{item.source}' mount path must be absolute")
-    bind = item.bind_options
-    propagation = (bind.propagation if bind else "") or "rprivate"
-    if propagation not in _PROPAGATIONS:
-        raise InvalidParameter(f'invalid mount config for type "bind": invalid propagation mode: {propagation}')
-    point = _bind_point(
-        posixpath.normpath(item.source), destination, "", not item.read_only, propagation,
-        recursive=not (bind and bind.non_recursive), create=bool(bind and bind.create_mountpoint),
-    )  # fmt: skip
-    # Docker mounts read-only recursively where the kernel can (5.12), unless told not to.
-    if item.read_only and not (bind and (bind.read_only_non_recursive or bind.non_recursive)):
-        options = tuple("rro" if word == "ro" else word for word in point.mount.options)
-        return msgspec.structs.replace(point, mount=msgspec.structs.replace(point.mount, options=options))
-    return point
+def _image(context: Context, point: MountPoint) -> Mount:
+    """The image's layers as a read-only overlay, or the part of them that `subpath` leads to."""
+    image = context.images.get(point.image)
+    if not image.chain_id:
+        return Mount(destination=point.destination, type="tmpfs", source="tmpfs", options=("ro", "size=4k"))
+    whole = context.snapshots.view(image.chain_id)
+    if not point.subpath:
+        return msgspec.structs.replace(whole, destination=point.destination)
+    from engine.store.view import View
+
+    with View(context.snapshots.lowers(image.chain_id)) as view:
+        node = view.find(point.subpath)
+        if node is None:
+            raise InvalidParameter(f"mount of image {point.name}: it has no {point.subpath!r}")
+        if not node.folder:
+            source = view.host_path(node, node.layers[0])
+            return Mount(destination=point.destination, type="bind", source=source, options=("bind", "ro", "rprivate"))
+        layers = [_escaped(view.host_path(node, index).removeprefix(whole.base + "/")) for index in node.layers]
+    if len(layers) == 1:
+        return Mount(
+            destination=point.destination, type="bind", source=view.host_path(node, node.layers[0]), options=("bind", "ro", "rprivate")
+        )
+    return msgspec.structs.replace(whole, destination=point.destination, options=("lowerdir=" + ":".join(layers), "ro"))
 
 
-def _tmpfs_mount(item: MountRequest, destination: str) -> MountPoint:
-    options: list[str] = list(_TMPFS_DEFAULTS)
-    given = item.tmpfs_options
-    if given:
-        if given.size_bytes:
-            options.append(f"size={given.size_bytes}")
-        if given.mode:
-            options.append(f"mode={given.mode:o}")
-        for pair in given.options or ():
-            options.append("=".join(pair))
-    if item.read_only:
-        options.append("ro")
-    return _tmpfs_point(destination, options)
+def _escaped(path: str) -> str:
+    """A path for overlay's option string."""
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
-def _tmpfs(target: str, text: str) -> MountPoint:
-    options = list(_TMPFS_DEFAULTS)
-    for word in filter(None, text.split(",")):
-        opposite = word.removeprefix("no") if word.startswith("no") else "no" + word
-        if opposite in options:
-            options.remove(opposite)
-        if word not in options:
-            options.append(word)
-    return _tmpfs_point(_target(target, target), options)
+async def unpack(context: Context, hc: HostConfig) -> None:
+    """See to it that the layers of images that are to be mounted are here. Raises NotFound, KnarrError."""
+    for item in hc.mounts or ():
+        if item.type == "image" and item.source:
+            image = context.images.get(item.source)
+            if image.chain_id and not context.snapshots.whole(image.chain_id):
+                await context.pulls.unpack(image)
 
 
-def _tmpfs_point(destination: str, options: list[str]) -> MountPoint:
-    rw = "ro" not in options
-    mount = Mount(destination=destination, type="tmpfs", source="tmpfs", options=tuple(options))
-    return MountPoint(type="tmpfs", source="", destination=destination, mode="", rw=rw, propagation="", mount=mount)
+async def fill(context: Context, record: ContainerRecord, new: Sequence[VolumeRecord]) -> None:
+    """Make the folders of a new container's volumes, and copy what the image has at their destinations into those that are empty.
+
+    Raises InvalidParameter for a volume in the place of a file, KnarrError, OSError.
+    """
+    volumes = context.volumes
+    for volume in new:
+        volumes.make(volume)
+    points = [point for point in record.mount_points if point.copy]
+    if not points:
+        return
+    layers = context.snapshots.lowers(context.snapshots.parent(record.id))
+    fresh = {volume.name for volume in new if not volume.project}
+    kept = not record.host_config.auto_remove
+    plain: list[volumefill.Copy] = []
+    for point in points:
+        volume = volumes.get(point.name)
+        copy = volumefill.Copy(
+            destination=point.destination,
+            folder=volumes.path(point.name),
+            fresh=point.name in fresh and not volume.mounted,
+            durable=kept or not point.anonymous,
+            declared=point.anonymous and not point.mode,
+        )
+        if not volume.mounted:
+            plain.append(copy)
+        elif (volume.options or {}).get("type") != "tmpfs":  # of what is copied into one nothing would be left at the start
+            await volumes.borrowed(point.name, record.id, functools.partial(volumefill.fill, layers, [copy]))
+    if plain:
+        await blocking("disk", volumefill.fill, layers, plain)

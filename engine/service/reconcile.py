@@ -21,6 +21,7 @@ from engine.service import bundle
 from engine.service.container import Container
 from engine.service.containers import Containers
 from engine.service.context import Context
+from engine.service.mounts import requested
 from engine.service.supervise import Process, recorded
 from engine.spec import lifecycle
 from engine.spec.container import ContainerRecord
@@ -58,6 +59,8 @@ def load(context: Context, containers: Containers) -> None:
         except msgspec.DecodeError as error:
             log.error("container %s: its record is damaged and set aside: %s", container_id[:12], error)
             continue
+        if not record.mount_points and (record.host_config.binds or record.host_config.mounts or record.host_config.tmpfs):
+            record.mount_points = requested(record.host_config)  # of a version that did not store them
         if not context.snapshots.has(record.id):
             log.error("container %s (%s): its snapshot is gone; dropping its record", record.id[:12], record.name)
             _drop(context, record.id)

@@ -75,10 +75,14 @@ class Runner:
             if container.unclean:
                 await blocking("kernel", context.cgroups.kill, container.cgroup)
                 container.unclean = False
+            if record.mount_points:
+                await context.volumes.acquire(record)
             ready = self._ready_plan(container)
             message = self._message(container, ready)
         except BaseException as refusal:
             connection.close()
+            if record.mount_points:
+                context.volumes.release(record)
             if isinstance(refusal, OSError):  # no space below one of the roots, mostly
                 refusal = LaunchError(f"start container {container.name}: {refusal}", errno=refusal.errno or 0)
             if isinstance(refusal, KnarrError):
@@ -170,6 +174,8 @@ class Runner:
     def _did_not_start(self, container: Container, code: int, text: str) -> None:
         restart = container.record.state.status == "restarting" and self.restarts.again(container, code)
         container.transition(lifecycle.FailedToStart(code, text, now(), restart))
+        if container.record.mount_points:
+            self._context.volumes.release(container.record)
         self._drop_group(container)
         if restart:
             self.restarts.later(container)
@@ -218,6 +224,8 @@ class Runner:
         if ended.oom_kills:
             container.publish("oom")
         container.publish("die", exitCode=str(event.exit_code), execDuration=str(duration))
+        if container.record.mount_points:
+            self._context.volumes.release(container.record)
         if container.record.host_config.auto_remove and not container.stopping:
             container.removing_exit_code = event.exit_code
             container.wake_exit()

@@ -106,29 +106,28 @@ class VolumeStore:
             os.chmod(path, mode)  # whatever the umask is
 
     def forget(self, name: str) -> None:
-        """Forget a row that was rolled back."""
+        """Forget a row that was rolled back or deleted: the name is free."""
         self._rows.pop(name, None)
 
-    def remove(self, name: str) -> str:
-        """Take a volume out: its name is free afterwards. Returns a folder for `delete_files`, "" when there was none.
-
-        Raises OSError, sqlite3.Error; then it is still there.
-        """
+    def set_aside(self, name: str) -> str:
+        """First step of a removal: the folder under another name, for `delete_files` or `put_back`; "" when there was none. Raises
+        OSError."""
         self._doomed += 1
-        base, doomed = f"{self._folder}/{name}", f"{self._folder}/{_DOOMED}{time.time_ns()}-{self._doomed}"
+        doomed = f"{self._folder}/{_DOOMED}{time.time_ns()}-{self._doomed}"
         try:
-            os.rename(base, doomed)
+            os.rename(f"{self._folder}/{name}", doomed)
         except FileNotFoundError:
-            doomed = ""
-        try:
-            with self._db.transaction() as cursor:
-                cursor.execute("DELETE FROM volumes WHERE name = ?", (name,))
-        except BaseException:
-            if doomed:
-                os.rename(doomed, base)
-            raise
-        self._rows.pop(name, None)
+            return ""
         return doomed
+
+    def put_back(self, name: str, doomed: str) -> None:
+        """Undo `set_aside`. Raises OSError."""
+        if doomed:
+            os.rename(doomed, f"{self._folder}/{name}")
+
+    def delete_row(self, name: str, cursor: sqlite3.Cursor) -> None:
+        """Second step, in an open transaction; once that is committed, `forget` the volume."""
+        cursor.execute("DELETE FROM volumes WHERE name = ?", (name,))
 
     def delete_files(self, path: str) -> None:
         """Remove what `remove` gave. Slow, any thread. Raises OSError."""
