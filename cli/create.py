@@ -25,7 +25,7 @@ FLAGS = {
     "health-start-interval": "duration", "health-start-period": "duration", "health-timeout": "duration", "hostname": "string",
     "init": "bool", "interactive": "bool", "io-maxbandwidth": "bytes", "io-maxiops": "uint64", "ip": "string", "ip6": "string",
     "ipc": "string", "isolation": "string", "kernel-memory": "bytes", "label": "list:label", "label-file": "list", "link": "list:link",
-    "link-local-ip": "list:ip", "log-driver": "string", "log-opt": "list", "mac-address": "string", "memory": "bytes",
+    "link-local-ip": "list", "log-driver": "string", "log-opt": "list", "mac-address": "string", "memory": "bytes",
     "memory-reservation": "bytes", "memory-swap": "bytes:swap", "memory-swappiness": "int64", "mount": "mount", "name": "string",
     "network": "network", "network-alias": "list", "no-healthcheck": "bool", "oom-kill-disable": "bool", "oom-score-adj": "int",
     "pid": "string", "pids-limit": "int64", "platform": "string", "privileged": "bool", "publish": "list", "publish-all": "bool",
@@ -217,8 +217,10 @@ def _less_common(given: "dict[str, Any]", config: "dict[str, Any]", host: "dict[
         devices(given, host)
     if "no-healthcheck" in given or any(flag.startswith("health-") for flag in given):
         _health(given, config, host)
-    if "mac-address" in given and not _is_mac(given["mac-address"]):
-        raise Failure(f"{given['mac-address']} is not a valid mac address", 125)
+    if "dns" in given:
+        from cli.endpoints import warn_of_localhost
+
+        warn_of_localhost(given["dns"])
 
 
 def _pairs(texts: "list[str]", what: str) -> "dict[str, Any]":
@@ -229,11 +231,6 @@ def _pairs(texts: "list[str]", what: str) -> "dict[str, Any]":
             raise Failure(f"invalid {what}", 125)
         result[name] = value
     return result
-
-
-def _is_mac(text: str) -> bool:
-    parts = text.replace("-", ":").split(":")
-    return len(parts) == 6 and all(len(part) == 2 and all(c in "0123456789abcdefABCDEF" for c in part) for part in parts)
 
 
 def _health(given: "dict[str, Any]", config: "dict[str, Any]", host: "dict[str, Any]") -> None:
@@ -268,6 +265,8 @@ _SIMPLE_NETWORK = ("ip", "ip6", "link-local-ip", "network-alias", "link", "mac-a
 def _networking(given: "dict[str, Any]", host: "dict[str, Any]") -> "dict[str, Any]":
     networks = given.get("network", ())
     mode = networks[0]["Target"] if networks else "default"
+    if not mode:
+        raise Failure("no name set for network", 125)
     host["NetworkMode"] = mode
     if len(networks) < 2 and not any(flag in given for flag in _SIMPLE_NETWORK) and (not networks or networks[0].keys() == {"Target"}):
         return {"EndpointsConfig": {}}

@@ -1,4 +1,4 @@
-"""`knarr inspect` and `container inspect`, `image inspect`: the daemon's JSON as it is, or through a template."""
+"""`knarr inspect` and `container inspect`, `image inspect`, `network inspect`: the daemon's JSON as it is, or through a template."""
 
 from cli.client import Client, DaemonError, Failure, quote
 from cli.codec import indent, loads, ordered_dumps
@@ -15,6 +15,8 @@ _FLAGS = {"format": "string", "size": "bool"}
 INSPECT = Command("inspect", "[OPTIONS] NAME|ID [NAME|ID...]", _FLAGS | {"type": "string"}, {"f": "format", "s": "size"}, 1)
 CONTAINERS = Command("container inspect", "[OPTIONS] CONTAINER [CONTAINER...]", _FLAGS, {"f": "format", "s": "size"}, 1)
 IMAGES = Command("image inspect", "[OPTIONS] IMAGE [IMAGE...]", {"format": "string", "platform": "string"}, {"f": "format"}, 1)
+NETWORKS = Command("network inspect", "[OPTIONS] NETWORK [NETWORK...]", {"format": "string", "verbose": "bool"},
+                   {"f": "format", "v": "verbose"}, 1)
 TYPES = ("container", "image", "network", "volume")
 
 
@@ -61,6 +63,12 @@ def inspect_images(client: Client, name: str, argv: "list[str]") -> int:
     if given.get("platform"):
         client.require("platform", "1.49")
     return _print(names, lambda ref: client.call("GET", _path("image", ref, given)).read(), given)
+
+
+def inspect_networks(client: Client, name: str, argv: "list[str]") -> int:
+    given, names = parse(NETWORKS, argv)
+    verbose = "?verbose=true" if given.get("verbose") else ""
+    return _print(names, lambda ref: client.call("GET", f"/networks/{quote(ref)}{verbose}").read(), given)
 
 
 def _print(names: "list[str]", find: "Callable[[str], bytes]", given: "dict[str, Any]") -> int:

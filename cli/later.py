@@ -4,11 +4,11 @@ Follows the command reference of the Docker CLI 28; read on the failure path alo
 """
 
 _TOP = (
-    "build", "builder", "buildx", "checkpoint", "commit", "compose", "config", "context", "cp", "diff", "export", "network", "node",
-    "pause", "plugin", "port", "secret", "service", "stack", "stats", "swarm", "trust", "unpause", "volume",
+    "build", "builder", "buildx", "checkpoint", "commit", "compose", "config", "context", "cp", "diff", "export", "node",
+    "pause", "plugin", "secret", "service", "stack", "stats", "swarm", "trust", "unpause", "volume",
 )  # fmt: skip
 _GROUPS = {
-    "container": ("commit", "cp", "diff", "export", "pause", "port", "stats", "unpause"),
+    "container": ("commit", "cp", "diff", "export", "pause", "stats", "unpause"),
     "image": ("build",),
 }
 

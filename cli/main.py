@@ -17,7 +17,7 @@ VERSION = "0.1.0"
 CONTAINER = {
     "attach": ("attach", "attach"), "create": ("run", "create"), "exec": ("execs", "exec_"), "inspect": ("inspect", "inspect_containers"),
     "kill": ("containers", "kill"), "logs": ("logs", "logs"), "list": ("containers", "ls"), "ls": ("containers", "ls"),
-    "prune": ("prune", "containers"), "ps": ("containers", "ls"), "remove": ("containers", "rm"),
+    "port": ("ports", "port"), "prune": ("prune", "containers"), "ps": ("containers", "ls"), "remove": ("containers", "rm"),
     "rename": ("containers", "rename"), "restart": ("containers", "restart"),
     "rm": ("containers", "rm"), "run": ("run", "run"), "start": ("run", "start"), "stop": ("containers", "stop"),
     "top": ("containers", "top"), "update": ("update", "update"), "wait": ("containers", "wait"),
@@ -32,15 +32,20 @@ MANIFEST = {
     "annotate": ("manifests", "annotate"), "create": ("manifests", "create"), "inspect": ("manifests", "inspect"),
     "push": ("manifests", "push"), "rm": ("manifests", "rm"),
 }
+NETWORK = {
+    "connect": ("networks", "connect"), "create": ("networks", "create"), "disconnect": ("networks", "disconnect"),
+    "inspect": ("inspect", "inspect_networks"), "list": ("networks", "ls"), "ls": ("networks", "ls"), "prune": ("prune", "networks"),
+    "remove": ("networks", "rm"), "rm": ("networks", "rm"),
+}
 SYSTEM = {
     "check": ("check", "check"), "df": ("diskusage", "df"), "dial-stdio": ("dial", "dial_stdio"), "events": ("events", "events"),
     "gc": ("collect", "gc"),
     "info": ("system", "info"), "prune": ("prune", "system"),
 }
 REGISTRY = {"serve": ("registry", "serve")}
-GROUPS = {"registry": REGISTRY, "container": CONTAINER, "image": IMAGE, "manifest": MANIFEST, "system": SYSTEM}
+GROUPS = {"registry": REGISTRY, "container": CONTAINER, "image": IMAGE, "manifest": MANIFEST, "network": NETWORK, "system": SYSTEM}
 COMMANDS = {name: CONTAINER[name] for name in (
-    "attach", "create", "exec", "kill", "logs", "ps", "rename", "restart", "rm", "run", "start", "stop", "top", "update", "wait",
+    "attach", "create", "exec", "kill", "logs", "port", "ps", "rename", "restart", "rm", "run", "start", "stop", "top", "update", "wait",
 )} | {
     "events": SYSTEM["events"], "history": IMAGE["history"], "images": IMAGE["ls"], "import": IMAGE["import"], "info": SYSTEM["info"],
     "inspect": ("inspect", "inspect"), "load": IMAGE["load"], "login": ("login", "login"), "logout": ("login", "logout"),

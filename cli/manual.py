@@ -22,6 +22,7 @@ SUMMARIES = {
     "kill": "Send containers a signal (KILL unless told otherwise)",
     "load": "Take in images from an archive that 'docker save' or an OCI tool wrote",
     "logs": "Show what a container wrote",
+    "port": "Show which ports of the host lead to a container; 'port add' and 'port rm' change that while it runs",
     "ps": "List containers",
     "rename": "Give a container another name",
     "update": "Change limits and restart policy of containers",
@@ -44,6 +45,13 @@ SUMMARIES = {
     "manifest inspect": "Show a manifest or a list of them, as JSON",
     "manifest push": "Send a list of manifests to its registry",
     "manifest rm": "Forget lists of manifests that were started here",
+    "network connect": "Put a container into one more network",
+    "network create": "Make a network",
+    "network disconnect": "Take a container out of a network",
+    "network inspect": "Show everything known about networks, as JSON",
+    "network ls": "List networks",
+    "network prune": "Remove all networks that nothing uses",
+    "network rm": "Remove networks",
     "system check": "Look for damage in the store, and repair it",
     "system gc": "Remove images by the daemon's rules (--gc-...), or see what would go",
     "system df": "Show what takes space on the disk",
@@ -55,7 +63,8 @@ SUMMARIES = {
 
 COMMON = ("run", "exec", "ps", "logs", "images", "stop", "rm")
 GROUP_SUMMARIES = {"container": "Commands on containers", "registry": "A registry of this host", "image": "Commands on images",
-    "manifest": "Commands on manifests and lists of them in a registry", "system": "Commands on the daemon"}
+    "manifest": "Commands on manifests and lists of them in a registry", "network": "Commands on networks",
+    "system": "Commands on the daemon"}
 
 _FORMAT = "table, json, table TEMPLATE or a Go template, such as '{{.ID}} {{.Names}}'"
 _KEYS = "Keys that detach without ending anything (ctrl-p,ctrl-q)"
@@ -170,6 +179,23 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
     })],
     "container prune": [("Options", {"filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
     "image prune": [("Options", {"all": "Every image that no container uses, not only those without a name", "filter": "until=24h, unused-for=30d, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
+    "network connect": [("Options", {
+        "alias": "One more name in the network", "ip": "IPv4 address", "ip6": "IPv6 address", "link": "Reach another container by name: CONTAINER[:ALIAS]",
+        "link-local-ip": "Link-local address", "gw-priority": "The network with the highest has the default route (0)", "driver-opt": "Option of the driver: NAME=VALUE",
+    })],
+    "network create": [("What", {
+        "driver": "bridge or macvlan (bridge)", "opt": "Option of the driver: NAME=VALUE", "internal": "No way out of the network, none in", "label": "NAME=VALUE",
+        "attachable": "Accepted for compatibility: only Swarm's networks need it", "config-only": "Only a configuration, for others to take over", "config-from": "Take over the configuration of this network",
+        "scope": "local", "ingress": "Only with Swarm",
+    }), ("Addresses", {
+        "subnet": "Subnet, such as 10.5.0.0/16; one for IPv4, one for IPv6", "gateway": "Address of the host in the subnet", "ip-range": "Part of the subnet that containers get addresses from",
+        "aux-address": "Address that no container gets: NAME=ADDRESS", "ipv4": "With IPv4 (true)", "ipv6": "With IPv6", "ipam-driver": "Who gives addresses (default)", "ipam-opt": "Option of that: NAME=VALUE",
+    })],
+    "network disconnect": [("Options", {"force": "Also when the container is gone"})],
+    "network inspect": [("Options", {"format": "json or a Go template, such as '{{json .Containers}}'", "verbose": "Accepted for compatibility: only Swarm has more to show"})],
+    "network ls": [("Which", {"filter": "KEY=VALUE: name, id, driver, label, type (custom, builtin), dangling, scope"}), ("How", {"format": _FORMAT, "quiet": "Only ids", "no-trunc": "Nothing shortened"})],
+    "network prune": [("Options", {"filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
+    "network rm": [("Options", {"force": "None that is not there is no error"})],
     "system prune": [("Options", {
         "all": "Every image that no container uses, not only those without a name", "volumes": "Anonymous volumes, too", "filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask",
     })],
@@ -248,6 +274,13 @@ EXAMPLES: "dict[str, list[tuple[str, str]]]" = {
     "system df": [("", "knarr system df -v")],
     "system gc": [("What the rules would remove", "knarr system gc --dry-run")],
     "system check": [("", "knarr system check --repair"), ("In a script: exit status 1 when damage is left", "knarr system check --format json")],
+    "port": [("", "knarr port web"), ("Where one port is reached", "knarr port web 80/tcp"), ("Publish one more port of a running container", "knarr port add web 8443:443"),
+             ("And no longer", "knarr port rm web 8443:443")],
+    "network create": [("", "knarr network create back"), ("With a subnet of your own, and IPv6", "knarr network create --subnet 10.5.0.0/16 --subnet fd05::/64 --ipv6 back"),
+                       ("Machines in the LAN of eth0", "knarr network create -d macvlan --subnet 192.168.1.0/24 --ip-range 192.168.1.192/27 -o parent=eth0 lan")],
+    "network connect": [("", "knarr network connect --alias db back postgres")],
+    "network ls": [("", "knarr network ls -f type=custom")],
+    "network prune": [("", "knarr network prune -f --filter until=24h")],
     "manifest inspect": [("", "knarr manifest inspect debian:bookworm")],
     "manifest create": [("", "knarr manifest create registry.example/app:2 registry.example/app:2-amd64 registry.example/app:2-arm64")],
     "manifest annotate": [("", "knarr manifest annotate --arch arm64 --variant v8 registry.example/app:2 registry.example/app:2-arm64")],

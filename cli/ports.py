@@ -1,6 +1,8 @@
-"""`--publish` and `--expose` as Docker's clients read them (go-connections' nat package)."""
+"""`--publish` and `--expose` as Docker's clients read them (go-connections' nat package), and `knarr port`."""
 
-from cli.client import Failure
+from cli.client import Client, Failure, quote
+from cli.flags import Command, parse
+from cli.streams import output
 from cli.values import csv_fields, is_address
 
 TYPE_CHECKING = False  # typing itself costs 5 ms
@@ -8,6 +10,53 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
+PORT = Command("port", "CONTAINER [PRIVATE_PORT[/PROTO]]", {}, {}, 1, 2)
+CHANGE = Command("port", "add|rm CONTAINER PORT [PORT...]", {}, {}, 3)
+
+
+def port(client: Client, name: str, argv: "list[str]") -> int:
+    """`port CONTAINER [PORT]`, and with more words `port add|rm CONTAINER PORT…`, which Docker would refuse for their number: so a
+    container that is called `add` is still one."""
+    if argv[:1] in (["add"], ["rm"]) and len(argv) > 2:
+        return _change(client, argv)
+    _, arguments = parse(PORT.named(name), argv)
+    found = client.get(f"/containers/{quote(arguments[0])}/json")["NetworkSettings"]["Ports"] or {}
+    if len(arguments) == 1 or not arguments[1]:
+        lines = [f"{port} -> {_address(one)}\n" for port, bindings in found.items() for one in bindings or ()]
+        output("".join(sorted(lines, key=_order)))
+        return 0
+    number, _, protocol = arguments[1].partition("/")
+    try:
+        wanted = f"{_port(number)}/{protocol or 'tcp'}"
+    except ValueError as error:
+        raise Failure(f"Error: invalid port ({number}): {error}") from None
+    if not found.get(wanted):
+        raise Failure(f"Error: No public port '{arguments[1]}' published for {arguments[0]}")
+    output("".join(sorted(_address(one) + "\n" for one in found[wanted])))
+    return 0
+
+
+def _address(binding: "dict[str, str]") -> str:
+    host = binding["HostIp"]
+    return (f"[{host}]" if ":" in host else host) + ":" + binding["HostPort"]
+
+
+def _order(line: str) -> "tuple[int, str]":
+    return int(line.partition("/")[0]), line
+
+
+def _change(client: Client, argv: "list[str]") -> int:
+    """Publish ports of a running container, or stop that; prints those that lead to it then."""
+    from cli.codec import loads
+
+    _, (action, container, *specs) = parse(CHANGE, argv)
+    bindings: dict[str, Any] = {}
+    for text in specs:
+        _publish(_short(text) if "=" in text else text, {}, bindings)
+    answer = loads(client.post(f"/containers/{quote(container)}/ports/{action}", {"PortBindings": bindings}))
+    lines = [f"{port} -> {_address(one)}\n" for port, ways in (answer.get("Ports") or {}).items() for one in ways or ()]
+    output("".join(sorted(lines, key=_order)))
+    return 0
 
 
 def ports(given: "dict[str, Any]", config: "dict[str, Any]", host: "dict[str, Any]") -> None:
@@ -58,7 +107,7 @@ def _short(text: str) -> str:
     for field in csv_fields(text):
         key, equals, value = field.partition("=")
         if not equals:
-            raise Failure(f"invalid simple port format '{text}'", 125)
+            raise Failure(f"invalid publish opts format (should be name=value but got '{field}')", 125)
         fields[key.lower()] = value.lower()
     for key in fields:
         if key not in ("published", "target", "protocol", "mode"):
@@ -100,7 +149,7 @@ def _publish(text: str, exposed: "dict[str, Any]", bindings: "dict[str, Any]") -
 def _parts(text: str) -> "tuple[str, str, str, str]":
     """Address, host port, container port, protocol."""
     body, _, protocol = text.partition("/")
-    protocol = (protocol or "tcp").lower()
+    protocol = (protocol.partition("/")[0] or "tcp").lower()
     rest, _, port = body.rpartition(":")
     if not rest and ":" not in body:
         return "", "", port, protocol
@@ -109,5 +158,5 @@ def _parts(text: str) -> "tuple[str, str, str, str]":
     address, _, host_port = rest.rpartition(":")
     plain = address[1:-1] if address[:1] == "[" and address[-1:] == "]" else address
     if plain and not is_address(plain):
-        raise Failure("invalid IP address: " + address, 125)
+        raise Failure("invalid IP address: " + plain, 125)
     return plain, host_port, port, protocol

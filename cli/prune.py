@@ -1,4 +1,4 @@
-"""Removing what nothing uses: `knarr container prune`, `image prune` and `system prune`."""
+"""Removing what nothing uses: `knarr container prune`, `image prune`, `network prune` and `system prune`."""
 
 from cli.client import Client, DaemonError, Failure, query
 from cli.codec import dumps, loads
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 CONTAINERS = Command("container prune", "[OPTIONS]", {"filter": "filter", "force": "bool"}, {"f": "force"}, 0, 0)
 IMAGES = Command("image prune", "[OPTIONS]", {"all": "bool", "filter": "filter", "force": "bool"}, {"a": "all", "f": "force"}, 0, 0)
+NETWORKS = Command("network prune", "[OPTIONS]", {"filter": "filter", "force": "bool"}, {"f": "force"}, 0, 0)
 SYSTEM = Command("system prune", "[OPTIONS]", {"all": "bool", "filter": "filter", "force": "bool", "volumes": "bool"},
                  {"a": "all", "f": "force"}, 0, 0)
 
@@ -81,6 +82,14 @@ def images(client: Client, name: str, argv: "list[str]") -> int:
     return _reclaimed(_prune(client, "images", query("", filters=_filters(given, dangling="false" if everything else "true")), _images))
 
 
+def networks(client: Client, name: str, argv: "list[str]") -> int:
+    given, _ = parse(NETWORKS, argv)
+    if not given.get("force") and not confirmed("WARNING! This will remove all custom networks not used by at least one container."):
+        return 0
+    _prune(client, "networks", query("", filters=_filters(given)), _networks)
+    return 0
+
+
 def system(client: Client, name: str, argv: "list[str]") -> int:
     """In Docker's order. Kinds of things that the daemon does not have yet leave nothing to remove."""
     given, _ = parse(SYSTEM, argv)
@@ -91,7 +100,7 @@ def system(client: Client, name: str, argv: "list[str]") -> int:
         return 0
     chosen = query("", filters=_filters(given))
     size = _prune(client, "containers", chosen, _containers)
-    size += _prune_if_any(client, "networks", chosen, _networks)
+    size += _prune(client, "networks", chosen, _networks)
     if volumes:
         size += _prune_if_any(client, "volumes", chosen, _volumes)
     size += _prune(client, "images", query("", filters=_filters(given, dangling="false" if everything else "true")), _images)

@@ -151,7 +151,7 @@ def stream(text: str) -> str:
 def extra_host(text: str) -> str:
     """`name:address` or `name=address`, as `name:address`."""
     name, separator, address = text.partition("=") if "=" in text else text.partition(":")
-    if not separator or not name:
+    if not separator or not name or ":" in name:
         raise ValueError(f'bad format for add-host: "{text}"')
     if address != "host-gateway":
         if address[:1] == "[" and address[-1:] == "]":
