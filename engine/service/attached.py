@@ -72,7 +72,7 @@ def attachments(record: ContainerRecord, sandbox: Sandbox | None, known: Known) 
     given = (record.networking.endpoints_config or {}).items()
     asked = {first if ref == "default" else _name(ref, known): settings or EndpointSettings() for ref, settings in given}
     found: dict[str, Attachment] = {}
-    if sandbox is not None and sandbox.endpoints:
+    if sandbox is not None:
         for endpoint in sandbox.endpoints:
             network = known.find(endpoint.network_id)
             name = network.name if network is not None else endpoint.network_id
