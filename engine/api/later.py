@@ -33,9 +33,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /networks/create
     POST /networks/{name}/connect
     POST /networks/{name}/disconnect
-    GET /volumes
-    POST /volumes/create
-    DELETE /volumes/{name}
     POST /session
     POST /grpc
     GET /plugins
@@ -80,11 +77,6 @@ async def no_network(call: Call) -> None:
     raise NotFound(f"network {call.name} not found")
 
 
-async def no_volume(call: Call) -> None:
-    """404, see `no_network`."""
-    raise NotFound(f"get {call.name}: no such volume")
-
-
 async def no_plugin(call: Call) -> None:
     """404, see `no_network`."""
     raise NotFound(f'plugin "{call.name}" not found')
@@ -97,12 +89,6 @@ async def prune_networks(call: Call) -> None:
     for value in filters.get("until"):
         imagefilter.moment(value)
     await call.json({"NetworksDeleted": None})
-
-
-async def prune_volumes(call: Call) -> None:
-    """POST /volumes/prune, see `prune_networks`."""
-    call.query.filters().check(("all", "label", "label!"))
-    await call.json({"VolumesDeleted": [], "SpaceReclaimed": 0})
 
 
 async def prune_build_cache(call: Call) -> None:

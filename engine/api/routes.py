@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from engine.api import auth, containers, distribution, events, execs, images, later, registry, system
+from engine.api import auth, containers, distribution, events, execs, images, later, registry, system, volumes
 from engine.api.call import Call
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -75,10 +75,13 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/images/{name:.*}/push", images.push),
     Route("DELETE", "/images/{name:.*}", images.remove),
     Route("GET", "/networks/{name}", later.no_network),
-    Route("GET", "/volumes/{name}", later.no_volume),
+    Route("GET", "/volumes", volumes.listing),
+    Route("POST", "/volumes/create", volumes.create),
+    Route("POST", "/volumes/prune", volumes.prune),
+    Route("GET", "/volumes/{name}", volumes.inspect),
+    Route("DELETE", "/volumes/{name}", volumes.remove),
     Route("GET", "/plugins/{name:.*}/json", later.no_plugin),
     Route("POST", "/networks/prune", later.prune_networks),
-    Route("POST", "/volumes/prune", later.prune_volumes),
     Route("POST", "/build/prune", later.prune_build_cache),
     *(Route(method, pattern, later.missing) for method, pattern in later.MISSING),
     *(Route(method, pattern, later.no_swarm) for method, pattern in later.SWARM),

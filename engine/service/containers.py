@@ -147,8 +147,13 @@ class Containers:
         )
 
     def mount_points(self, ref: str) -> List[MountPoint]:
-        """The user's mounts. Raises NotFound."""
-        return self.get(ref).mount_points
+        """The mounts that inspect shows. Raises NotFound."""
+        points = self.get(ref).mount_points
+        return [
+            msgspec.structs.replace(point, source=self._context.volumes.path(point.name)) if point.type == "volume" else point
+            for point in points
+            if not point.hidden
+        ]
 
     def size(self, ref: str) -> tuple[int, int]:
         """(bytes written, bytes of everything); walks a tree: call it in a worker thread. Raises NotFound."""

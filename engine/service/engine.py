@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from engine.service.prune import Pruner
     from engine.service.pull import Pulls
     from engine.service.push import Pushes
+    from engine.service.volumes import Volumes
 
 log = logging.getLogger("knarr.engine")
 
@@ -71,6 +72,11 @@ class Engine:
     def archives(self) -> Archives:
         """Images from and into archives; made when it is first used."""
         return self.context.archives
+
+    @property
+    def volumes(self) -> Volumes:
+        """Volumes."""
+        return self.context.volumes
 
     @functools.cached_property
     def pruner(self) -> Pruner:

@@ -70,8 +70,8 @@ def select(
 
 
 def _matches(record: ContainerRecord, filters: Filters) -> bool:
-    config, hc = record.config, record.host_config
-    mounts = [target.partition(":")[0] for target in hc.binds or ()] + [target.split(":")[1] for target in hc.binds or () if ":" in target]
+    config = record.config
+    mounts = [place for point in record.mount_points for place in (point.name or point.source, point.destination)]
     return (
         filters.match_names("name", record.name)
         and filters.match_prefix("id", record.id)

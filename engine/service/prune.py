@@ -100,6 +100,11 @@ class Pruner:
             self._context.events.publish(Event.make("container", "prune", "", {"reclaimed": str(freed)}))
             return Pruned(containers=tuple(gone), bytes=freed)
 
+    async def volumes(self, filters: Filters, *, everything: bool = False) -> tuple[list[str], int]:
+        """Remove volumes that no container uses, anonymous ones unless `everything`; names and bytes. Raises InvalidParameter, Conflict."""
+        with self._alone("volumes"):
+            return await self._context.volumes.prune(filters, everything=everything)
+
     async def _remove_container(self, id: str) -> int | None:
         """Bytes that it had written; None when it was started or removed meanwhile."""
         try:

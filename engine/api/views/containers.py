@@ -23,7 +23,7 @@ from engine.spec.network import Sandbox
 
 if TYPE_CHECKING:
     from engine.service.containers import Paths
-    from engine.service.mounts import MountPoint
+    from engine.spec.mount import MountPoint
 
 Json = dict[str, Any]
 
@@ -123,8 +123,10 @@ def mounts(points: Iterable[MountPoint]) -> list[Json]:
     return [
         {
             "Type": point.type,
+            **({"Name": point.name} if point.name else {}),
             "Source": point.source,
             "Destination": point.destination,
+            **({"Driver": point.driver} if point.driver else {}),
             "Mode": point.mode,
             "RW": point.rw,
             "Propagation": point.propagation,

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from engine.api.version import Version
 from engine.api.views import containers as container_views
 from engine.api.views import images as image_views
+from engine.api.views import volumes as volume_views
 
 if TYPE_CHECKING:
     from engine.service.collect import Collected
     from engine.service.df import ContainerUse, ImageUse
-    from engine.service.mounts import MountPoint
     from engine.service.prune import Pruned
+    from engine.service.volumes import VolumeUse
+    from engine.spec.mount import MountPoint
 
 Json = dict[str, Any]
 
@@ -22,7 +24,7 @@ def disk_usage(
     version: Version, layers: int, images: Sequence[ImageUse] | None, containers: Sequence[ContainerUse] | None,
     points: Callable[[str], Sequence[MountPoint]], wanted: Collection[str],
 ) -> Json:  # fmt: skip
-    """`GET /system/df`. Kinds that were not asked for are null."""
+    """`GET /system/df`, but for its volumes. Kinds that were not asked for are null."""
     return {
         "LayersSize": layers,
         "Images": None if images is None else [_image(one, version) for one in images],
@@ -30,7 +32,6 @@ def disk_usage(
             container_views.summary(one.record, version, points=points(one.record.id), size=(one.written, one.whole))
             for one in containers
         ],
-        "Volumes": [] if "volume" in wanted else None,
         "BuildCache": [] if "build-cache" in wanted else None,
     }
 
@@ -38,6 +39,11 @@ def disk_usage(
 def _image(use: ImageUse, version: Version) -> Json:
     shown = image_views.summary(use.image, version, shared=use.shared, containers=use.containers)
     return {**shown, "Containers": use.containers, "RepoDigests": shown["RepoDigests"] or None, "RepoTags": shown["RepoTags"] or None}
+
+
+def volumes(uses: Sequence[VolumeUse], path: Callable[[str], str]) -> list[Json]:
+    """The `Volumes` member; `path`: from a name to a host path."""
+    return [volume_views.used(use, path(use.record.name)) for use in uses]
 
 
 def pruned_images(pruned: Pruned) -> Json:
