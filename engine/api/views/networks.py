@@ -19,7 +19,7 @@ def pool(value: Pool) -> Json:
     shown: Json = {"Subnet": value.subnet}
     if value.ip_range:
         shown["IPRange"] = value.ip_range
-    if value.gateway and value.given_gateway:
+    if value.gateway and (value.given_gateway or not value.given_subnet):  # tools compare what they asked for with this
         shown["Gateway"] = value.gateway
     if value.aux:
         shown["AuxiliaryAddresses"] = value.aux
