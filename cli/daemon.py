@@ -62,6 +62,32 @@ _FLAGS: tuple[tuple[str, str, str, str], ...] = (
     ("--gc-keep", "gc-keep", "integer", "Tags of each repository to keep, newest first; others are removed (default all)"),
     ("--gc-unused-for", "gc-unused-for", "text", "Remove images that were not used for so long: 30d"),
     ("--gc-pin", "gc-pins", "list", "Images never to be removed by these: docker.io/library/*"),
+    ("--bip", "bip", "text", "Address of the predefined bridge: 192.168.5.1/24"),
+    ("--bip6", "bip6", "text", "IPv6 address of the predefined bridge"),
+    ("-b --bridge", "bridge", "text", "Bridge of the host's for the predefined network, none for no such network"),
+    ("--default-address-pool", "default-address-pools", "pool", "Pool that subnets are chosen from: base=10.0.0.0/8,size=24"),
+    ("--default-network-opt", "default-network-opts", "mapmap", "Option for new networks of a driver: bridge=KEY=VALUE"),
+    ("--fixed-cidr", "fixed-cidr", "text", "Part of the predefined bridge's network that addresses are given from"),
+    ("--fixed-cidr-v6", "fixed-cidr-v6", "text", "IPv6 subnet of the predefined bridge"),
+    ("--default-gateway", "default-gateway", "text", "Default gateway of containers on the predefined bridge"),
+    ("--default-gateway-v6", "default-gateway-v6", "text", "IPv6 default gateway of containers on the predefined bridge"),
+    ("--icc", "icc", "flag", "Whether containers on the predefined bridge reach each other (default true)"),
+    ("--ip", "ip", "text", "Host address for published ports of the predefined bridge (default 0.0.0.0)"),
+    ("--ipv6", "ipv6", "flag", "IPv6 on the predefined bridge"),
+    ("--ip-forward", "ip-forward", "flag", "Switch on forwarding when a network needs it (default true)"),
+    ("--ip-forward-no-drop", "ip-forward-no-drop", "flag", "Forward packets of others too where forwarding was switched on by us"),
+    ("--ip-masq", "ip-masq", "flag", "Masquerade packets of the predefined bridge (default true)"),
+    ("--iptables", "iptables", "flag", "Whether firewall rules are made (default true)"),
+    ("--ip6tables", "ip6tables", "flag", "Whether IPv6 firewall rules are made (default true)"),
+    ("--firewall-backend", "firewall-backend", "text", "nftables"),
+    ("--allow-direct-routing", "allow-direct-routing", "flag", "Let other hosts reach published ports at containers' addresses"),
+    ("--mtu", "mtu", "integer", "MTU of the predefined bridge (default 1500)"),
+    ("--dns", "dns", "list", "Name server for containers that name none"),
+    ("--dns-opt", "dns-opts", "list", "Option of resolv.conf for containers that name none"),
+    ("--dns-search", "dns-search", "list", "Search domain for containers that name none"),
+    ("--host-gateway-ip", "host-gateway-ips", "list", "Address that host-gateway stands for in --add-host"),
+    ("--userland-proxy", "userland-proxy", "flag", "Accepted: no proxy is ever started for a port"),
+    ("--live-restore", "live-restore", "flag", "Accepted: containers always outlive the daemon"),
     ("--monitors", "monitors", "integer", "Forked monitors kept waiting for the next start (default 2)"),
 )
 
@@ -105,7 +131,7 @@ def parse(argv: list[str]) -> tuple[dict[str, Any], str | None]:
             raise InvalidParameter(f"unknown flag: {name}" if name.startswith("-") else f"unexpected argument: {name}")
         key, kind = table[name]
         if kind == "flag":
-            found[key] = value.lower() in ("true", "1", "t") if equals else True
+            found[key] = _truth(name, value) if equals else True
             continue
         _store(found, key, kind, value if equals else _next(words, name))
     return found, config_file
@@ -115,6 +141,15 @@ def _next(words: list[str], name: str) -> str:
     if not words:
         raise InvalidParameter(f"flag needs an argument: {name}")
     return words.pop(0)
+
+
+def _truth(name: str, value: str) -> bool:
+    from engine.spec.networkoptions import parse_bool
+
+    try:
+        return parse_bool(value)
+    except InvalidParameter as error:
+        raise InvalidParameter(f'invalid argument "{value}" for "{name}" flag: {error.message}')
 
 
 def _store(found: dict[str, Any], key: str, kind: str, value: str) -> None:
@@ -127,6 +162,17 @@ def _store(found: dict[str, Any], key: str, kind: str, value: str) -> None:
         if not equals:
             raise InvalidParameter(f"invalid value {value!r} for {key}: want KEY=VALUE")
         found.setdefault(key, {})[name] = text
+    elif kind == "mapmap":
+        driver, _, option = value.partition("=")
+        name, equals, text = option.partition("=")
+        if not (driver and name and equals):
+            raise InvalidParameter(f'invalid value "{value}" for map option, should be root-key=key=value')
+        found.setdefault(key, {}).setdefault(driver, {})[name] = text
+    elif kind == "pool":
+        from engine.spec.networksettings import parse_pool
+
+        pool = parse_pool(value)
+        found.setdefault(key, []).append({"base": pool.base, "size": pool.size})
     elif kind == "ulimit":
         name, _, limits = value.partition("=")
         soft, _, hard = limits.partition(":")

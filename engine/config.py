@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.errors import InvalidParameter, NotImplementedYet
+from engine.spec import networksettings
+from engine.spec.networksettings import NetworkSettings
 from engine.spec.units import memory_bytes, seconds
 
 DEFAULT_DATA_ROOT = "/var/lib/knarr"
@@ -33,18 +35,15 @@ DEFAULT_DOWNLOAD_ATTEMPTS = 5  # dockerd's --max-download-attempts
 
 # dockerd's keys (dockerd reference, "daemon configuration file") that are known and not there yet.
 _LATER = frozenset(
-    "allow-direct-routing authorization-plugins bip bip6 bridge bridge-accept-fwmark builder cdi-spec-dirs containerd "
-    "containerd-namespace containerd-plugin-namespace default-address-pools default-gateway default-gateway-v6 "
-    "default-network-opts default-runtime dns dns-opts dns-search experimental features firewall-backend fixed-cidr "
-    "fixed-cidr-v6 host-gateway-ip host-gateway-ips icc init init-path ip ip-forward ip-forward-no-drop ip-masq ip6tables "
-    "iptables ipv6 live-restore metrics-addr mtu node-generic-resources oom-score-adjust runtimes selinux-enabled "
-    "shutdown-timeout swarm-default-advertise-addr tls tlscacert tlscert tlskey tlsverify userland-proxy userland-proxy-path "
+    "authorization-plugins bridge-accept-fwmark builder cdi-spec-dirs containerd containerd-namespace containerd-plugin-namespace "
+    "default-runtime experimental features init init-path metrics-addr node-generic-resources oom-score-adjust runtimes "
+    "selinux-enabled shutdown-timeout swarm-default-advertise-addr tls tlscacert tlscert tlskey tlsverify userland-proxy-path "
     "userns-remap".split()
 )
 
 
-class Settings(msgspec.Struct, rename="kebab", kw_only=True):
-    """Everything the daemon can be told. Sizes in bytes, times in seconds; `idle_exit` 0 means never.
+class Settings(NetworkSettings, rename="kebab", kw_only=True):
+    """Everything the daemon can be told; what concerns networks is inherited. Sizes in bytes, times in seconds; `idle_exit` 0 means never.
 
     `limit_rate` is bytes per second for all downloads together, 0 for no limit. `proxies` is dockerd's member of daemon.json; after
     `settings` its values are in `http_proxy`, `https_proxy` and `no_proxy`. `gc` likewise may hold `high-watermark`, `low-watermark`
@@ -139,6 +138,7 @@ def settings(flags: dict[str, Any], members: dict[str, Any]) -> Settings:
         result.default_shm_size = memory_bytes(result.default_shm_size)
     _registries(result)
     _collection(result)
+    networksettings.check(result)
     if result.log_driver not in ("json-file", "none"):
         raise NotImplementedYet(f"--log-driver {result.log_driver}")
     if result.storage_driver not in ("", "overlay2", "overlay", "overlayfs"):

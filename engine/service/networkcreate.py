@@ -67,21 +67,20 @@ def define(
         options=options,
         ipam_driver=ipam.driver or "default",
         ipam_options=dict(ipam.options or {}),
-        ipam_given=given,
     )
     if record.config_only:
-        record.driver = "null"
+        record.driver, record.pools = "null", given
         return record
     _check_driver(driver)
     if request.ingress:
         raise Forbidden("Ingress network can only be global scope network")
     if config_from:
-        _take_over(record, config_from, existing)
+        given = _take_over(record, config_from, existing)
     if request.scope not in ("", "local"):
         raise Forbidden("cannot create a swarm scoped network when swarm is not active")
     skip_ipv4, skip_ipv6 = _drive(record, existing)
     pools = address_pools(settings, _host_id(existing))
-    record.pools = _allocate(record, pools, _subnets(existing), list(in_use), (skip_ipv4, skip_ipv6))
+    record.pools = _allocate(record, given, pools, _subnets(existing), list(in_use), (skip_ipv4, skip_ipv6))
     if driver == "bridge":
         _check_bridge(record, existing)
     return record
@@ -261,14 +260,15 @@ def _check_driver(driver: str) -> None:
         raise NotFound(f'plugin "{driver}" not found', hint="drivers are bridge and macvlan; there are no network plugins")
 
 
-def _take_over(record: NetworkRecord, config_from: str, existing: list[NetworkRecord]) -> None:
+def _take_over(record: NetworkRecord, config_from: str, existing: list[NetworkRecord]) -> list[Pool]:
+    """Give the network what a configuration network says; the pools of that one."""
     config = next((other for other in existing if other.config_only and other.name == config_from), None)
     if config is None:
         raise NotFound(f'configuration network "{config_from}" does not exist')
     record.ipv4, record.ipv6 = config.ipv4, config.ipv6
     record.labels, record.options = dict(config.labels), dict(config.options)
     record.ipam_driver, record.ipam_options = config.ipam_driver, dict(config.ipam_options)
-    record.ipam_given = list(config.ipam_given)
+    return config.pools
 
 
 def _drive(record: NetworkRecord, existing: list[NetworkRecord]) -> tuple[bool, bool]:
@@ -303,11 +303,16 @@ def _check_passthru(record: NetworkRecord, mode: str, existing: list[NetworkReco
 
 
 def _subnets(existing: Iterable[NetworkRecord]) -> list[str]:
-    return [pool.subnet for record in existing for pool in record.pools]
+    return [pool.subnet for record in existing if not record.config_only for pool in record.pools]
 
 
 def _allocate(
-    record: NetworkRecord, pools: Sequence[AddressPool], taken: list[str], host: list[str], skip: tuple[bool, bool]
+    record: NetworkRecord,
+    given: list[Pool],
+    pools: Sequence[AddressPool],
+    taken: list[str],
+    host: list[str],
+    skip: tuple[bool, bool],
 ) -> list[Pool]:
     """Subnets, gateways and reserved addresses of a network, IPv4 first; `skip`: no gateway where none is asked for, for IPv4 and IPv6."""
     found: list[Pool] = []
@@ -316,8 +321,8 @@ def _allocate(
             continue
         if record.ipam_driver == "null":
             raise InvalidParameter(f"ipv{version} pool is empty")
-        given = [pool for pool in record.ipam_given if ip_network(pool.subnet, strict=False).version == version]
-        for pool in given or [Pool(subnet="", given_gateway=False)]:
+        asked = [pool for pool in given if ip_network(pool.subnet, strict=False).version == version]
+        for pool in asked or [Pool(subnet="", given_subnet=False, given_gateway=False)]:
             subnet = _subnet(pool.subnet, pools, [*taken, *(p.subnet for p in found)], host, version)
             found.append(_resolve(pool, subnet, no_gateway))
     return found
@@ -354,7 +359,14 @@ def _resolve(pool: Pool, subnet: str, no_gateway: bool) -> Pool:
         except KnarrError as error:
             raise KnarrError(f"failed to allocate secondary ip address ({name}:{address}): {_cause(error)}")
     ip_range = str(ip_network(pool.ip_range)) if pool.ip_range else ""
-    return Pool(subnet=subnet, ip_range=ip_range, gateway=gateway, aux=aux, given_gateway=pool.given_gateway)
+    return Pool(
+        subnet=subnet,
+        ip_range=ip_range,
+        gateway=gateway,
+        aux=aux,
+        given_subnet=pool.given_subnet,
+        given_gateway=pool.given_gateway,
+    )
 
 
 def _cause(error: KnarrError) -> str:
@@ -416,12 +428,10 @@ def _default_bridge(
     taken = _subnets(others)
     for version, address, part, name, gateway in sources[: 2 if settings.ipv6 else 1]:
         aux = {name: gateway} if gateway else {}
-        if pool := _configured(address, part, aux):
-            record.ipam_given.append(pool)
-        elif chosen := _kept(stored, version):
-            pool = Pool(subnet=chosen.subnet, gateway=chosen.gateway, aux=aux, given_gateway=False)
-        else:
-            pool = Pool(subnet=choose(pools, [*taken, *in_use()], version), aux=aux, given_gateway=False)
+        pool = _configured(address, part, aux)
+        if pool is None:
+            subnet = _kept(stored, version) or choose(pools, [*taken, *in_use()], version)
+            pool = Pool(subnet=subnet, aux=aux, given_subnet=False, given_gateway=False)
         _check_gateway(pool)
         if any(overlaps(pool.subnet, other) for other in taken):
             raise Forbidden(_OVERLAP)
@@ -430,11 +440,10 @@ def _default_bridge(
     return record
 
 
-def _kept(stored: NetworkRecord | None, version: int) -> Pool | None:
-    """The subnet of this version that was chosen by us before, rather than configured."""
-    if stored is None or any(ip_network(pool.subnet).version == version for pool in stored.ipam_given):
-        return None
-    return next((pool for pool in stored.pools if ip_network(pool.subnet).version == version), None)
+def _kept(stored: NetworkRecord | None, version: int) -> str:
+    """The subnet of this version that was chosen by us before, rather than configured; "" for none."""
+    pools = stored.pools if stored else []
+    return next((pool.subnet for pool in pools if not pool.given_subnet and ip_network(pool.subnet).version == version), "")
 
 
 def _configured(bridge: str, part: str, aux: Mapping[str, str]) -> Pool | None:

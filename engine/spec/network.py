@@ -26,7 +26,7 @@ class NetworkRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     `driver`: bridge, macvlan, host or null. `options`: driver options as given. `link`: the host link (bridge, or macvlan's parent);
     `foreign_link`: it was there before the network and stays when that goes.
-    `pools`: IPv4 before IPv6, as they were resolved at create; `ipam_given`: the pools as the request had them.
+    `pools`: IPv4 before IPv6, as they were resolved at create; of a `config_only` network as they were given.
     `predefined`: bridge, host and none, which nobody can remove.
     """
 
@@ -46,7 +46,6 @@ class NetworkRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     ipam_driver: str = "default"
     ipam_options: dict[str, str] = {}
     pools: list[Pool] = []
-    ipam_given: list[Pool] = []
     link: str = ""
     foreign_link: bool = False
 

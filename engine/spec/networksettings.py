@@ -10,6 +10,9 @@ import msgspec
 from engine.errors import InvalidParameter, NotImplementedYet
 from engine.spec.addresspools import DEFAULT_IPV4, AddressPool, unique_local
 
+# Switches that have one position only.
+_FIXED = {"allow_direct_routing": False, "iptables": True, "ip6tables": True}
+
 _DOMAIN = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 
 
@@ -121,12 +124,11 @@ def parse_pool(text: str) -> AddressPool:
 def _switches(settings: NetworkSettings) -> None:
     if not settings.live_restore:
         raise NotImplementedYet("live-restore=false", hint="containers always go on when the daemon ends; stop them before")
+    for name, wanted in _FIXED.items():
+        if getattr(settings, name) is not wanted:
+            raise NotImplementedYet(f"{name.replace('_', '-')}={'true' if not wanted else 'false'}")
     if settings.firewall_backend not in ("", "nftables"):
         raise NotImplementedYet(f"firewall-backend={settings.firewall_backend}", hint="rules are nftables rules here")
-    if not settings.iptables and not settings.icc:
-        raise InvalidParameter(
-            "You specified --iptables=false with --icc=false. ICC=false uses iptables to function. Please set --icc or --iptables to true"
-        )
 
 
 def _bridge_address(key: str, text: str, version: int) -> None:
