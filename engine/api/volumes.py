@@ -20,7 +20,7 @@ async def listing(call: Call) -> None:
 
 async def create(call: Call) -> None:
     """POST /volumes/create; without a body it makes an anonymous one."""
-    request = await call.body(_CREATE) or VolumeCreateRequest()
+    request = await call.body(_CREATE, optional=True) or VolumeCreateRequest()
     if request.cluster_volume_spec is not None:
         await later.no_swarm(call)
     volumes = call.engine.volumes

@@ -23,7 +23,7 @@ from engine.spec.mount import Mount, MountPoint
 from engine.spec.volume import VolumeRecord
 from engine.store import volumefill
 
-__all__ = ["MountPoint", "Resolved", "fill", "prepare", "requested", "resolve", "runtime", "unpack"]
+__all__ = ["MountPoint", "Resolved", "acquire", "fill", "prepare", "requested", "resolve", "runtime", "unpack"]
 
 _SHARED = frozenset(("shared", "rshared"))
 _SLAVE = frozenset(("slave", "rslave"))
@@ -92,14 +92,12 @@ def _resolved(context: Context, request: mountspec.Request, made: dict[str, Volu
 
 
 def prepare(points: Iterable[MountPoint]) -> None:
-    """Make missing sources of `-v` binds; refuse missing sources of `--mount`. Raises InvalidParameter with Docker's words, KnarrError."""
+    """Make missing sources of `-v` binds; refuse missing sources of `--mount`. Raises InvalidParameter with Docker's words."""
     for point in points:
         if point.type != "bind":
             continue
         if not os.path.lexists(point.source):
             _make_source(point)
-        if point.propagation in _SHARED or point.propagation in _SLAVE:
-            _check_propagation(point)
 
 
 def _make_source(point: MountPoint) -> None:
@@ -109,6 +107,17 @@ def _make_source(point: MountPoint) -> None:
         os.makedirs(point.source, 0o755, exist_ok=True)
     except OSError as error:
         raise InvalidParameter(f"error while creating mount source path '{point.source}': {os.strerror(error.errno or 0)}") from error
+
+
+async def acquire(context: Context, record: ContainerRecord) -> None:
+    """A container with mounts is about to run: check what the host has to have for them, mount what its volumes ask for.
+
+    Raises KnarrError; then nothing is mounted for it.
+    """
+    for point in record.mount_points:
+        if point.propagation in _SHARED or point.propagation in _SLAVE:
+            _check_propagation(point)
+    await context.volumes.acquire(record)
 
 
 def _check_propagation(point: MountPoint) -> None:

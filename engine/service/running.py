@@ -23,7 +23,7 @@ from engine.linux import files
 from engine.linux.signals import signal_number
 from engine.monitor.client import MonitorGone
 from engine.runtime import ops, plan
-from engine.service import bundle, create
+from engine.service import bundle, create, mounts
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
 from engine.service.health import HealthChecks
@@ -76,7 +76,7 @@ class Runner:
                 await blocking("kernel", context.cgroups.kill, container.cgroup)
                 container.unclean = False
             if record.mount_points:
-                await context.volumes.acquire(record)
+                await mounts.acquire(context, record)
             ready = self._ready_plan(container)
             message = self._message(container, ready)
         except BaseException as refusal:
