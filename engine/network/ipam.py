@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import socket
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -13,6 +14,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from engine.errors import Forbidden, InvalidParameter, KnarrError
 from engine.spec.addresspools import AddressPool
 from engine.spec.network import Pool
+from engine.spec.networkoptions import DEFAULT_GATEWAY_IPV4, DEFAULT_GATEWAY_IPV6
 
 
 class Allocator:
@@ -173,6 +175,16 @@ def mac_of(ipv4: str) -> str:
     """The link address that belongs to an IPv4 address: 02:42 (local, unicast) and its four bytes."""
     a, b, c, d = socket.inet_pton(socket.AF_INET, ipv4)
     return f"02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}"
+
+
+def random_mac() -> str:
+    """A link address for an endpoint without IPv4: of the same kind as `mac_of` gives, with four random bytes."""
+    return "02:42:" + os.urandom(4).hex(":")
+
+
+def gateway_of(pool: Pool) -> str:
+    """The containers' default gateway: the auxiliary address that says so (dockerd's `default-gateway`), else the subnet's gateway."""
+    return pool.aux.get(DEFAULT_GATEWAY_IPV4) or pool.aux.get(DEFAULT_GATEWAY_IPV6) or pool.gateway if pool.aux else pool.gateway
 
 
 def link_local_of(mac: str) -> str:

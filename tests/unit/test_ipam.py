@@ -135,3 +135,11 @@ def test_addresses_that_follow_from_others() -> None:
     assert ipam.link_local_of("02:42:ac:11:00:02") == "fe80::42:acff:fe11:2"
     with pytest.raises(InvalidParameter, match="invalid MAC address"):
         ipam.link_local_of("02:42")
+    first, second = ipam.random_mac(), ipam.random_mac()
+    assert first != second and first.startswith("02:42:") and len(first) == 17
+
+
+def test_a_gateway_other_than_the_bridge() -> None:
+    pool = Pool(subnet="10.0.0.0/24", gateway="10.0.0.1", aux={"printer": "10.0.0.9"})
+    assert ipam.gateway_of(pool) == "10.0.0.1"
+    assert ipam.gateway_of(Pool(subnet="10.0.0.0/24", gateway="10.0.0.1", aux={"DefaultGatewayIPv4": "10.0.0.254"})) == "10.0.0.254"
