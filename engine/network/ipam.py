@@ -184,7 +184,7 @@ def random_mac() -> str:
 
 def gateway_of(pool: Pool) -> str:
     """The containers' default gateway: the auxiliary address that says so (dockerd's `default-gateway`), else the subnet's gateway."""
-    return pool.aux.get(DEFAULT_GATEWAY_IPV4) or pool.aux.get(DEFAULT_GATEWAY_IPV6) or pool.gateway if pool.aux else pool.gateway
+    return pool.aux.get(DEFAULT_GATEWAY_IPV4) or pool.aux.get(DEFAULT_GATEWAY_IPV6) or pool.gateway
 
 
 def link_local_of(mac: str) -> str:
