@@ -330,8 +330,8 @@ def _bridge_chains() -> tuple[Chain, ...]:
     suspect: tuple[Rule, ...] = (
         (In(("iifname", "ether saddr"), "senders", negated=True), DROP),
         (Match("meta protocol", "ip"), Match("ip saddr", "0.0.0.0"), ACCEPT),  # has no address yet
-        (Match("meta protocol", "arp"), Verdict("goto", "arp")),
-        (_IP6, Verdict("goto", "ip6")),
+        (Match("meta protocol", "arp"), Verdict("goto", "suspect-arp")),
+        (_IP6, Verdict("goto", "suspect-ip6")),
         (DROP,),
     )
     arp: tuple[Rule, ...] = (
@@ -351,8 +351,8 @@ def _bridge_chains() -> tuple[Chain, ...]:
         (DROP,),
     )
     return (
-        Chain(name="arp", rules=arp),
-        Chain(name="ip6", rules=ip6),
+        Chain(name="suspect-arp", rules=arp),
+        Chain(name="suspect-ip6", rules=ip6),
         Chain(name="suspect", rules=suspect),
         Chain(name="prerouting", hook="prerouting", priority=-300, rules=first),
     )

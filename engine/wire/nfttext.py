@@ -79,7 +79,9 @@ def _chain(table: Table, chain: Chain) -> Iterator[str]:
     yield f"chain {chain.name} {{"
     if chain.hook:
         names = _BRIDGE_PRIORITIES if table.family == "bridge" else _PRIORITIES
-        yield f"\ttype {chain.type} hook {chain.hook} priority {names.get(chain.priority, chain.priority)}; policy accept;"
+        number = str(chain.priority)
+        name = number if chain.hook == "output" else names.get(chain.priority, number)  # nft has no dstnat there
+        yield f"\ttype {chain.type} hook {chain.hook} priority {name}; policy accept;"
     for rule in chain.rules:
         yield "\t" + rule_text(rule)
     yield "}"
