@@ -22,9 +22,10 @@ _BLOCK = ("blkio_weight",)
 _FIELDS = (*_MEMORY, *_CPU, *_BLOCK, "pids_limit")
 # Limits that dockerd takes in this request and leaves as they are.
 _FIXED = (
-    "cgroup_parent", "blkio_weight_device", "blkio_device_read_bps", "blkio_device_write_bps", "blkio_device_read_iops", "blkio_device_write_iops",
-    "cpu_realtime_period", "cpu_realtime_runtime", "devices", "device_cgroup_rules", "device_requests", "memory_swappiness", "oom_kill_disable",
-    "init", "ulimits",
+    "cgroup_parent", "blkio_weight_device", "blkio_device_read_bps", "blkio_device_write_bps", "blkio_device_read_iops",
+    "blkio_device_write_iops",
+    "cpu_realtime_period", "cpu_realtime_runtime", "devices", "device_cgroup_rules", "device_requests", "memory_swappiness",
+    "oom_kill_disable", "init", "ulimits",
 )  # fmt: skip
 
 
