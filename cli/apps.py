@@ -1,7 +1,7 @@
 """Command groups and the commands whose start-up time does not matter, on typer (which costs 65 ms to import).
 
-`knarr image`, `container`, `manifest`, `network` and `system` alone list their commands; `image from-host` and `debug …` are parsed by
-typer itself.
+`knarr image`, `container`, `manifest`, `network`, `system` and `volume` alone list their commands; `image from-host` and `debug …` are
+parsed by typer itself.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ container = typer.Typer(help=GROUP_SUMMARIES["container"], context_settings=_SET
 system = typer.Typer(help=GROUP_SUMMARIES["system"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 manifest = typer.Typer(help=GROUP_SUMMARIES["manifest"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 network = typer.Typer(help=GROUP_SUMMARIES["network"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
+volume = typer.Typer(help=GROUP_SUMMARIES["volume"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 registry = typer.Typer(help=GROUP_SUMMARIES["registry"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 debug = typer.Typer(help=SUMMARIES["debug"] + ".", context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 APPS = {
     "image": image, "container": container, "manifest": manifest, "network": network, "registry": registry, "system": system,
+    "volume": volume,
     "debug": debug,
 }  # fmt: skip
 

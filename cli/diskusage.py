@@ -6,6 +6,7 @@ from cli.listing import Row, show
 from cli.streams import output
 from cli.tables import ago, human_size
 from cli.views import Container, Image, View
+from cli.volumes import Volume
 
 TYPE_CHECKING = False  # typing itself costs 5 ms
 if TYPE_CHECKING:
@@ -73,46 +74,8 @@ class UsedContainer(Container):
         return human_size(self.data.get("SizeRw", 0))
 
 
-class Volume(Row):
-    type = "*formatter.volumeContext"
-    headers = {
-        "Name": "VOLUME NAME", "Driver": "DRIVER", "Scope": "SCOPE", "Mountpoint": "MOUNTPOINT", "Labels": "LABELS", "Links": "LINKS",
-        "Size": "SIZE", "Availability": "AVAILABILITY", "Group": "GROUP", "Status": "STATUS",
-    }
+class UsedVolume(Volume):
     default = ("Name", "Links", "Size")
-    identity = "Name"
-
-    def Name(self) -> str:
-        return str(self.data["Name"])
-
-    def Driver(self) -> str:
-        return str(self.data.get("Driver", ""))
-
-    def Scope(self) -> str:
-        return str(self.data.get("Scope", ""))
-
-    def Mountpoint(self) -> str:
-        return str(self.data.get("Mountpoint", ""))
-
-    def Labels(self) -> str:
-        return ",".join(f"{key}={value}" for key, value in sorted((self.data.get("Labels") or {}).items()))
-
-    def Links(self) -> str:
-        usage = self.data.get("UsageData")
-        return str(usage["RefCount"]) if usage else "N/A"
-
-    def Size(self) -> str:
-        usage = self.data.get("UsageData")
-        return human_size(usage["Size"], 4) if usage else "N/A"
-
-    def Availability(self) -> str:
-        return "N/A"  # of Swarm's cluster volumes
-
-    def Group(self) -> str:
-        return "N/A"
-
-    def Status(self) -> str:
-        return "N/A"
 
 
 class Cache(Row):
@@ -214,7 +177,7 @@ def df(client: Client, name: str, argv: "list[str]") -> int:
     lists: dict[str, list[Any]] = {
         "Images": [UsedImage(_image(one), view) for one in answer.get("Images") or ()],
         "Containers": [UsedContainer(one, view) for one in answer.get("Containers") or ()],
-        "Volumes": [Volume(one, view) for one in answer.get("Volumes") or ()],
+        "Volumes": [UsedVolume(one, view) for one in answer.get("Volumes") or ()],
         "BuildCache": [Cache(one, view) for one in cache],
     }
     if not full:
@@ -233,7 +196,7 @@ def _json(lists: "dict[str, list[Any]]") -> str:
 
 
 def _tables(lists: "dict[str, list[Any]]", cache: int) -> None:
-    kinds: tuple[type[Row], ...] = (UsedImage, UsedContainer, Volume, Cache)
+    kinds: tuple[type[Row], ...] = (UsedImage, UsedContainer, UsedVolume, Cache)
     titles = ("Images space usage:", "Containers space usage:", "Local Volumes space usage:", f"Build cache usage: {human_size(cache, 4)}")
     for kind, title, rows in zip(kinds, titles, lists.values(), strict=True):
         output(("\n" if kind is not UsedImage else "") + title + "\n\n")

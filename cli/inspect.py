@@ -1,4 +1,4 @@
-"""`knarr inspect` and `container inspect`, `image inspect`, `network inspect`: the daemon's JSON as it is, or through a template."""
+"""`knarr inspect`, and `inspect` of `container`, `image`, `network` and `volume`: the daemon's JSON as it is, or through a template."""
 
 from cli.client import Client, DaemonError, Failure, quote
 from cli.codec import indent, loads, ordered_dumps
@@ -17,6 +17,7 @@ CONTAINERS = Command("container inspect", "[OPTIONS] CONTAINER [CONTAINER...]", 
 IMAGES = Command("image inspect", "[OPTIONS] IMAGE [IMAGE...]", {"format": "string", "platform": "string"}, {"f": "format"}, 1)
 NETWORKS = Command("network inspect", "[OPTIONS] NETWORK [NETWORK...]", {"format": "string", "verbose": "bool"},
                    {"f": "format", "v": "verbose"}, 1)
+VOLUMES = Command("volume inspect", "[OPTIONS] VOLUME [VOLUME...]", {"format": "string"}, {"f": "format"}, 1)
 TYPES = ("container", "image", "network", "volume")
 
 
@@ -69,6 +70,11 @@ def inspect_networks(client: Client, name: str, argv: "list[str]") -> int:
     given, names = parse(NETWORKS, argv)
     verbose = "?verbose=true" if given.get("verbose") else ""
     return _print(names, lambda ref: client.call("GET", f"/networks/{quote(ref)}{verbose}").read(), given)
+
+
+def inspect_volumes(client: Client, name: str, argv: "list[str]") -> int:
+    given, names = parse(VOLUMES, argv)
+    return _print(names, lambda ref: client.call("GET", f"/volumes/{quote(ref)}").read(), given)
 
 
 def _print(names: "list[str]", find: "Callable[[str], bytes]", given: "dict[str, Any]") -> int:

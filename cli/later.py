@@ -5,7 +5,7 @@ Follows the command reference of the Docker CLI 28; read on the failure path alo
 
 _TOP = (
     "build", "builder", "buildx", "checkpoint", "commit", "compose", "config", "context", "cp", "diff", "export", "node",
-    "pause", "plugin", "secret", "service", "stack", "stats", "swarm", "trust", "unpause", "volume",
+    "pause", "plugin", "secret", "service", "stack", "stats", "swarm", "trust", "unpause",
 )  # fmt: skip
 _GROUPS = {
     "container": ("commit", "cp", "diff", "export", "pause", "stats", "unpause"),

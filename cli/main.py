@@ -42,8 +42,15 @@ SYSTEM = {
     "gc": ("collect", "gc"),
     "info": ("system", "info"), "prune": ("prune", "system"),
 }
+VOLUME = {
+    "create": ("volumes", "create"), "inspect": ("inspect", "inspect_volumes"), "list": ("volumes", "ls"), "ls": ("volumes", "ls"),
+    "prune": ("prune", "volumes"), "remove": ("volumes", "rm"), "rm": ("volumes", "rm"),
+}
 REGISTRY = {"serve": ("registry", "serve")}
-GROUPS = {"registry": REGISTRY, "container": CONTAINER, "image": IMAGE, "manifest": MANIFEST, "network": NETWORK, "system": SYSTEM}
+GROUPS = {
+    "registry": REGISTRY, "container": CONTAINER, "image": IMAGE, "manifest": MANIFEST, "network": NETWORK, "system": SYSTEM,
+    "volume": VOLUME,
+}
 COMMANDS = {name: CONTAINER[name] for name in (
     "attach", "create", "exec", "kill", "logs", "port", "ps", "rename", "restart", "rm", "run", "start", "stop", "top", "update", "wait",
 )} | {

@@ -52,6 +52,11 @@ SUMMARIES = {
     "network ls": "List networks",
     "network prune": "Remove all networks that nothing uses",
     "network rm": "Remove networks",
+    "volume create": "Make a volume",
+    "volume inspect": "Show everything known about volumes, as JSON",
+    "volume ls": "List volumes",
+    "volume prune": "Remove all volumes that nothing uses",
+    "volume rm": "Remove volumes",
     "system check": "Look for damage in the store, and repair it",
     "system gc": "Remove images by the daemon's rules (--gc-...), or see what would go",
     "system df": "Show what takes space on the disk",
@@ -63,7 +68,7 @@ SUMMARIES = {
 
 COMMON = ("run", "exec", "ps", "logs", "images", "stop", "rm")
 GROUP_SUMMARIES = {"container": "Commands on containers", "registry": "A registry of this host", "image": "Commands on images",
-    "manifest": "Commands on manifests and lists of them in a registry", "network": "Commands on networks",
+    "manifest": "Commands on manifests and lists of them in a registry", "network": "Commands on networks", "volume": "Commands on volumes",
     "system": "Commands on the daemon"}
 
 _FORMAT = "table, json, table TEMPLATE or a Go template, such as '{{.ID}} {{.Names}}'"
@@ -196,6 +201,17 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
     "network ls": [("Which", {"filter": "KEY=VALUE: name, id, driver, label, type (custom, builtin), dangling, scope"}), ("How", {"format": _FORMAT, "quiet": "Only ids", "no-trunc": "Nothing shortened"})],
     "network prune": [("Options", {"filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
     "network rm": [("Options", {"force": "None that is not there is no error"})],
+    "volume create": [("Options", {
+        "driver": "local, the only one there is", "label": "NAME=VALUE", "name": "Its name; an argument says the same",
+        "opt": "type=tmpfs|nfs|none|…, device=…, o=mount options, or size=10g (a limit, where the file system has project quotas)",
+    }), ("Only with Swarm", {
+        "availability": "Of a cluster volume", "group": "Of a cluster volume", "limit-bytes": "Of a cluster volume", "required-bytes": "Of a cluster volume", "scope": "Of a cluster volume", "secret": "Of a cluster volume", "sharing": "Of a cluster volume", "topology-preferred": "Of a cluster volume",
+        "topology-required": "Of a cluster volume", "type": "Of a cluster volume",
+    })],
+    "volume inspect": [("Options", {"format": "json or a Go template, such as '{{.Mountpoint}}'"})],
+    "volume ls": [("Which", {"filter": "KEY=VALUE: name, label, driver, dangling", "cluster": "Only with Swarm"}), ("How", {"format": _FORMAT, "quiet": "Only names"})],
+    "volume prune": [("Options", {"all": "Those with a name, too", "filter": "label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask"})],
+    "volume rm": [("Options", {"force": "None that is not there is no error"})],
     "system prune": [("Options", {
         "all": "Every image that no container uses, not only those without a name", "volumes": "Anonymous volumes, too", "filter": "until=24h, label=KEY[=VALUE], label!=KEY[=VALUE]", "force": "Do not ask",
     })],
@@ -280,6 +296,11 @@ EXAMPLES: "dict[str, list[tuple[str, str]]]" = {
                        ("Machines in the LAN of eth0", "knarr network create -d macvlan --subnet 192.168.1.0/24 --ip-range 192.168.1.192/27 -o parent=eth0 lan")],
     "network connect": [("", "knarr network connect --alias db back postgres")],
     "network ls": [("", "knarr network ls -f type=custom")],
+    "volume create": [("", "knarr volume create data"),
+                      ("A share", "knarr volume create -o type=nfs4 -o device=:/export -o o=addr=nas.example,rw media"),
+                      ("In memory", "knarr volume create -o type=tmpfs -o device=tmpfs -o o=size=100m scratch")],
+    "volume ls": [("Those that nothing uses", "knarr volume ls -f dangling=true")],
+    "volume prune": [("", "knarr volume prune -f --filter label=ci")],
     "network prune": [("", "knarr network prune -f --filter until=24h")],
     "manifest inspect": [("", "knarr manifest inspect debian:bookworm")],
     "manifest create": [("", "knarr manifest create registry.example/app:2 registry.example/app:2-amd64 registry.example/app:2-arm64")],

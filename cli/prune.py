@@ -1,4 +1,4 @@
-"""Removing what nothing uses: `knarr container prune`, `image prune`, `network prune` and `system prune`."""
+"""Removing what nothing uses: `knarr container prune`, `image prune`, `network prune`, `volume prune` and `system prune`."""
 
 from cli.client import Client, DaemonError, Failure, query
 from cli.codec import dumps, loads
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 CONTAINERS = Command("container prune", "[OPTIONS]", {"filter": "filter", "force": "bool"}, {"f": "force"}, 0, 0)
 IMAGES = Command("image prune", "[OPTIONS]", {"all": "bool", "filter": "filter", "force": "bool"}, {"a": "all", "f": "force"}, 0, 0)
 NETWORKS = Command("network prune", "[OPTIONS]", {"filter": "filter", "force": "bool"}, {"f": "force"}, 0, 0)
+VOLUMES = Command("volume prune", "[OPTIONS]", {"all": "bool", "filter": "filter", "force": "bool"}, {"a": "all", "f": "force"}, 0, 0)
 SYSTEM = Command("system prune", "[OPTIONS]", {"all": "bool", "filter": "filter", "force": "bool", "volumes": "bool"},
                  {"a": "all", "f": "force"}, 0, 0)
 
@@ -90,6 +91,19 @@ def networks(client: Client, name: str, argv: "list[str]") -> int:
     return 0
 
 
+def volumes(client: Client, name: str, argv: "list[str]") -> int:
+    given, _ = parse(VOLUMES, argv)
+    everything = given.get("all", False)
+    for key, value in given.get("filter", ()):
+        if key == "all" and everything:
+            raise Failure(f"conflicting options: cannot specify both --all and --filter all={value}")
+    what = "all" if everything else "anonymous"
+    if not given.get("force") and not confirmed(f"WARNING! This will remove {what} local volumes not used by at least one container."):
+        return 0
+    more = {"all": "true"} if everything else {}
+    return _reclaimed(_prune(client, "volumes", query("", filters=_filters(given, **more)), _volumes))
+
+
 def system(client: Client, name: str, argv: "list[str]") -> int:
     """In Docker's order. Kinds of things that the daemon does not have yet leave nothing to remove."""
     given, _ = parse(SYSTEM, argv)
@@ -102,7 +116,7 @@ def system(client: Client, name: str, argv: "list[str]") -> int:
     size = _prune(client, "containers", chosen, _containers)
     size += _prune(client, "networks", chosen, _networks)
     if volumes:
-        size += _prune_if_any(client, "volumes", chosen, _volumes)
+        size += _prune(client, "volumes", chosen, _volumes)
     size += _prune(client, "images", query("", filters=_filters(given, dangling="false" if everything else "true")), _images)
     cache = query("", all=everything or None, filters=_filters(given))
     size += _prune_if_any(client, "build", cache, _cache)
