@@ -99,14 +99,14 @@ def _corrections(link: Link, options: Options) -> list[Request]:
     requests = []
     bridge = link.bridge
     if bridge is not None and (bridge.stp or bridge.mcast_snooping != options.snooping):
-        requests.append(wire.set_bridge(link.index, snooping=options.snooping))
+        requests.append(wire.set_bridge(link.index, stp=False, snooping=options.snooping))
     if link.mtu != options.mtu:
         requests.append(wire.set_link(link.index, mtu=options.mtu))
     return requests
 
 
 def _address_changes(index: int, there: Iterable[Address], gateways: Sequence[tuple[str, int]], owned: bool) -> list[Request]:
-    """Old addresses go first: with the first address of a subnet the kernel may remove the others, so that all wanted ones are added then."""
+    """Old addresses go first: with the first address of a subnet the kernel may remove the others, so all wanted ones are added then."""
     wanted = {(str(ip_address(address)), prefix) for address, prefix in gateways}
     present = {(one.address, one.prefix) for one in there if one.scope not in _TEMPORARY_SCOPES}
     addresses = {address for address, _ in wanted}

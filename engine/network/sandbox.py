@@ -193,13 +193,13 @@ def release(link: str, host: Rtnetlink) -> None:
 def set_gateways(ns: int, ipv4: Endpoint | None, ipv6: Endpoint | None) -> None:
     """Move the default routes of a running container to the gateways of these endpoints (their `ifname`s); None: no default route.
 
-    Other routes stay. OSError: LookupError's kind, ENODEV, when a link is gone.
+    Other routes stay. OSError, ENODEV when an endpoint's link is gone.
     """
     with Rtnetlink(ns) as inside:
         requests = []
         for endpoint, gateway, everything in ((ipv4, ipv4 and ipv4.ipv4_gateway, "0.0.0.0"), (ipv6, ipv6 and ipv6.ipv6_gateway, "::")):
             if endpoint is None or not gateway:
-                requests.append(wire.delete_route(everything, 0, ignore=(errno.ESRCH,)))
+                requests.append(wire.delete_route(everything, 0, ignore=(errno.ESRCH, errno.ENOENT)))
                 continue
             link = inside.link(name=endpoint.ifname)
             if link is None:

@@ -138,10 +138,12 @@ def address(payload: bytes) -> Address:
 
 
 def routes(payload: bytes) -> Iterable[Route]:
-    """What an RTM_NEWROUTE says: one route, for multipath one for each hop. Raises netlink.MalformedMessage."""
+    """What an RTM_NEWROUTE says: one route, for multipath one for each hop, none of other families than IP. Raises netlink.MalformedMessage."""
     if len(payload) < rt.ROUTE_HEADER.size:
         raise netlink.MalformedMessage(f"a route of {len(payload)} bytes")
     family, prefix, _, _, table, _, scope, kind, _ = rt.ROUTE_HEADER.unpack_from(payload)
+    if family not in _LENGTHS:
+        return []
     found = netlink.attributes(payload, rt.ROUTE_HEADER.size)
     target = found.get(rt.RTA_DST, bytes(16 if family == socket.AF_INET6 else 4))
     one = Route(
@@ -170,7 +172,7 @@ def routes(payload: bytes) -> Iterable[Route]:
 
 
 def _text(family: int, packed: bytes) -> str:
-    if len(packed) != (16 if family == socket.AF_INET6 else 4):
+    if len(packed) != _LENGTHS.get(family):
         return ""
     return socket.inet_ntop(family, packed)
 
@@ -184,5 +186,6 @@ def _signed(value: bytes) -> int:
     return int(_SIGNED.unpack(value)[0]) if len(value) == 4 else -1
 
 
+_LENGTHS = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _NUMBERS = {1: struct.Struct("=B"), 2: struct.Struct("=H"), 4: struct.Struct("=I")}
 _SIGNED = struct.Struct("=i")

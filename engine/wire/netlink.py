@@ -221,7 +221,8 @@ def done(payload: bytes, flags: int = 0) -> Ack:
 
 def _explained(number: int, payload: bytes, start: int) -> Ack:
     found = attributes(payload, start)
-    offset = _LENGTH.unpack(found[_ACK_OFFSET])[0] if _ACK_OFFSET in found else -1
+    raw = found.get(_ACK_OFFSET, b"")
+    offset = _LENGTH.unpack(raw)[0] if len(raw) == _LENGTH.size else -1
     return Ack(number, offset, string(found.get(_ACK_MESSAGE, b"")))
 
 

@@ -98,30 +98,30 @@ def add_veth(name: str, *, peer: str, peer_ns: int, mtu: int = 0, mac: str = "",
 
 
 def add_bridge(name: str, *, mac: str = "", mtu: int = 0, stp: bool = False, forward_delay: int = 0, snooping: bool = True) -> Request:
-    """A bridge, down. A given `mac` stays whatever ports come and go. `forward_delay`: in 1/100 s, only looked at without STP as 0."""
+    """A bridge, down. A given `mac` stays whatever ports come and go. `forward_delay`: in 1/100 s, how long a new port waits under STP."""
     options = _bridge_options(stp=stp, forward_delay=forward_delay, snooping=snooping)
     info = nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), options)
     payload = ROOT_LINK + _name(name) + (u32(IFLA_MTU, mtu) if mtu else b"") + _mac(mac) + info
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"creating the bridge {name}")
 
 
-def set_bridge(index: int, *, stp: bool = False, forward_delay: int = 0, snooping: bool = True) -> Request:
-    """Change the options of a bridge that is there."""
-    info = nested(
-        IFLA_LINKINFO,
-        text(INFO_KIND, "bridge"),
-        _bridge_options(stp=stp, forward_delay=forward_delay, snooping=snooping),
-    )
-    return Request(RTM_NEWLINK, 0, LINK_HEADER.pack(0, 0, index, 0, 0) + info, f"changing the options of the bridge with index {index}")
+def set_bridge(index: int, *, stp: bool | None = None, forward_delay: int | None = None, snooping: bool | None = None) -> Request:
+    """Change the options of a bridge that is there; what is not given stays. ERANGE for a `forward_delay` below 200 while STP is on,
+    also when the same request turns it off."""
+    options = _bridge_options(stp=stp, forward_delay=forward_delay, snooping=snooping)
+    payload = LINK_HEADER.pack(0, 0, index, 0, 0) + nested(IFLA_LINKINFO, text(INFO_KIND, "bridge"), options)
+    return Request(RTM_NEWLINK, 0, payload, f"changing the options of the bridge with index {index}")
 
 
-def _bridge_options(*, stp: bool, forward_delay: int, snooping: bool) -> bytes:
-    return nested(
-        INFO_DATA,
-        u32(BR_STP_STATE, int(stp)),
-        u32(BR_FORWARD_DELAY, forward_delay),
-        u8(BR_MCAST_SNOOPING, int(snooping)),
-    )
+def _bridge_options(*, stp: bool | None, forward_delay: int | None, snooping: bool | None) -> bytes:
+    options = []
+    if stp is not None:
+        options.append(u32(BR_STP_STATE, int(stp)))
+    if forward_delay is not None:
+        options.append(u32(BR_FORWARD_DELAY, forward_delay))
+    if snooping is not None:
+        options.append(u8(BR_MCAST_SNOOPING, int(snooping)))
+    return nested(INFO_DATA, *options)
 
 
 def set_port(index: int, *, hairpin: bool = False, isolated: bool = False, learning: bool = True) -> Request:
