@@ -138,7 +138,7 @@ def address(payload: bytes) -> Address:
 
 
 def routes(payload: bytes) -> Iterable[Route]:
-    """What an RTM_NEWROUTE says: one route, for multipath one for each hop, none of other families than IP. Raises netlink.MalformedMessage."""
+    """What an RTM_NEWROUTE says: one route, for multipath one for each hop, none outside IP. Raises netlink.MalformedMessage."""
     if len(payload) < rt.ROUTE_HEADER.size:
         raise netlink.MalformedMessage(f"a route of {len(payload)} bytes")
     family, prefix, _, _, table, _, scope, kind, _ = rt.ROUTE_HEADER.unpack_from(payload)
@@ -186,6 +186,6 @@ def _signed(value: bytes) -> int:
     return int(_SIGNED.unpack(value)[0]) if len(value) == 4 else -1
 
 
-_LENGTHS = {socket.AF_INET: 4, socket.AF_INET6: 16}
+_LENGTHS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _NUMBERS = {1: struct.Struct("=B"), 2: struct.Struct("=H"), 4: struct.Struct("=I")}
 _SIGNED = struct.Struct("=i")
