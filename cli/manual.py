@@ -12,7 +12,7 @@ SUMMARIES = {
     "images": "List images",
     "import": "Make an image from the tar of a root file system",
     "info": "Show what the daemon runs on and how it is set up",
-    "inspect": "Show everything known about a container or image, as JSON",
+    "inspect": "Show everything known about a container, image, network or volume, as JSON",
     "login": "Log in to a registry (Docker Hub unless a server is named)",
     "logout": "Forget the login at a registry",
     "pull": "Fetch an image from a registry or from another Knarr host",
