@@ -15,7 +15,9 @@ _ALIASES = {
     "history": ("image history",), "tag": ("image tag",), "load": ("image load",), "import": ("image import",),
     "pull": ("image pull",), "push": ("image push",), "save": ("image save",),
 }
-_CONTAINER_ALIASES = ("attach", "create", "exec", "kill", "logs", "port", "rename", "restart", "run", "start", "stop", "top", "update", "wait")
+_CONTAINER_ALIASES = (
+    "attach", "create", "exec", "kill", "logs", "port", "rename", "restart", "run", "start", "stop", "top", "update", "wait",
+)  # fmt: skip
 
 
 class Style:
