@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from typing import Final, NamedTuple
 
 from engine.linux.rtnetlink import Rtnetlink, failure
@@ -39,11 +38,14 @@ class Pair(NamedTuple):
     inner_index: int
 
 
-def create(host: Rtnetlink, ns: int, ifname: str, mtu: int = DEFAULT_MTU) -> Pair:
-    """A new pair, both ends down: `ifname` in the namespace `ns`, `vethXXXXXXX` in `host`. FileExistsError when `ifname` is taken."""
+def create(host: Rtnetlink, ns: int, ifname: str, mtu: int = DEFAULT_MTU, bridge: int = 0) -> Pair:
+    """A new pair, both ends down: `ifname` in the namespace `ns`, `vethXXXXXXX` in `host`. FileExistsError when `ifname` is taken.
+
+    The outer end is a port of `bridge` from the first moment, so that what a killed daemon leaves behind is found there.
+    """
     for attempt in range(_NAME_ATTEMPTS):
-        name = f"veth{secrets.token_hex(4)[:7]}"
-        requests = [wire.add_veth(name, peer=ifname, peer_ns=ns, mtu=mtu), wire.get_link(name=name)]
+        name = f"veth{os.urandom(4).hex()[:7]}"
+        requests = [wire.add_veth(name, peer=ifname, peer_ns=ns, mtu=mtu, master=bridge), wire.get_link(name=name)]
         answers, failures = host.exchange(requests)
         if not failures:
             link = links.link(answers[0].payload)

@@ -99,7 +99,7 @@ def prepare(kind: str, host: Rtnetlink, *, mtu: int = DEFAULT_MTU, port: Port = 
                 _write(path, value)
             requests = [wire.set_link(_LOOPBACK, up=True)]
             if kind != BARE:
-                prepared.pair = pair.create(host, ns, _FIRST_NAME, mtu)
+                prepared.pair = pair.create(host, ns, _FIRST_NAME, mtu, port.bridge)
                 pair.quiet_ipv6(_FIRST_NAME)
                 host.batch(pair.outer_requests(prepared.pair.outer_index, port))
                 prepared.port = port
@@ -150,7 +150,7 @@ def attach(
     """
     with Rtnetlink(ns) as inside:
         ifname = endpoint.ifname or pair.free_name(inside.links())
-        ends = pair.create(host, ns, ifname, mtu)
+        ends = pair.create(host, ns, ifname, mtu, port.bridge)
         try:
             with namespaces.inside(ns):
                 pair.quiet_ipv6(ifname)

@@ -88,12 +88,13 @@ def get_link(*, name: str = "", index: int = 0) -> Request:
     return Request(RTM_GETLINK, 0, payload, f"looking up the link {name or index}")
 
 
-def add_veth(name: str, *, peer: str, peer_ns: int, mtu: int = 0, mac: str = "", peer_mac: str = "") -> Request:
-    """A pair, both ends down: `name` here, `peer` in the namespace of descriptor `peer_ns`. `mtu` 0: the kernel's 1500."""
+def add_veth(name: str, *, peer: str, peer_ns: int, mtu: int = 0, master: int = 0) -> Request:
+    """A pair, both ends down: `name` here, a port of the bridge `master` at once if there is one, `peer` in the namespace of descriptor
+    `peer_ns`. `mtu` 0: the kernel's 1500."""
     common = u32(IFLA_MTU, mtu) if mtu else b""
-    other = ROOT_LINK + _name(peer) + u32(IFLA_NET_NS_FD, peer_ns) + common + _mac(peer_mac)
-    data = nested(INFO_DATA, nested(VETH_INFO_PEER, other))
-    payload = ROOT_LINK + _name(name) + common + _mac(mac) + nested(IFLA_LINKINFO, text(INFO_KIND, "veth"), data)
+    other = ROOT_LINK + _name(peer) + u32(IFLA_NET_NS_FD, peer_ns) + common
+    info = nested(IFLA_LINKINFO, text(INFO_KIND, "veth"), nested(INFO_DATA, nested(VETH_INFO_PEER, other)))
+    payload = ROOT_LINK + _name(name) + common + (u32(IFLA_MASTER, master) if master else b"") + info
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"creating the veth pair {name}, {peer}")
 
 

@@ -343,7 +343,7 @@ def test_a_bare_namespace_has_no_pair(host: Host) -> None:
 
 def test_a_failed_preparation_leaves_nothing(host: Host) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(OSError, match="setting up the link"):
+    with pytest.raises(OSError, match="creating the veth pair"):
         sandbox.prepare(BRIDGE, host.netlink, port=Port(4711))
     assert set(os.listdir("/proc/self/fd")) == before
     for link in host.netlink.links():
