@@ -25,7 +25,7 @@ def _clone_text(op: Clone) -> str:
 def _bind_text(op: Bind) -> str:
     if op.keep >= 0:
         return f"open {op.source} for a mount on {op.target}"
-    return f"bind {op.source} to {op.target}"
+    return f"bind {op.source}{'/' if op.part else ''}{op.part} to {op.target}"
 
 
 _SWAPPED = str.maketrans("./", "/.")  # a path below /proc/sys as sysctl(8) writes it
@@ -41,7 +41,6 @@ _DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
     "Root": lambda op: f"mount {op.type or op.source} on /",
     "Mount": lambda op: f"mount {op.type} on {op.target}",
     "Bind": _bind_text,
-    "BindPart": lambda op: f"bind {op.source}{'/' + op.part if op.part else ''} to {op.target}",
     "Attributes": lambda op: f"remount {op.path}" + (" read-only" if op.set & 1 else ""),
     "Mknod": lambda op: f"make {'device' if stat.S_IFMT(op.mode) != stat.S_IFIFO else 'pipe'} {op.path}",
     "Symlink": lambda op: f"link {op.path} to {op.text}",

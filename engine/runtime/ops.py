@@ -31,7 +31,7 @@ from engine.runtime.numbers import (
 
 __all__ = [
     "MAGIC", "MAX_OPS", "NAMESPACES", "NEWCGROUP", "NEWIPC", "NEWNET", "NEWNS", "NEWPID", "NEWTIME", "NEWUSER", "NEWUTS", "RLIMITS",
-    "Attributes", "Bind", "BindPart", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
+    "Attributes", "Bind", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
     "JoinProcess", "Keyring", "Loopback", "Mask", "Mknod", "Mount", "NoNewPrivs", "OomScore", "Op", "Pivot", "Propagation",
     "Readonly", "Rlimit", "Root", "Seccomp", "Stdio", "Symlink", "Sysctl", "Tasks", "Terminal", "Umask", "Unshare", "User",
     "describe", "encode",
@@ -193,13 +193,8 @@ class Mount(Op, frozen=True):
 
 
 def _mount_slots(op: Root | Mount) -> tuple[bytes | None, ...]:
-    return (
-        _text(op.source),
-        _text(op.target),
-        _text(op.type) if op.type else None,
-        _text(op.data) if op.data else None,
-        _text(op.base) if op.base else None,
-    )
+    optional = (op.type, op.data, op.base)
+    return (_text(op.source), _text(op.target), *(_text(text) if text else None for text in optional))
 
 
 class Bind(Op, frozen=True):
@@ -207,6 +202,9 @@ class Bind(Op, frozen=True):
 
     `set`, `clear`: mount attributes (MOUNT_ATTR_), on everything below too with `set_recursive`. `keep` >= 0: only clone the source now and
     keep it under that number, before the propagation of the old tree changes; `kept` >= 0: take it from there.
+
+    `part`: a relative path below the directory `source` that is meant; no link in it leads out. `userns`: the path of a user namespace's
+    file; the mount shows owners as that namespace has them.
     """
 
     source: str
@@ -218,6 +216,8 @@ class Bind(Op, frozen=True):
     set_recursive: bool = False
     keep: int = -1
     kept: int = -1
+    part: str = ""
+    userns: str = ""
 
     def wire(self) -> bytes:
         bits = self.recursive | self.set_recursive << 1
@@ -225,22 +225,10 @@ class Bind(Op, frozen=True):
             bits |= 4 | self.keep << 8
         elif self.kept >= 0:
             bits |= 8 | self.kept << 8
-        return _pack(11, (self.set, self.clear, self.propagation, bits), _text(self.source), _text(self.target))
-
-
-class BindPart(Bind, frozen=True):
-    """A `Bind` of what is at `part`, a relative path below the directory `source` that no link in it leads out of ("" for all of it).
-
-    `userns`: the path of a user namespace's file; the mount shows owners as that namespace has them ("" for as they are).
-    """
-
-    part: str = ""
-    userns: str = ""
-
-    def wire(self) -> bytes:
-        bits = self.recursive | self.set_recursive << 1
-        slots = (_text(self.part) if self.part else None, _text(self.userns) if self.userns else None)
-        return _pack(34, (self.set, self.clear, self.propagation, bits), _text(self.source), _text(self.target), *slots)
+        args, paths = (self.set, self.clear, self.propagation, bits), (_text(self.source), _text(self.target))
+        if self.part or self.userns:
+            return _pack(34, args, *paths, *(_text(text) if text else None for text in (self.part, self.userns)))
+        return _pack(11, args, *paths)
 
 
 class Attributes(Op, frozen=True):

@@ -237,13 +237,9 @@ def _bind(mount: Mount, opts: options.Options, kept: int) -> Op:
         raise InvalidParameter(f"mount on {mount.destination}: unknown option {opts.data!r} for a bind")
     recursive = opts.bind_recursive or mount.type == "rbind"
     propagation = 0 if opts.propagation & options.MS_PRIVATE else opts.propagation  # what a clone of a private tree is anyway
-    if mount.subpath or mount.userns:
-        return ops.BindPart(
-            mount.source, mount.destination, opts.set, opts.clear, propagation, recursive, opts.attributes_recursive,
-            part=mount.subpath, userns=mount.userns,
-        )  # fmt: skip
     return ops.Bind(
-        mount.source, mount.destination, opts.set, opts.clear, propagation, recursive, opts.attributes_recursive, -1, kept
+        mount.source, mount.destination, opts.set, opts.clear, propagation, recursive, opts.attributes_recursive, -1, kept,
+        mount.subpath, mount.userns,
     )  # fmt: skip
 
 

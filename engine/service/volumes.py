@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sqlite3
 import time
 from builtins import list as List  # a method is called `list`, as in the API
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -29,6 +29,9 @@ from engine.spec.filters import Filters
 from engine.spec.volume import ANONYMOUS, LOCAL, VolumeRecord, check_name
 from engine.store.db import DatabaseError
 from engine.store.volumes import VolumeStore
+
+if TYPE_CHECKING:
+    import sqlite3
 
 log = logging.getLogger("knarr.volumes")
 

@@ -7,11 +7,10 @@ import pytest
 from engine.api.version import LATEST
 from engine.api.views import containers, execs, images, system, times
 from engine.service.containers import Paths
-from engine.service.mounts import MountPoint
 from engine.spec.container import ContainerRecord, ExecRecord, State
 from engine.spec.docker.containers import Config, EndpointSettings, HostConfig, NetworkingConfig, RestartPolicy
 from engine.spec.image import ContainerConfig, History, ImageConfig, RootFS
-from engine.spec.mount import Mount
+from engine.spec.mount import MountPoint
 from engine.store.images import ImageRecord, Layer
 
 S = 1_000_000_000
@@ -110,7 +109,7 @@ def record(**changes: object) -> ContainerRecord:
 PATHS = Paths(
     hosts="/b/hosts", hostname="/b/hostname", resolv_conf="/b/resolv.conf", log="/l", upper="/u", lowers=("/l2", "/l1"), work="/w"
 )
-POINT = MountPoint(type="bind", source="/tmp", destination="/mnt", mode="ro", rw=False, propagation="rprivate", mount=Mount())
+POINT = MountPoint(type="bind", source="/tmp", destination="/mnt", mode="ro", rw=False, propagation="rprivate")
 
 
 def inspect(found: ContainerRecord, version: tuple[int, int] = LATEST) -> dict[str, object]:

@@ -8,7 +8,7 @@ import pytest
 from engine.config import Settings
 from engine.errors import InvalidParameter, NotImplementedYet
 from engine.linux.signals import signal_number
-from engine.service import admission, mounts, networkmode, specgen, users
+from engine.service import admission, networkmode, specgen, users
 from engine.service.running import log_tag
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import (
@@ -19,6 +19,7 @@ from engine.spec.docker.containers import (
     RestartPolicy,
     Ulimit,
 )
+from engine.spec.mount import Mount
 
 HOST = specgen.Host(hostname="host", cgroupns_private=True)
 
@@ -63,8 +64,7 @@ def test_privileged_unmasks_and_allows_all_devices() -> None:
 
 
 def test_a_users_mount_replaces_a_default_one() -> None:
-    point = mounts.requested(HostConfig(tmpfs={"/dev/shm": "size=1m"}))[0]
-    made = spec(mounts=[point.mount])
+    made = spec(mounts=[Mount(destination="/dev/shm", type="tmpfs", source="tmpfs", options=("size=1m",))])
     shm = [mount for mount in made.mounts if mount.destination == "/dev/shm"]
     assert len(shm) == 1
     assert "size=1m" in shm[0].options
@@ -166,12 +166,6 @@ def test_the_default_network_is_the_bridge() -> None:
     assert not warnings
 
 
-def test_an_images_volumes_are_named_in_warnings() -> None:
-    image = Config(volumes={"/data": {}})
-    _, _, warnings = admission.check(CreateRequest(), HostConfig(network_mode="none"), image, Settings())
-    assert any("/data" in text for text in warnings)
-
-
 def test_log_options() -> None:
     assert admission.check(CreateRequest(), HostConfig(network_mode="none"), Config(), Settings())[0].log_config.type == "json-file"
     for driver, options in [
@@ -186,21 +180,6 @@ def test_log_options() -> None:
     hc = msgspec.convert({"LogConfig": {"Type": "syslog"}, "NetworkMode": "none"}, HostConfig)
     with pytest.raises(NotImplementedYet, match="syslog"):
         admission.check(CreateRequest(), hc, Config(), Settings())
-
-
-def test_binds() -> None:
-    points = mounts.requested(HostConfig(binds=["/a:/b/c:ro,z", "/x:/y"], tmpfs={"/t": "exec,size=1m"}))
-    assert [point.destination for point in points] == ["/y", "/t", "/b/c"]
-    by_target = {point.destination: point for point in points}
-    assert by_target["/b/c"].mount.options == ("rbind", "ro", "rprivate")
-    assert by_target["/t"].mount.options == ("nosuid", "nodev", "exec", "size=1m")
-    with pytest.raises(NotImplementedYet):
-        mounts.requested(HostConfig(binds=["named:/b"]))
-    for text in ("/a:b", "/a:/", "/a:/b:what", "::"):
-        with pytest.raises(InvalidParameter):
-            mounts.requested(HostConfig(binds=[text]))
-    with pytest.raises(InvalidParameter, match="Duplicate mount point"):
-        mounts.requested(HostConfig(binds=["/a:/b", "/c:/b/"]))
 
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1001:Ann:/home/ann:/bin/sh\nbroken\n"
