@@ -90,7 +90,7 @@ class Namespace:
     def connect(self, address: str, port: int, *, source: str = "", timeout: float = TIMEOUT) -> socket.socket:
         """A TCP connection from inside. Raises OSError: ConnectionRefusedError, TimeoutError, unreachable."""
         made = self.socket(family_of(address))
-        made.settimeout(timeout)
+        made.settimeout(timeout)  # also what a SYN without an answer waits for
         try:
             if source:
                 made.bind((source, 0))
