@@ -132,7 +132,9 @@ async def adopt(context: Context, containers: Containers, container: Container) 
     if found.phase != "running" or start_time(found.pid) != found.start_time:
         process.close()
         return False
-    if not container.record.state.alive:
+    state = container.record.state
+    if not state.alive or state.started_at != found.started:  # another run than the one that is stored
+        container.record.state = msgspec.structs.replace(state, status="exited" if state.alive else state.status)
         container.transition(lifecycle.Started(found.pid, found.start_time, found.started))
         container.save()
     container.record.state.pid, container.record.state.pid_start = found.pid, found.start_time

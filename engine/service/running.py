@@ -29,9 +29,10 @@ from engine.service.context import Context
 from engine.service.health import HealthChecks
 from engine.service.restarts import Restarts
 from engine.service.supervise import Ended, LaunchFailed, Process, launch_error
-from engine.spec import lifecycle
+from engine.spec import lifecycle, restart
 from engine.spec.container import Trace
 from engine.spec.units import decimal_bytes
+from engine.store.db import DatabaseError
 from engine.wire import control
 
 log = logging.getLogger("knarr.running")
@@ -172,12 +173,12 @@ class Runner:
         return explained
 
     def _did_not_start(self, container: Container, code: int, text: str) -> None:
-        restart = container.record.state.status == "restarting" and self.restarts.again(container, code)
-        container.transition(lifecycle.FailedToStart(code, text, now(), restart))
+        again = container.record.state.status == "restarting" and self.restarts.again(container, code)
+        container.transition(lifecycle.FailedToStart(code, text, now(), again))
         if container.record.mount_points:
             self._context.volumes.release(container.record)
         self._drop_group(container)
-        if restart:
+        if again:
             self.restarts.later(container)
         if container.record.host_config.auto_remove:
             self._remove(container)
@@ -211,8 +212,8 @@ class Runner:
         container.previous, container.process = container.process, None
         state = container.record.state
         duration = max(0, at - state.started_at) // 1_000_000_000 if state.started_at else 0
-        restart = self.restarts.again(container, event.exit_code)
-        if restart:
+        again = self.restarts.again(container, event.exit_code)
+        if again:
             event = msgspec.structs.replace(event, restart=True)
         if state.health is not None:
             self.health.end(container)
@@ -235,7 +236,7 @@ class Runner:
         container.save()
         container.wake_exit()
         self._drop_group(container)
-        if restart:
+        if again:
             self.restarts.later(container)
 
     def _kill_rest(self, container: Container) -> None:
@@ -277,10 +278,21 @@ class Runner:
 
     async def ask_to_end(self, container: Container, number: int) -> None:
         """`kill` with a signal by which people end containers: no restart follows, and one that is awaited is given up."""
-        if await self.restarts.give_up(container):
+        if not await self.restarts.give_up(container):
+            container.record.state.manually_stopped = True
+            container.save()
+            await self.kill(container, number)
+        await self._keep_stopped(container)
+
+    async def _keep_stopped(self, container: Container) -> None:
+        """Make it durable that somebody stopped a container: else a daemon that is killed now would start it again."""
+        if restart.is_none(container.record.host_config.restart_policy):
             return
-        container.record.state.manually_stopped = True
-        await self.kill(container, number)
+        try:
+            container.save_if_waiting()
+            await self._context.durability.reached()
+        except (DatabaseError, OSError) as error:
+            log.error("container %s: storing that it was stopped: %s", container.id[:12], error)
 
     async def stop(self, container: Container, number: int | None, timeout: int | None) -> None:
         """Stop gracefully, then with SIGKILL. Raises NotModified when it does not run."""
@@ -294,6 +306,7 @@ class Runner:
         config = container.record.config
         if await self.restarts.give_up(container):
             container.publish("stop")
+            await self._keep_stopped(container)
             return
         if not container.record.state.running:
             return
@@ -308,16 +321,21 @@ class Runner:
         if not exited.is_set():
             await self.kill_and_wait(container)
         container.publish("stop")
+        await self._keep_stopped(container)
 
     async def kill_and_wait(self, container: Container) -> None:
         """SIGKILL, and wait for the end; no restart follows. Raises KnarrError when it does not die."""
-        if await self.restarts.give_up(container) or not container.record.state.running:
+        if await self.restarts.give_up(container):
+            await self._keep_stopped(container)
+            return
+        if not container.record.state.running:
             return
         exited = container.exited
         container.record.state.manually_stopped = True
         await self.kill(container, signals.SIGKILL)
         with trio.move_on_after(_KILL_SECONDS):
             await exited.wait()
+            await self._keep_stopped(container)
             return
         raise KnarrError(
             f"container {container.name} did not die {_KILL_SECONDS:.0f} s after SIGKILL", hint="its processes may hang in the kernel"

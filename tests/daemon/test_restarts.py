@@ -1,0 +1,262 @@
+"""Restart policies across the daemon's and the host's life, starts that fail, and the order in which containers come back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lib import busybox
+from tests.lib.daemon import Daemon
+from tests.lib.leaks import Leaks
+
+NONE = ("--network", "none")
+SLEEP = ("busybox", "sleep", "1000")
+
+
+def until(what: Callable[[], Any], wanted: Any = True, seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while (found := what()) != wanted:
+        assert time.monotonic() < deadline, f"{found!r} instead of {wanted!r}"
+        time.sleep(0.03)
+    return found
+
+
+def state(daemon: Daemon, name: str) -> str:
+    return daemon.out("inspect", "-f", "{{.State.Status}}", name)
+
+
+def started(daemon: Daemon, name: str) -> str:
+    return daemon.out("inspect", "-f", "{{.State.StartedAt}}", name)
+
+
+def run(daemon: Daemon, name: str, *options: str, command: tuple[str, ...] = SLEEP) -> None:
+    daemon.docker("run", "-d", "--name", name, *NONE, *options, *command)
+
+
+@pytest.fixture(scope="module")
+def daemon(daemon: Daemon) -> Daemon:
+    """One that has what all containers share, so that the first of them leaves nothing."""
+    daemon.docker("run", "--rm", *NONE, "busybox", "true")
+    return daemon
+
+
+@pytest.fixture
+def mortal(own_daemon: Callable[..., Daemon]) -> Daemon:
+    daemon = own_daemon().start()
+    busybox.load(daemon)
+    return daemon
+
+
+def reboot(daemon: Daemon) -> Daemon:
+    """What a host's stop and start looks like to the daemon: no process, no exec root."""
+    time.sleep(1.2)  # that they run is stored by now
+    daemon.kill()
+    daemon.kill_containers()
+    time.sleep(0.3)
+    daemon.unmount()
+    shutil.rmtree(daemon.exec_root)
+    daemon.remove_cgroups()
+    return daemon.start()
+
+
+def test_after_a_reboot(mortal: Daemon) -> None:
+    run(mortal, "always", "--restart", "always")
+    run(mortal, "unless", "--restart", "unless-stopped")
+    run(mortal, "failure", "--restart", "on-failure:3")
+    run(mortal, "never")
+    for name, policy in (("stopped-always", "always"), ("stopped-unless", "unless-stopped"), ("stopped-failure", "on-failure")):
+        run(mortal, name, "--restart", policy)
+        mortal.docker("stop", "-t", "0", name)
+    run(mortal, "done", "--restart", "on-failure", command=("busybox", "true"))
+    mortal.docker("create", "--name", "created", *NONE, "--restart", "always", *SLEEP)
+    reboot(mortal)
+    for name in ("always", "unless", "failure", "stopped-always"):
+        until(lambda name=name: state(mortal, name), "running")
+        assert mortal.out("inspect", "-f", "{{.RestartCount}}", name) == "0"
+    for name in ("never", "stopped-unless", "stopped-failure", "done"):
+        assert state(mortal, name) == "exited"
+    assert state(mortal, "created") == "created"
+    assert mortal.out("exec", "always", "echo", "here") == "here"
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_those_that_run_on_are_left_alone(mortal: Daemon, how: str) -> None:
+    run(mortal, "on", "--restart", "always")
+    run(mortal, "off", "--restart", "unless-stopped")
+    mortal.docker("stop", "-t", "0", "off")
+    pid, began = mortal.out("inspect", "-f", "{{.State.Pid}}", "on"), started(mortal, "on")
+    getattr(mortal, how)()
+    mortal.start()
+    assert (mortal.out("inspect", "-f", "{{.State.Pid}}", "on"), started(mortal, "on")) == (pid, began)
+    assert mortal.out("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "off") == "0 exited"
+    until(lambda: mortal.out("exec", "on", "kill", "-9", "1") == "" and state(mortal, "on"), "running")
+
+
+def test_who_ended_while_there_was_no_daemon(mortal: Daemon) -> None:
+    for name, policy, code in (("a1", "always", 0), ("f1", "on-failure", 5), ("f0", "on-failure", 0), ("n1", "no", 5)):
+        run(
+            mortal,
+            name,
+            "--restart",
+            policy,
+            command=("busybox", "sh", "-c", f"sleep 0.8; test -e /again || {{ touch /again; exit {code}; }}; sleep 1000"),
+        )
+    before = {name: started(mortal, name) for name in ("a1", "f1")}
+    mortal.kill()
+    time.sleep(1.2)
+    mortal.start()
+    for name in ("a1", "f1"):
+        until(lambda name=name: (state(mortal, name), started(mortal, name) != before[name]), ("running", True))
+    assert [state(mortal, name) for name in ("f0", "n1")] == ["exited", "exited"]
+
+
+def test_one_that_was_waiting_when_the_daemon_was_killed(mortal: Daemon) -> None:
+    run(mortal, "loop", "--restart", "always", command=("busybox", "sh", "-c", "exit 3"))
+    until(lambda: mortal.out("inspect", "-f", "{{ge .RestartCount 4}} {{.State.Status}}", "loop"), "true restarting")
+    time.sleep(1.2)
+    mortal.kill()
+    mortal.start()
+    until(lambda: mortal.out("inspect", "-f", "{{ge .RestartCount 2}} {{.State.ExitCode}}", "loop"), "true 3")
+    mortal.docker("stop", "loop")
+    assert state(mortal, "loop") == "exited"
+
+
+def test_a_restart_that_fails_is_tried_again(daemon: Daemon, leaks: Leaks, tmp_path: Path) -> None:
+    source = tmp_path / "disk"
+    source.mkdir()
+    run(
+        daemon,
+        "needs",
+        "--restart",
+        "always",
+        "--mount",
+        f"type=bind,src={source},dst=/disk",
+        command=("busybox", "sh", "-c", "sleep 0.3; exit 1"),
+    )
+    source.rmdir()
+    until(lambda: "disk" in daemon.out("inspect", "-f", "{{.State.Error}}", "needs"))
+    assert state(daemon, "needs") == "restarting"
+    until(lambda: daemon.out("inspect", "-f", "{{ge .RestartCount 3}}", "needs"), "true")
+    source.mkdir()
+    until(lambda: state(daemon, "needs"), "running")
+    assert daemon.out("inspect", "-f", "{{.State.Error}}", "needs") == ""
+    daemon.docker("rm", "-f", "needs")
+
+
+def test_failed_restarts_count(daemon: Daemon, leaks: Leaks, tmp_path: Path) -> None:
+    source = tmp_path / "disk"
+    source.mkdir()
+    run(
+        daemon,
+        "few",
+        "--restart",
+        "on-failure:2",
+        "--mount",
+        f"type=bind,src={source},dst=/disk",
+        command=("busybox", "sh", "-c", "sleep 0.3; exit 1"),
+    )
+    source.rmdir()
+    until(lambda: daemon.out("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "few"), "2 exited")
+    assert "disk" in daemon.out("inspect", "-f", "{{.State.Error}}", "few")
+    daemon.docker("rm", "few")
+
+
+def test_signals_that_do_not_end_containers_leave_the_policy_on(daemon: Daemon, leaks: Leaks) -> None:
+    run(daemon, "usr", "--restart", "always", command=("busybox", "sh", "-c", "trap 'exit 7' USR1; echo up; while :; do sleep 0.05; done"))
+    until(lambda: daemon.out("logs", "usr"), "up")
+    daemon.docker("kill", "-s", "USR1", "usr")
+    until(lambda: daemon.out("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "usr"), "1 running")
+    daemon.docker("rm", "-f", "usr")
+
+
+def test_commands_in_the_middle_of_restarts(daemon: Daemon, leaks: Leaks) -> None:
+    """Whatever the moment: what was stopped stays stopped, what was removed is gone."""
+    for number in range(12):
+        name = f"storm-{number}"
+        run(daemon, name, "--restart", "always", command=("busybox", "true"))
+        time.sleep(0.05 + number * 0.013)
+        if number % 2:
+            assert daemon.docker("stop", "-t", "0", name).returncode == 0
+            found = daemon.out("inspect", "-f", "{{.State.Status}} {{.RestartCount}} {{.State.StartedAt}}", name)
+            assert found.startswith("exited ")
+            time.sleep(0.15)
+            assert daemon.out("inspect", "-f", "{{.State.Status}} {{.RestartCount}} {{.State.StartedAt}}", name) == found
+        daemon.docker("rm", "-f", name)
+
+
+def compose(project: str, service: str, depends_on: str = "") -> list[str]:
+    labels = {"project": project, "service": service, "oneoff": "False", "depends_on": depends_on}
+    return [word for key, value in labels.items() for word in ("--label", f"com.docker.compose.{key}={value}")]
+
+
+def test_the_order_after_a_reboot(mortal: Daemon) -> None:
+    check = ("--health-cmd", "test -e /ready", "--health-interval", "100ms")
+    slow = ("busybox", "sh", "-c", "rm -f /ready; sleep 0.7; touch /ready; sleep 1000")
+    run(mortal, "web", "--restart", "always", *compose("p", "web", "db:service_healthy:true,init:service_completed_successfully:false"))
+    run(mortal, "side", "--restart", "always", "--pid", "container:web")
+    run(mortal, "db", "--restart", "always", *check, *compose("p", "db"), command=slow)
+    run(
+        mortal,
+        "init",
+        "--restart",
+        "on-failure",
+        *compose("p", "init", "db:service_started:false"),
+        command=("busybox", "sh", "-c", "sleep 0.2; exit 0"),
+    )
+    mortal.docker("wait", "init")
+    run(mortal, "circle1", "--restart", "always", *compose("c", "one", "two:service_started:true"))
+    run(mortal, "circle2", "--restart", "always", *compose("c", "two", "one:service_started:true"))
+    reboot(mortal)
+    assert mortal.out("inspect", "-f", "{{.State.Status}}", "web") == "restarting"
+    for name in ("db", "web", "side", "circle1", "circle2"):
+        until(lambda name=name: state(mortal, name), "running")
+    assert mortal.out("inspect", "-f", "{{.State.Health.Status}}", "db") == "healthy"
+    healthy = [
+        entry["End"] for entry in json.loads(mortal.out("inspect", "-f", "{{json .State.Health.Log}}", "db")) if not entry["ExitCode"]
+    ]
+    assert started(mortal, "db") < started(mortal, "web") < started(mortal, "side")
+    assert healthy
+    assert "circle" in mortal.log_tail(200)
+
+
+def test_a_dependency_that_cannot_come(mortal: Daemon) -> None:
+    run(mortal, "app", "--restart", "always", *compose("p", "app", "db:service_healthy:true"))
+    run(mortal, "db", *compose("p", "db"), "--health-cmd", "true")
+    reboot(mortal)
+    until(lambda: state(mortal, "app"), "running")
+    assert state(mortal, "db") == "exited"
+    assert "starting it without" in mortal.log_tail(200)
+
+
+def test_an_update_is_kept_and_has_an_effect(mortal: Daemon) -> None:
+    run(mortal, "up", "--restart", "always", "-m", "64m", "--memory-swap", "128m")
+    mortal.docker("update", "-m", "96m", "--pids-limit", "77", "--cpuset-cpus", "0", "--cpu-shares", "300", "up")
+    id = mortal.out("inspect", "-f", "{{.Id}}", "up")
+
+    def limits() -> set[str]:
+        names = {"memory.limit_in_bytes", "memory.max", "pids.max", "cpuset.cpus", "cpu.shares"}
+        return {
+            (group / name).read_text().strip()
+            for group in mortal.cgroups()
+            if group.name == id
+            for name in names
+            if (group / name).exists()
+        }
+
+    assert {str(96 << 20), "77", "0"} <= limits()
+    mortal.docker("update", "--pids-limit", "-1", "--restart", "no", "up")
+    assert "77" not in limits()
+    mortal.docker("restart", "-t", "0", "up")
+    assert {str(96 << 20), "0"} <= limits()
+    mortal.docker("stop", "-t", "0", "up")
+    mortal.docker("update", "-m", "80m", "up")
+    mortal.docker("start", "up")
+    assert str(80 << 20) in limits()
+    mortal.restart()
+    assert mortal.out("inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}", "up") == f"{80 << 20} no"
