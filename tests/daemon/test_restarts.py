@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.lib import busybox
-from tests.lib.daemon import Daemon
+from tests.lib.daemon import Daemon, knarr_command
 from tests.lib.leaks import Leaks
 
 NONE = ("--network", "none")
@@ -260,3 +261,22 @@ def test_an_update_is_kept_and_has_an_effect(mortal: Daemon) -> None:
     assert str(80 << 20) in limits()
     mortal.restart()
     assert mortal.out("inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}", "up") == f"{80 << 20} no"
+
+
+def test_knarrs_own_commands(daemon: Daemon, leaks: Leaks) -> None:
+    def knarr(*words: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([*knarr_command(), "-H", f"unix://{daemon.socket}", *words], capture_output=True, check=False, timeout=30)
+
+    health = ("--health-cmd", "true", "--health-interval", "100ms", "--health-on-failure", "restart")
+    made = knarr("run", "-d", "--name", "own", *NONE, "--restart", "on-failure:3", *health, *SLEEP)
+    assert (made.returncode, made.stderr) == (0, b"")
+    until(lambda: b"(healthy)" in knarr("ps").stdout)
+    assert daemon.out("inspect", "-f", "{{json .HostConfig.Annotations}}", "own") == '{"io.knarr.health-on-failure":"restart"}'
+    changed = knarr("update", "--restart", "always", "--pids-limit", "99", "own", "nowhere")
+    assert (changed.returncode, changed.stdout) == (1, b"own\n")
+    assert b"No such container: nowhere" in changed.stderr
+    shown = "{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.PidsLimit}}"
+    assert daemon.out("inspect", "-f", shown, "own") == "always 99"
+    assert b"you must provide one or more flags when using this command" in knarr("update", "own").stderr
+    assert knarr("run", "--health-on-failure", "reboot", *SLEEP).returncode == 125
+    knarr("rm", "-f", "own")
