@@ -28,6 +28,8 @@ log = logging.getLogger("knarr.health")
 
 _PROCESS_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 _DEATH_SECONDS = 2.0  # from SIGKILL to the end of a probe that took too long
+_KILLED = 128 + signal.SIGKILL
+_KILLED_SECONDS = 0.25
 _PIECE = 65536
 
 
@@ -95,6 +97,8 @@ class HealthChecks:
                     await trio.sleep(wait / 1e9)
                     if container.record.state.status == "running":
                         result = await self._probe(container, plan)
+                        if result.exit_code == _KILLED:  # perhaps with the container, whose own end is told a little later
+                            await trio.sleep(_KILLED_SECONDS)
                         if container.record.state.status == "running":  # a probe that was frozen says nothing
                             self._found(container, plan, result)
                     state = container.record.state
@@ -112,7 +116,8 @@ class HealthChecks:
         if after.status == before.status:
             return
         container.publish(f"health_status: {after.status}")
-        if after.status == "unhealthy" and plan.action != "none":
+        # Who is about to end because somebody wants it may well fail its probes.
+        if after.status == "unhealthy" and plan.action != "none" and not container.record.state.manually_stopped:
             log.warning("container %s (%s) is unhealthy: %s", container.id[:12], container.name, plan.action)
             self._context.nursery.start_soon(self._act, container, plan)
 

@@ -164,3 +164,29 @@ def test_the_images_check_with_another_interval(daemon: Daemon, leaks: Leaks) ->
     assert health(daemon, "none") is None
     daemon.docker("rm", "-f", "own", "none")
     daemon.docker("rmi", image)
+
+
+def test_a_probe_that_dies_with_its_container_says_nothing(daemon: Daemon, leaks: Leaks) -> None:
+    option = (
+        "--label",
+        "io.knarr.health-on-failure=restart",
+        "--stop-signal",
+        "KILL",
+        "--health-interval",
+        "10ms",
+        "--health-retries",
+        "1",
+    )
+    for number in range(4):
+        name = f"dies-{number}"
+        daemon.docker("run", "-d", "--name", name, *NONE, *option, "--health-cmd", "exec sleep 100", "busybox", "sleep", "1000")
+        until(lambda name=name: "sleep 100" in daemon.out("top", name))
+        daemon.docker("stop", name)
+        assert daemon.out("inspect", "-f", "{{.State.Status}} {{len .State.Health.Log}}", name) == "exited 0"
+    seen = daemon.out(
+        "events", "--since", "1m", "--until", str(time.time()), "--filter", "event=health_status", "--format", "{{.Actor.Attributes.name}}"
+    )
+    assert not [name for name in seen.split() if name.startswith("dies-")]
+    for number in range(4):
+        assert daemon.out("inspect", "-f", "{{.State.Status}}", f"dies-{number}") == "exited"
+        daemon.docker("rm", f"dies-{number}")
