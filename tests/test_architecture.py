@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [  # bottom to top
     {"engine.wire"},
     {"engine.linux"},
     {"engine.runtime", "engine.store", "engine.network"},
-    {"engine.monitor"},
+    {"engine.monitor", "engine.netd"},
     {"engine.aio"},
     {"engine.http"},
     {"engine.registry"},

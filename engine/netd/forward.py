@@ -6,9 +6,9 @@ is asked as well; who was silent is asked last for a while. An answer that is to
 which asks again by TCP.
 
 Where questions leave from. Servers of the host's resolv.conf (`HOST`) are asked in the host's network namespace: a resolver on the
-host's loopback works, and so does a container without a route. Servers that the user named with --dns are asked in the container's own
-namespace, as Docker documents it ("must be reachable from the container", a loopback address means the container's), by its routes and through
-its tunnels; only where the container has no route to them at all is the host asked to do it.
+host's loopback works, and so does a container without a route. Servers that the user named with --dns are asked in the container's
+own namespace, as in Docker (they must be reachable from the container, and a loopback address means the container's), by its routes and
+through its tunnels; only where the container has no route to them at all is the host asked to do it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import errno
 import os
 
 from engine.netd.loop import BROKEN, IN, OUT, Loop
+from engine.netd.messages import FALLBACK, HOST
 from engine.wire import dns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HOST = "host"  # in a list of upstream servers: those of the host's resolv.conf as it is now
-FALLBACK = ("8.8.8.8", "8.8.4.4")  # Docker's, for a host that names none
 PORT = 53
 PATIENCE = 2.0  # seconds until the next server is asked too
 LAST_PATIENCE = 4.0  # seconds for the last one
@@ -252,7 +251,7 @@ class Forwarder:
             data = b""
         attempt.got += data
         size = int.from_bytes(attempt.got[:2], "big") + 2
-        if not data or events & BROKEN and not attempt.got:
+        if not data or (events & BROKEN and not attempt.got):
             self._failed(pending, attempt)
         elif len(attempt.got) >= max(size, 3):
             response = bytes(attempt.got[2:size])

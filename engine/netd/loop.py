@@ -18,8 +18,8 @@ _FAILURES = 100
 
 
 class Loop:
-    """`now`: seconds, read once for each round. `report` is told of a handler that failed, which is a mistake in it: what it serves is given up
-    when that goes on, everybody else is served as before."""
+    """`now`: seconds, read once for each round. `report` is told of a handler that failed, which is a mistake in it: what it serves is
+    given up when that goes on, everybody else is served as before."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()

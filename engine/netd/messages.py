@@ -1,7 +1,7 @@
 """What the daemon and knarr-netd say to each other, both directions: values in, bytes out and back. No I/O.
 
-One packet of a SOCK_SEQPACKET holds one or more messages: kind u8, length u32 of the body, body; little-endian. A body is a row of values, each
-with a letter before it: `i` i64, `s` u32 and UTF-8 (names of others may be any bytes: surrogates pass), `l` u32 and as many values.
+One packet of a SOCK_SEQPACKET holds one or more messages: kind u8, length u32 of the body, body; little-endian. A body is a row of values,
+each with a letter before it: `i` i64, `s` u32 and UTF-8 (names of others may be any bytes: surrogates pass), `l` u32 and as many values.
 Descriptors come with the packet; each message takes those it speaks of, in order.
 
 A daemon of another build meets a running netd, so HELLO, HANDOVER and the answers to them (WELCOME, HAS_…, GIVES_…, HELD) must stay as they
@@ -34,6 +34,9 @@ GIVES_CONTAINER = 70  # container [UDP, TCP]
 GIVES_RELAY = 71  # key [1]
 STATE = 72  # names and numbers, one after the other
 WARNING = 73  # text for the daemon's log
+
+HOST = "host"  # among upstream servers: those of the host's resolv.conf as it is now
+FALLBACK = ("8.8.8.8", "8.8.4.4")  # Docker's, for a host that names none
 
 SOCKET_NAME = "netd.sock"
 PACKET_LIMIT = 64 * 1024

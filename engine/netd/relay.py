@@ -1,7 +1,7 @@
-"""Ports that the kernel's address translation cannot publish (an IPv6 address of the host for a container that has none, ::1): relayed here.
+"""Ports that the kernel's address translation cannot publish (an IPv6 address of the host for a container without any, ::1): relayed here.
 
-Bytes go as they come, in both directions at their own pace: what one side does not take is not read from the other. An end of input is passed
-on as an end of input, a reset as a reset, and a container that refuses looks to the client like a port that refuses.
+Bytes go as they come, in both directions at their own pace: what one side does not take is not read from the other. An end of input is
+passed on as an end of input, a reset as a reset, and a container that refuses looks to the client like a port that refuses.
 """
 
 from __future__ import annotations

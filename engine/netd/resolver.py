@@ -5,8 +5,8 @@ network; a name that is known but has no address of the type asked for is an emp
 the caller. Beyond dockerd, which asks the upstream servers about the other types of a known name and so reports it as absent, those
 are empty answers too.
 
-A start or end of a container changes one zone, whatever the number of containers in it. Finished answers are kept by the bytes of the question,
-so that asking again is one look-up in a dict.
+A start or end of a container changes one zone, whatever the number of containers in it. Finished answers are kept by the bytes of the
+question, so that asking again is one look-up in a dict.
 """
 
 from __future__ import annotations
@@ -37,12 +37,7 @@ class Endpoint:
         self.title = title.encode("utf-8", "surrogateescape")
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Endpoint)
-            and self.names == other.names
-            and self.addresses == other.addresses
-            and self.title == other.title
-        )
+        return isinstance(other, Endpoint) and self.names == other.names and self.addresses == other.addresses and self.title == other.title
 
     __hash__ = None  # type: ignore[assignment]  # compared, never a key
 
@@ -191,7 +186,8 @@ class Resolver:
         if found is not None:
             return found
         addresses: dict[tuple[int, bytes], None] = {}
-        known, complete = False, set()
+        known = False
+        complete: set[int] = set()
         for zone in zones:
             endpoints = zone.names.get(name)
             if endpoints is None:

@@ -2,8 +2,8 @@
 
 Owns the layout of RFC 1035 (header, question, A, AAAA and PTR records) and of RFC 6891 (EDNS(0)). Everything else of DNS passes through
 unread: what this server does not know itself it forwards as it came. There is no library here: it runs in a process whose whole
-memory is that of the bare interpreter, and any DNS library would cost more than all the rest of it. So nothing but `struct` and `_socket` is
-imported either.
+memory is that of the bare interpreter, and any DNS library would cost more than all the rest of it. So nothing but `struct` and
+`_socket` is imported either.
 
 Names are bytes, lower case, labels joined by dots, without the one at the end; a dot inside a label is escaped with a backslash, so that it
 never equals a name of two labels. Text of hostile senders is bounded everywhere: 255 bytes a name, 63 a label, pointers only backwards.
