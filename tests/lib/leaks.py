@@ -1,19 +1,24 @@
 """What a daemon has of the kernel and of the disk, before and after a test: nothing may be left of containers that are gone.
 
-Looks at: mounts in every mount namespace, cgroups, network links, processes and their namespaces, the daemon's descriptors, files.
+Looks at: mounts in every mount namespace, cgroups, processes and their namespaces, the daemon's descriptors, files; and, in the network
+namespace that the daemon runs in, its links, its nftables elements, and the namespaces that it or its name server holds on to.
 Other daemons may run tests beside this one: what names another test's folder is theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.lib.daemon import Daemon
+from tests.lib.netns import Namespace
 
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 TEST_FOLDER = re.compile(r"knarr-test-[^/\s]+")
@@ -22,6 +27,7 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 FILES_THAT_CHANGE = re.compile(r"/meta\.db(-wal|-shm)?$|/daemon\.log$")
 WAITING_SNAPSHOTS = 16
 SPARE_DESCRIPTORS = 8  # waiting monitors and kept connections come and go; a leak grows with every container
+SPARE_NAMESPACES = 8  # made ahead for the next containers, each with its pair of links
 
 
 def read(path: str) -> str:
@@ -126,6 +132,54 @@ def waiting_snapshots(daemon: Daemon) -> set[str]:
     return {str(pair) for pair in pairs if not any(any(folder.iterdir()) for folder in (pair / "fs", pair / "work") if folder.exists())}
 
 
+def network_tag(daemon: Daemon) -> str:
+    """What the daemon's tables and its default bridge are called."""
+    return f"knarr-{hashlib.sha256(str(daemon.exec_root).encode()).hexdigest()[:6]}"
+
+
+def host_of(daemon: Daemon) -> Namespace:
+    return Namespace.of(daemon.pid) if daemon.process else Namespace.here()
+
+
+def links(daemon: Daemon) -> set[str]:
+    """Links of the daemon's network namespace. Its default bridge stays while it runs, and after."""
+    host = host_of(daemon)
+    try:
+        return host.links() - {network_tag(daemon)}
+    finally:
+        host.close()
+
+
+def elements(daemon: Daemon) -> set[str]:
+    """`family set: element` of the daemon's tables, empty where nft(8) is not installed."""
+    if not shutil.which("nft"):
+        return set()
+    host = host_of(daemon)
+    found = set()
+    try:
+        for family in ("inet", "bridge"):
+            listed = host.run("nft", "-j", "list", "table", family, network_tag(daemon), check=False)
+            for item in json.loads(listed.stdout)["nftables"] if listed.returncode == 0 else ():
+                for held in (item.get("set") or item.get("map") or {}).get("elem", ()):
+                    found.add(f"{family} {(item.get('set') or item.get('map'))['name']}: {json.dumps(held)}")
+    finally:
+        host.close()
+    return found
+
+
+def held_namespaces(daemon: Daemon) -> int:
+    """How many descriptors of network namespaces the daemon's processes have open."""
+    count = 0
+    for entry in own_processes(daemon):
+        pid = entry.split(" ", 1)[0]
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        count += sum(link(f"/proc/{pid}/fd/{name}").startswith("net:[") for name in names)
+    return count
+
+
 @dataclass
 class State:
     """One look. Sets of text, so that a difference reads by itself."""
@@ -133,6 +187,8 @@ class State:
     mounts: set[str]
     cgroups: set[str]
     links: set[str]
+    elements: set[str]
+    held: int
     processes: set[str]
     namespaces: set[str]
     files: set[str]
@@ -143,7 +199,9 @@ def look(daemon: Daemon) -> State:
     return State(
         mounts=mounts_naming(str(daemon.directory)),
         cgroups={str(group) for group in daemon.cgroups()},
-        links=set(os.listdir("/sys/class/net")),
+        links=links(daemon),
+        elements=elements(daemon),
+        held=held_namespaces(daemon),
         processes=own_processes(daemon),
         namespaces=own_namespaces(daemon),
         files=files(daemon),
@@ -162,8 +220,13 @@ class Leaks:
     def differences(self) -> list[str]:
         now = look(self.daemon)
         found = []
-        for name in ("mounts", "cgroups", "links", "files"):
+        for name in ("mounts", "cgroups", "elements", "files"):
             found += [f"{name}: {entry}" for entry in sorted(getattr(now, name) - getattr(self.before, name))]
+        new = now.links - self.before.links
+        waiting = {name for name in new if name.startswith("veth")}
+        found += [f"links: {entry}" for entry in sorted(new if len(waiting) > SPARE_NAMESPACES else new - waiting)]
+        if now.held > self.before.held + SPARE_NAMESPACES:
+            found.append(f"descriptors of network namespaces: {self.before.held} before, {now.held} now")
         found += self.more("namespaces", len(self.before.namespaces), now.namespaces)
         found += self.more("processes", len(self.before.processes), now.processes)
         if self.daemon.pid == self.pid:
