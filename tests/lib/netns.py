@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 
 CLONE_NEWNET = 0x40000000
-TIMEOUT = 2.0  # seconds: what is dropped is seen to be dropped after so long
+TIMEOUT = 3.0  # seconds that what should come about is waited for; a lost SYN is sent again after one
+PATIENCE = 0.5  # what is expected to be dropped: an answer here takes some milliseconds
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
 
@@ -101,14 +102,22 @@ class Namespace:
         made.settimeout(10)
         return made
 
-    def reaches(self, address: str, port: int, **options: str) -> bool:
+    def reaches(self, address: str, port: int, timeout: float = TIMEOUT) -> bool:
         """Whether a TCP connection comes about and a byte goes there and back (the other side is an `Echo`)."""
         try:
-            with self.connect(address, port, **options) as made:
+            with self.connect(address, port, timeout=timeout) as made:
                 made.sendall(b"?")
                 return made.recv(1) == b"?"
         except OSError:
             return False
+
+    def kept_from(self, address: str, port: int) -> bool:
+        """The opposite of `reaches`, for what is expected to fail."""
+        return not self.reaches(address, port, PATIENCE)
+
+    def unanswered(self, address: str, port: int) -> bool:
+        """The opposite of `asks`, for what is expected to fail."""
+        return self.asks(address, port, timeout=PATIENCE) is None
 
     def asks(self, address: str, port: int, data: bytes = b"hello", timeout: float = TIMEOUT) -> bytes | None:
         """Send a UDP datagram and return the answer; None when there is none."""
