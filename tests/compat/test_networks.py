@@ -128,7 +128,7 @@ def test_configurations(api: Engine) -> None:
     ("body", "status", "words"),
     [
         ({"Name": ""}, 400, "invalid name: "),
-        ({"Name": " "}, 400, "invalid name:  "),
+        ({"Name": " "}, 400, "invalid name: "),
         ({"Name": "host"}, 403, "operation is not permitted on predefined host network"),
         ({"Name": "bridge"}, 403, "operation is not permitted on predefined bridge network"),
         ({"Driver": "nope"}, 404, 'plugin "nope" not found'),
