@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import itertools
 import os
 import socket
 from collections.abc import Iterable, Mapping
@@ -221,7 +222,7 @@ class Ports:
         first, last = _dynamic()
         start = self._cursor.get(wanted.protocol, first)
         start = start if first <= start <= last else first
-        for number in (*range(start, last + 1), *range(first, start)):
+        for number in itertools.chain(range(start, last + 1), range(first, start)):
             self._cursor[wanted.protocol] = number + 1
             yield number
 
@@ -329,8 +330,13 @@ def _joined(one: Published) -> str:
 
 
 def _dynamic() -> tuple[int, int]:
+    """The host's range for ports that nobody chose; read each time, because it can be set."""
     try:
-        first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        fd = os.open("/proc/sys/net/ipv4/ip_local_port_range", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):
         return _DYNAMIC
+    try:
+        first, last = os.read(fd, 64).split()
+    finally:
+        os.close(fd)
     return int(first), int(last)
