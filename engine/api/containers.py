@@ -31,13 +31,16 @@ async def listing(call: Call) -> None:
     with_size = query.flag("size")
     records = containers.list(all=query.flag("all"), limit=query.integer("limit") or 0, filters=query.filters(), size=with_size)
     shown, ids = [], functools.cache(call.engine.images.ids)
+    networks = call.engine.networks
+    known = networks.known()
     for record in records:
         try:
             size = await blocking("disk", containers.size, record.id) if with_size else None
             points = containers.mount_points(record.id)
         except (NotFound, FileNotFoundError):
             continue  # removed meanwhile
-        shown.append(views.summary(record, call.version, points=points, size=size, named=record.image_id in ids(record.image)))
+        named, sandbox = record.image_id in ids(record.image), networks.sandbox(record.id)
+        shown.append(views.summary(record, call.version, points=points, size=size, named=named, sandbox=sandbox, known=known))
     await call.json(shown)
 
 
@@ -67,6 +70,8 @@ async def inspect(call: Call) -> None:
             points=containers.mount_points(record.id),
             exec_ids=call.engine.execs.running(record.id),
             size=size,
+            sandbox=call.engine.networks.sandbox(record.id),
+            known=call.engine.networks.known(),
         )
     )
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from engine.api.call import Call
 from engine.errors import NotFound, NotImplementedYet, Unavailable
-from engine.service import imagefilter
 
 MISSING: tuple[tuple[str, str], ...] = tuple(
     (method, pattern)
@@ -27,12 +26,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /build
     POST /build/cancel
     POST /commit
-    GET /networks
-    GET /networks/
-    DELETE /networks/{name}
-    POST /networks/create
-    POST /networks/{name}/connect
-    POST /networks/{name}/disconnect
     POST /session
     POST /grpc
     GET /plugins
@@ -72,27 +65,14 @@ _NO_MANAGER = (
 )
 
 
-async def no_network(call: Call) -> None:
-    """404: `docker inspect NAME` asks for every kind of object in turn and goes on only after a 404."""
-    raise NotFound(f"network {call.name} not found")
-
-
 async def no_plugin(call: Call) -> None:
-    """404, see `no_network`."""
+    """404: `docker inspect NAME` asks for every kind of object in turn and goes on only after a 404."""
     raise NotFound(f'plugin "{call.name}" not found')
 
 
-async def prune_networks(call: Call) -> None:
-    """POST /networks/prune: `docker system prune` goes through all kinds, and there are none of these to remove."""
-    filters = call.query.filters()
-    filters.check(("label", "label!", "until"))
-    for value in filters.get("until"):
-        imagefilter.moment(value)
-    await call.json({"NetworksDeleted": None})
-
-
 async def prune_build_cache(call: Call) -> None:
-    """POST /build/prune, see `prune_networks`. Any key may filter, as in dockerd, whose errors are BuildKit's."""
+    """POST /build/prune: `docker system prune` goes through all kinds, and there are none of these to remove. Any key may filter, as in
+    dockerd, whose errors are BuildKit's."""
     await call.json({"CachesDeleted": None, "SpaceReclaimed": 0})
 
 

@@ -88,7 +88,7 @@ async def add_ports(call: Call) -> None:
     """POST /containers/{name}/ports/add, an extension: publish ports of a running container. Answers with all its ports."""
     request = await call.body(_PORTS)
     assert request is not None
-    await call.engine.networks.publish(call.name, request.port_bindings or {})
+    await call.engine.networks.publish_ports(call.name, request.port_bindings or {})
     await _ports(call)
 
 
@@ -96,7 +96,7 @@ async def remove_ports(call: Call) -> None:
     """POST /containers/{name}/ports/rm, an extension: the opposite of `add_ports`."""
     request = await call.body(_PORTS)
     assert request is not None
-    await call.engine.networks.unpublish(call.name, request.port_bindings or {})
+    await call.engine.networks.unpublish_ports(call.name, request.port_bindings or {})
     await _ports(call)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from engine.api import auth, containers, distribution, events, execs, images, later, registry, system, volumes
+from engine.api import auth, containers, distribution, events, execs, images, later, networks, registry, system, volumes
 from engine.api.call import Call
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -74,14 +74,22 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/images/{name:.*}/tag", images.tag),
     Route("POST", "/images/{name:.*}/push", images.push),
     Route("DELETE", "/images/{name:.*}", images.remove),
-    Route("GET", "/networks/{name}", later.no_network),
+    Route("GET", "/networks", networks.listing),
+    Route("GET", "/networks/", networks.listing),
+    Route("POST", "/networks/create", networks.create),
+    Route("POST", "/networks/prune", networks.prune),
+    Route("GET", "/networks/{name}", networks.inspect),
+    Route("DELETE", "/networks/{name}", networks.remove),
+    Route("POST", "/networks/{name}/connect", networks.connect),
+    Route("POST", "/networks/{name}/disconnect", networks.disconnect),
+    Route("POST", "/containers/{name}/ports/add", networks.add_ports),
+    Route("POST", "/containers/{name}/ports/rm", networks.remove_ports),
     Route("GET", "/volumes", volumes.listing),
     Route("POST", "/volumes/create", volumes.create),
     Route("POST", "/volumes/prune", volumes.prune),
     Route("GET", "/volumes/{name}", volumes.inspect),
     Route("DELETE", "/volumes/{name}", volumes.remove),
     Route("GET", "/plugins/{name:.*}/json", later.no_plugin),
-    Route("POST", "/networks/prune", later.prune_networks),
     Route("POST", "/build/prune", later.prune_build_cache),
     *(Route(method, pattern, later.missing) for method, pattern in later.MISSING),
     *(Route(method, pattern, later.no_swarm) for method, pattern in later.SWARM),

@@ -81,8 +81,6 @@ def server(engine: Engine) -> Server:
     return Server(Api(engine).handle, BASE_HEADERS)
 
 
-async def serve(
-    engine: Engine, listeners: Sequence[Listener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
+async def serve(engine: Engine, listeners: Sequence[Listener], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Serve the API on the listeners until cancelled."""
     await server(engine).run(listeners, task_status=task_status)

@@ -270,7 +270,7 @@ class Reservation:
 
     def holder(self, one: Published) -> socket.socket | None:
         """The bound socket of a port, for a relay to listen on; None where there is none (no sctp, taken by others, routed)."""
-        return self._held[one]
+        return self._held.get(one)
 
     def _add(self, one: Published, held: socket.socket | None) -> None:
         self._held[one] = held

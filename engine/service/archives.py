@@ -435,5 +435,3 @@ def _target(repository: str, tag: str) -> list[Reference]:
     if reference.digest:
         raise InvalidParameter("cannot import digest reference")
     return [reference.with_tag(tag) if tag else reference.with_default_tag()]
-
-

@@ -112,7 +112,17 @@ class Containers:
     def list(self, *, all: bool, limit: int, filters: Mapping[str, List[str]], size: bool = False) -> List[ContainerRecord]:
         """What `docker ps` shows, newest first. Raises InvalidParameter for a bad filter, NotFound for an unknown before/since."""
         ancestors = listing.same_image(lambda ref: self._context.images.get(ref).id)
-        return listing.select(self.everything(), Filters.of(filters), show_all=all, limit=limit, find=self.get, ancestors=ancestors)
+        networks = self._context.networks
+        return listing.select(
+            self.everything(),
+            Filters.of(filters),
+            show_all=all,
+            limit=limit,
+            find=self.get,
+            ancestors=ancestors,
+            sandbox=networks.sandbox,
+            known=networks.known,
+        )
 
     def using(self, image_id: str) -> List[ContainerRecord]:
         """Records of the containers made from an image."""
@@ -228,6 +238,7 @@ class Containers:
             container.record.name, self.by_name[old] = old, container
             raise KnarrError(f"rename container {old}: {error}") from error
         self.by_name[new] = container
+        self._context.endpoints.renamed(container)
         await self._context.durability.reached()
         container.publish("rename", oldName=f"/{old}")
 

@@ -51,8 +51,8 @@ class Context:
     durability: Durability
     chores: Chores
     nursery: trio.Nursery
-    networks: Networks | None = None
-    endpoints: Endpoints | None = None
+    networks: Networks = dataclasses.field(init=False)
+    endpoints: Endpoints = dataclasses.field(init=False)
 
     @functools.cached_property
     def volumes(self) -> Volumes:

@@ -23,6 +23,7 @@ from engine.runtime import ops, plan
 from engine.service import admission, bundle, hostfiles, mounts, names, specgen, users
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
+from engine.service.resolvconf import resolv_conf
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import Config, CreateRequest, HostConfig, ThrottleDevice
 from engine.spec.runtime import BlockIO, BlockRate, BlockWeight, Device, DeviceRule, Spec
@@ -43,6 +44,7 @@ def image_config(image: ImageRecord) -> Config:
 
 
 _CONFIGS_KEPT = 256
+_ALONE = specgen.Joined()
 _CONFIGS: dict[str, Config] = {}
 
 
@@ -74,7 +76,7 @@ def record(context: Context, container_id: str, name: str, request: CreateReques
         args=words[1:],
         config=config,
         host_config=hc,
-        networking=context.networks.checked(networking) if context.networks else networking,
+        networking=context.networks.checked(networking),
         log_path=f"{folder}/{container_id}-json.log" if driver == "json-file" else "",
     ), warnings
 
@@ -124,8 +126,9 @@ def _account_files(layers: tuple[str, ...]) -> tuple[str, str]:
     return users.read_layers(layers, "etc/passwd"), users.read_layers(layers, "etc/group")
 
 
-def compile_plan(context: Context, container: Container, joined_pid: int = 0) -> Plan:
-    """The plan of a container's start. `joined_pid`: whose PID namespace it enters. Raises InvalidParameter."""
+def compile_plan(context: Context, container: Container, joined: specgen.Joined = _ALONE, names: str = "") -> Plan:
+    """The plan of a container's start. `joined`: whose namespaces it enters; `names`: the bundle whose files of names it has, if it is not
+    its own. Raises InvalidParameter."""
     record = container.record
     points = record.mount_points
     if points:
@@ -140,22 +143,32 @@ def compile_plan(context: Context, container: Container, joined_pid: int = 0) ->
         record,
         identity(context, record),
         context.host,
-        files=bundle.binds(container.bundle, readonly=record.host_config.readonly_rootfs),
+        files=bundle.binds(names or container.bundle, readonly=record.host_config.readonly_rootfs),
         mounts=mounts.runtime(context, points),
         devices=devices,
         limits=limits,
-        joined=specgen.Joined(pid=joined_pid),
+        joined=joined,
     )
     return encode_plan(context, container, spec)
 
 
-def make_bundle(container: Container) -> None:
+def make_bundle(context: Context, container: Container) -> None:
     """The volatile folder, with what can be said before the start: addresses come with it. Raises OSError, InvalidParameter."""
     record = container.record
-    addressless = record.host_config.network_mode in ("host", "none")
-    text = hostfiles.hosts(record) if addressless else ""
-    resolv_conf = hostfiles.host_resolv_conf() if addressless else ""
-    bundle.make(container.bundle, text, record.config.hostname, resolv_conf)
+    hc = record.host_config
+    if hc.network_mode not in ("host", "none"):
+        bundle.make(container.bundle, "", record.config.hostname, "")
+        return
+    servers = hostfiles.host_resolv_conf()
+    if hc.dns or hc.dns_search or hc.dns_options:
+        servers, _ = resolv_conf(servers, dns=hc.dns or (), search=hc.dns_search or (), options=hc.dns_options or (), embedded=False)
+    gateways = context.endpoints.host_gateways() if hostfiles.needs_gateway(hc) else ()
+    bundle.make(container.bundle, hostfiles.hosts(record, None, gateways), record.config.hostname, servers)
+
+
+def joins(hc: HostConfig) -> bool:
+    """Whether the plan depends on another container that must run by then."""
+    return hc.pid_mode.startswith("container:") or hc.network_mode.startswith("container:")
 
 
 def encode_plan(context: Context, container: Container, spec: Spec) -> Plan:
@@ -299,8 +312,8 @@ async def create(
     try:
         if found.points:
             await mounts.fill(context, made, found.volumes)
-        make_bundle(container)
-        container.plan = None if made.host_config.pid_mode.startswith("container:") else compile_plan(context, container)
+        make_bundle(context, container)
+        container.plan = None if joins(made.host_config) else compile_plan(context, container)
         if not made.host_config.auto_remove or any(not volume.anonymous for volume in found.volumes):
             await context.durability.reached()
     except BaseException as error:

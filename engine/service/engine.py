@@ -20,12 +20,15 @@ from engine.config import Settings
 from engine.errors import KnarrError
 from engine.linux import devices
 from engine.linux.cgroups import Cgroups
+from engine.service.connecting import Changes
 from engine.service.containers import Containers
 from engine.service.context import Context
 from engine.service.durability import Chores, Durability
+from engine.service.endpoints import Endpoints
 from engine.service.events import Events
 from engine.service.execs import Execs
 from engine.service.images import Images
+from engine.service.networks import Networks
 from engine.service.reconcile import reconcile
 from engine.service.registries import Registries
 from engine.service.registry import Registry, permanent
@@ -77,6 +80,11 @@ class Engine:
     def volumes(self) -> Volumes:
         """Volumes."""
         return self.context.volumes
+
+    @property
+    def networks(self) -> Networks:
+        """Networks."""
+        return self.context.networks
 
     @functools.cached_property
     def pruner(self) -> Pruner:
@@ -223,6 +231,10 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     )
     containers = Containers(context)
     holder.append(containers)
+    networks = context.networks = Networks(context, lambda: (container.record for container in containers.by_id.values()))
+    networks.open()
+    endpoints = context.endpoints = Endpoints(context, networks, containers.find)
+    networks.changes = Changes(context, networks, endpoints, containers.find)
     context.volumes.containers = lambda: [container.record for container in containers.by_id.values()]
     await nursery.start(context.monitors.run)
     if images.incomplete:
@@ -242,6 +254,7 @@ async def _assemble(settings: Settings, layout: Layout, db: Database, nursery: t
     with _going_on("making folders ahead"):
         snapshots.refill()
     nursery.start_soon(durability.run)
+    nursery.start_soon(endpoints.run)
     nursery.start_soon(chores.run)
     nursery.start_soon(registry.run)
     registry.open_permanent(settings.registry)

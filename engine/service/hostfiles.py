@@ -21,8 +21,6 @@ ff00::\tip6-mcastprefix
 ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 """
-# Without IPv6 in the container these names must not lead to it (Docker, sandbox without IPv6).
-HOSTS_V4 = "127.0.0.1\tlocalhost\n"
 HOST_GATEWAY = "host-gateway"
 
 _host_resolv: tuple[int, str] = (0, "")  # of the host's file: its modification time in ns, its text

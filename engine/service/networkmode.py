@@ -26,10 +26,10 @@ def choose(hc: HostConfig, request: CreateRequest, settings: Settings) -> tuple[
     if request.network_disabled:
         mode = "none"
     elif mode == "default":
-        mode = "none" if getattr(settings, "bridge", "") == "none" else "bridge"
+        mode = "none" if settings.bridge == "none" else "bridge"
     given = (request.networking_config.endpoints_config if request.networking_config else None) or {}
     # "default" as a key of the endpoints means the same as in the mode.
-    endpoints = {mode if name == "default" else name: value or EndpointSettings() for name, value in given.items()}
+    endpoints: dict[str, EndpointSettings | None] = {mode if name == "default" else name: value for name, value in given.items()}
     _check_mode(mode, hc, request)
     if mode.startswith(f"{_SHARED}:") or mode in ("host", "none"):
         for name, value in endpoints.items():
@@ -39,12 +39,13 @@ def choose(hc: HostConfig, request: CreateRequest, settings: Settings) -> tuple[
                     if mode != "none"
                     else "container cannot be connected to multiple networks with one of the networks in private (none) mode"
                 )
-            check(name, value, None)
+            check(name, value or EndpointSettings(), None)
         endpoints = {}
     if request.mac_address:
         _check_mac(request.mac_address)
     for value in endpoints.values():
-        _check_values(value)
+        if value is not None:
+            _check_values(value)
     for entry in hc.extra_hosts or ():
         split_extra_host(entry)
     _check_dns(hc)

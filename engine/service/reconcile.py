@@ -40,6 +40,7 @@ async def reconcile(context: Context, containers: Containers) -> None:
     async with trio.open_nursery() as nursery:
         for container in list(containers.by_id.values()):
             nursery.start_soon(_recover_one, context, containers, container)
+    await context.endpoints.adopted()
     sweep(context, containers)
 
 
@@ -141,6 +142,7 @@ async def adopt(context: Context, containers: Containers, container: Container) 
     container.process = process
     container.placement = context.cgroups.placement(container.cgroup)
     process.on_oom = lambda: container.publish("oom")
+    context.endpoints.adopt(container)
     context.nursery.start_soon(containers.runner.watch, container, process)
     return True
 

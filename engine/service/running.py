@@ -23,9 +23,10 @@ from engine.linux import files
 from engine.linux.signals import signal_number
 from engine.monitor.client import MonitorGone
 from engine.runtime import ops, plan
-from engine.service import bundle, create, mounts
+from engine.service import bundle, create, mounts, specgen
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
+from engine.service.endpoints import Joining
 from engine.service.health import HealthChecks
 from engine.service.restarts import Restarts
 from engine.service.supervise import Ended, LaunchFailed, Process, launch_error
@@ -69,6 +70,7 @@ class Runner:
                 await container.previous.gone.wait()
             container.previous = None
         connection = await context.monitors.take()
+        joining = Joining()
         container.claimed = True
         try:
             while container.dropping:  # noqa: ASYNC110 - a thread tells, which has no way to set an event
@@ -79,9 +81,11 @@ class Runner:
             if record.mount_points:
                 await mounts.acquire(context, record)
             ready = self._ready_plan(container)
+            joining = await context.endpoints.join(container)
             message = self._message(container, ready)
         except BaseException as refusal:
             connection.close()
+            context.endpoints.abandon(container, joining)
             if record.mount_points:
                 context.volumes.release(record)
             if isinstance(refusal, OSError):  # no space below one of the roots, mostly
@@ -96,14 +100,20 @@ class Runner:
         try:
             await self._hand_over_pending(container, process)
             with trio.CancelScope(shield=True):
-                started = await process.launch(message)
+                started = await process.launch(message, joining.fd)
         except LaunchFailed as error:
+            context.endpoints.abandon(container, joining)
             raise self._failed(container, ready, error) from error
         except MonitorGone as error:
             process.close()
+            context.endpoints.abandon(container, joining)
             raise self._failed(container, ready, LaunchFailed(-1, 0, str(error))) from error
+        except BaseException:
+            context.endpoints.abandon(container, joining)
+            raise
+        joining.done()
         container.process = process
-        container.plan = None if record.host_config.pid_mode.startswith("container:") else ready
+        container.plan = None if create.joins(record.host_config) else ready
         container.transition(lifecycle.Started(started.pid, started.start_time, started.started))
         container.last_start = ready, started
         if record.config.healthcheck is not None:
@@ -125,22 +135,29 @@ class Runner:
         """The compiled plan, and what it needs on disk: both are there from create, or made again (restart, reboot)."""
         context, record = self._context, container.record
         if not os.path.isdir(container.bundle):
-            create.make_bundle(container)
+            create.make_bundle(context, container)
         elif record.state.started_at:
             container.save_if_waiting()
             if record.host_config.auto_remove:
                 context.snapshots.mount_again(record.id)
             bundle.forget_run(container.bundle)
-        joined = 0
-        mode = record.host_config.pid_mode
-        if mode.startswith("container:"):
-            other = self._find(mode.partition(":")[2])
-            if not other.record.state.alive:
-                raise Conflict(f"cannot join PID of a non running container: {other.id}")
-            joined = other.record.state.pid
-        if container.plan is None or container.placement is None or joined or record.state.started_at:
-            container.plan = create.compile_plan(context, container, joined)
+        hc = record.host_config
+        if create.joins(hc):
+            pid, network = self._joined(hc.pid_mode, "PID"), self._joined(hc.network_mode, "network")
+            joined = specgen.Joined(pid=pid.record.state.pid if pid else 0, network=network.record.state.pid if network else 0)
+            container.plan = create.compile_plan(context, container, joined, network.bundle if network else "")
+        elif container.plan is None or container.placement is None or record.state.started_at:
+            container.plan = create.compile_plan(context, container)
         return container.plan
+
+    def _joined(self, mode: str, what: str) -> Container | None:
+        """The container that `container:ID` names. Raises NotFound, Conflict."""
+        if not mode.startswith("container:"):
+            return None
+        other = self._find(mode.partition(":")[2])
+        if not other.record.state.alive:
+            raise Conflict(f"cannot join {what} of a non running container: {other.id}")
+        return other
 
     def _message(self, container: Container, ready: Plan) -> control.Start:
         record = container.record
@@ -225,6 +242,7 @@ class Runner:
         if ended.oom_kills:
             container.publish("oom")
         container.publish("die", exitCode=str(event.exit_code), execDuration=str(duration))
+        self._context.endpoints.leave(container)
         if container.record.mount_points:
             self._context.volumes.release(container.record)
         if container.record.host_config.auto_remove and not container.stopping:

@@ -13,6 +13,7 @@ import msgspec
 
 from engine.linux import caps
 from engine.linux.devices import DEFAULT_RULES, device_rules
+from engine.runtime import plan
 from engine.service.users import Identity
 from engine.spec.container import ContainerRecord, ExecRecord
 from engine.spec.docker.containers import HostConfig
@@ -269,7 +270,7 @@ def _network(mode: str, joined: int) -> str | None:
     """The path of its namespace, None for the host's."""
     if mode == "host":
         return None
-    return f"/proc/{joined}/ns/net" if joined else ""
+    return f"/proc/{joined}/ns/net" if joined else plan.INHERITED
 
 
 @functools.lru_cache(maxsize=64)

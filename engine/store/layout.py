@@ -28,6 +28,7 @@ class Layout:
         self.volumes = f"{self.data_root}/volumes"
         self.root_mountpoint = f"{self.exec_root}/mnt"
         self.bundles = f"{self.exec_root}/bundles"
+        self.forwarding = f"{self.exec_root}/forwarding"  # there when it was us who made this host a router
 
     def create(self) -> None:
         """Make every folder that is not there yet; what has the name of one and is none is renamed. Raises OSError."""

@@ -28,9 +28,10 @@ def disk_usage(
     return {
         "LayersSize": layers,
         "Images": None if images is None else [_image(one, version) for one in images],
-        "Containers": None if containers is None else [
-            container_views.summary(one.record, version, points=points(one.record.id), size=(one.written, one.whole))
-            for one in containers
+        "Containers": None
+        if containers is None
+        else [
+            container_views.summary(one.record, version, points=points(one.record.id), size=(one.written, one.whole)) for one in containers
         ],
         "BuildCache": [] if "build-cache" in wanted else None,
     }

@@ -1,0 +1,566 @@
+"""A container's places in networks: taken before a start, given back after the end, changed while it runs.
+
+Owns which addresses, links, names and host ports a running container has; `network.json` in its bundle says the same, and lives exactly as
+long as the namespace it speaks of. The namespace itself belongs to the container's processes: when they and the name server's sockets
+are gone the kernel removes it with its links, so that a daemon that is killed at any moment leaves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+import trio
+
+from engine.aio.blocking import blocking
+from engine.errors import Conflict, Forbidden, InvalidParameter, KnarrError
+from engine.linux import namespaces
+from engine.linux.rtnetlink import Rtnetlink
+from engine.network import firewall, ipam, macvlan, nameserver, pair, ports, sandbox
+from engine.network.firewall import Member, Port
+from engine.network.ports import Ports, Reservation
+from engine.network.sandbox import Prepared
+from engine.service import bundle, hostfiles
+from engine.service.container import Container
+from engine.service.context import Context
+from engine.service.dns import Dns, resolv_conf
+from engine.service.networkmode import split_link
+from engine.service.networks import Network, Networks
+from engine.service.sandboxes import Kind, Sandboxes
+from engine.spec.docker.containers import EndpointSettings
+from engine.spec.network import Endpoint, Pool, Published, Sandbox
+
+log = logging.getLogger("knarr.endpoints")
+
+_BARE = Kind(sandbox.BARE)
+_IFNAME = "com.docker.network.endpoint.ifname"
+_TEARDOWN_SECONDS = 5.0  # for an address that a container which just ended had
+
+
+class Joining:
+    """What a start was given. `fd`: the namespace the process is born in, -1 for one that exists already. Use `done` or `undo` once."""
+
+    def __init__(self, prepared: Prepared | None = None) -> None:
+        self.prepared = prepared
+
+    @property
+    def fd(self) -> int:
+        return self.prepared.ns if self.prepared is not None else -1
+
+    def done(self) -> None:
+        """The process holds the namespace now."""
+        if self.prepared is not None:
+            self.prepared.close()
+            self.prepared = None
+
+
+class Endpoints:
+    """The endpoints of all running containers."""
+
+    def __init__(self, context: Context, networks: Networks, find: Callable[[str], Container]) -> None:
+        self._context = context
+        self._networks = networks
+        self._dns = Dns(context.layout.exec_root, network_name=lambda id: networks.by_id[id].name, reopen=self.reopen)
+        self._ports = Ports()
+        self._host_ipv6 = ports.host_has_ipv6()
+        self._find = find
+        self.sandboxes = Sandboxes(context.settings.monitors)
+        self._sandboxes: dict[str, Sandbox] = {}  # by container id
+        self._reservations: dict[str, list[Reservation]] = {}
+        self._relays: dict[str, list[str]] = {}  # keys by container id
+        self._host = Rtnetlink()  # for the event loop's thread
+        self._tearing = 0
+        self._torn = trio.Event()
+        networks.sandbox = self._sandboxes.get
+        networks.forget_bridge = self.sandboxes.forget
+
+    async def run(self) -> None:
+        """Background task: what is made ahead, and the name server's process."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.sandboxes.run)
+            nursery.start_soon(self._dns.run)
+
+    # -- start and end
+
+    async def join(self, container: Container) -> Joining:
+        """Take everything of the network that a start needs. Raises KnarrError; nothing is left then."""
+        record = container.record
+        mode = record.host_config.network_mode
+        if mode == "host" or mode.startswith("container:"):
+            return Joining()
+        if mode == "none":
+            with told(container, "make a network namespace"):
+                return Joining(await self.sandboxes.take(_BARE))
+        wanted = self._networks.requested(record)
+        made = Sandbox(resolver=any(not network.is_default for network, _ in wanted))
+        joining = Joining()
+        try:
+            with told(container, "set up its network"):
+                await self._join(container, made, wanted, joining)
+        except BaseException:
+            joining.done()  # the namespace goes with what is in it
+            self._give_back(container, made)
+            raise
+        return joining
+
+    async def _join(self, container: Container, made: Sandbox, wanted: list[tuple[Network, str]], joining: Joining) -> None:
+        record = container.record
+        asked = record.networking.endpoints_config or {}
+        for network, name in wanted:
+            await self._networks.activate(network)
+            settings = asked.get(name) or EndpointSettings()
+            endpoint = await self.allocate(container, network, settings, made)
+            made.endpoints.append(endpoint)
+            network.endpoints[endpoint.id] = (container.id, endpoint)
+        hc, exposed = record.host_config, record.config.exposed_ports or {}
+        if hc.port_bindings or hc.publish_all_ports:
+            made.ports = self.reserve(container.id, self.plan(made, hc.port_bindings, exposed, publish_all=hc.publish_all_ports))
+        pairs = [(self._networks.by_id[endpoint.network_id], endpoint) for endpoint in made.endpoints]
+        first = next((pair for pair in pairs if pair[0].bridge is not None), None)
+        kind = sandbox.NAMED if made.resolver else sandbox.BRIDGE if first is not None else sandbox.BARE
+        joining.prepared = prepared = await self.sandboxes.take(Kind(kind, *self._wiring(first[0])) if first is not None else Kind(kind))
+        for network, endpoint in pairs:
+            if first is not None and endpoint is first[1]:
+                assert prepared.pair is not None
+                endpoint.link = prepared.pair.outer
+                port, mtu = self._wiring(network)
+                sandbox.configure(prepared, self._routed(endpoint, made), self._host, port=port, mtu=mtu)
+            else:
+                await blocking("kernel", self.attach, prepared.ns, network, endpoint, made)
+        self._write_files(container, made)
+        self._register(container, made, (prepared.udp, prepared.tcp) if made.resolver else None)
+        self._sandboxes[container.id] = made
+        bundle.write_network(container.bundle, made, running=False)
+        for network, _ in pairs:
+            self._networks.publish(network, "connect", container=container.id)
+
+    def abandon(self, container: Container, joining: Joining) -> None:
+        """A start that did not come to be."""
+        joining.done()
+        self.leave(container)
+
+    def leave(self, container: Container) -> None:
+        """The container's processes are gone. No await: nobody finds it by its old addresses from here on."""
+        made = self._sandboxes.pop(container.id, None)
+        if made is not None:
+            self._give_back(container, made)
+
+    def _give_back(self, container: Container, made: Sandbox) -> None:
+        for key in self._relays.pop(container.id, ()):
+            self._dns.unrelay(key)
+        for reservation in self._reservations.pop(container.id, ()):
+            reservation.close()
+        if made.resolver:
+            self._dns.leave(container.id)
+        self._networks.firewall.withdraw(container.id)
+        for endpoint in made.endpoints:
+            network = self._networks.by_id.get(endpoint.network_id)
+            if network is not None and network.endpoints.pop(endpoint.id, None) is not None:
+                self._dns.withdraw(endpoint.network_id, endpoint.id)
+                self._networks.publish(network, "disconnect", container=container.id)
+        self._tearing += 1
+        self._context.nursery.start_soon(self._tear_down, made.endpoints)
+
+    async def _tear_down(self, endpoints: list[Endpoint]) -> None:
+        """Background task: the links first, then the addresses are free; a link that is still there would answer for them."""
+        try:
+            links = [endpoint.link for endpoint in endpoints if endpoint.link]
+            self._networks.firewall.sync()
+            with trio.CancelScope(shield=True):
+                await blocking("kernel", _release, links)
+        except (OSError, KnarrError) as error:
+            log.warning("removing links %s: %s", ", ".join(links), error)
+        finally:
+            for endpoint in endpoints:
+                self._release(endpoint)
+            self._tearing -= 1
+            self._torn.set()
+            self._torn = trio.Event()
+
+    def _release(self, endpoint: Endpoint) -> None:
+        network = self._networks.by_id.get(endpoint.network_id)
+        if network is None:
+            return
+        for address, allocators in ((endpoint.ipv4, network.v4), (endpoint.ipv6, network.v6)):
+            for _, allocator in allocators:
+                if address and allocator.contains(address):
+                    allocator.release(address)
+
+    # -- addresses
+
+    async def allocate(self, container: Container, network: Network, settings: EndpointSettings, made: Sandbox) -> Endpoint:
+        """An endpoint with addresses of its own. Waits for those of containers that are just ending. Raises KnarrError."""
+        with trio.move_on_after(_TEARDOWN_SECONDS):
+            while self._tearing:
+                torn = self._torn
+                try:
+                    return self._take(container, network, settings, made)
+                except (Forbidden, KnarrError):
+                    await torn.wait()
+        return self._take(container, network, settings, made)
+
+    def _take(self, container: Container, network: Network, settings: EndpointSettings, made: Sandbox) -> Endpoint:
+        given = settings.ipam_config
+        endpoint = Endpoint(id=os.urandom(32).hex(), network_id=network.id, gw_priority=settings.gw_priority)
+        prefix = network.bridge.iface_prefix if network.bridge is not None else "eth"
+        taken = {other.ifname for other in made.endpoints}
+        endpoint.ifname = (settings.driver_opts or {}).get(_IFNAME) or next(
+            name for number in range(len(taken) + 1) if (name := f"{prefix}{number}") not in taken
+        )
+        if endpoint.ifname in taken:
+            raise InvalidParameter(f"the interface name {endpoint.ifname} is used twice")
+        endpoint.names = self._names(container, network, settings)
+        try:
+            self._addresses(network, endpoint, given.ipv4_address if given else "", given.ipv6_address if given else "")
+        except BaseException:
+            self._release(endpoint)
+            raise
+        endpoint.mac = settings.mac_address or container.record.config.mac_address or self._mac(endpoint)
+        return endpoint
+
+    @staticmethod
+    def _addresses(network: Network, endpoint: Endpoint, ipv4: str, ipv6: str) -> None:
+        for version, allocators, wanted in ((4, network.v4, ipv4), (6, network.v6, ipv6)):
+            if not allocators:
+                if wanted:
+                    raise InvalidParameter(f"invalid address {wanted}: It does not belong to any of this network's subnets")
+                continue
+            pool, prefix, address = _one_of(allocators, wanted)
+            gateway = "" if network.record.internal else ipam.gateway_of(pool)
+            if version == 4:
+                endpoint.ipv4, endpoint.ipv4_prefix, endpoint.ipv4_gateway = address, prefix, gateway
+            else:
+                endpoint.ipv6, endpoint.ipv6_prefix, endpoint.ipv6_gateway = address, prefix, gateway
+
+    @staticmethod
+    def _mac(endpoint: Endpoint) -> str:
+        # A bridge's neighbours may still know the address from its last owner: the same address has the same MAC.
+        return ipam.mac_of(endpoint.ipv4) if endpoint.ipv4 else ipam.random_mac()
+
+    @staticmethod
+    def _names(container: Container, network: Network, settings: EndpointSettings) -> list[str]:
+        if network.is_default:
+            return []
+        record = container.record
+        names = [record.name, *(settings.aliases or ()), record.id[:12]]
+        if record.config.hostname and record.config.hostname != record.id[:12]:
+            names.append(record.config.hostname)
+        return list(dict.fromkeys(names))
+
+    # -- wiring
+
+    def _gateways(self, made: Sandbox) -> tuple[Endpoint | None, Endpoint | None]:
+        """The endpoints that the default routes of IPv4 and IPv6 go through: the highest priority, then the network's name decides
+        (Docker, "gw-priority")."""
+        order = made.endpoints
+        if len(order) > 1:
+            order = sorted(order, key=lambda endpoint: (-endpoint.gw_priority, self._networks.by_id[endpoint.network_id].name))
+        return (
+            next((endpoint for endpoint in order if endpoint.ipv4_gateway), None),
+            next((endpoint for endpoint in order if endpoint.ipv6_gateway), None),
+        )
+
+    def _routed(self, endpoint: Endpoint, made: Sandbox) -> Endpoint:
+        """The endpoint with those gateways only that the container's default routes go through."""
+        if len(made.endpoints) == 1:
+            return endpoint
+        ipv4, ipv6 = self._gateways(made)
+        return msgspec.structs.replace(
+            endpoint,
+            ipv4_gateway=endpoint.ipv4_gateway if endpoint is ipv4 else "",
+            ipv6_gateway=endpoint.ipv6_gateway if endpoint is ipv6 else "",
+        )
+
+    def _wiring(self, network: Network) -> tuple[pair.Port, int]:
+        """How a link is a port of the network's bridge, and its MTU."""
+        options = network.bridge
+        assert options is not None
+        port = pair.Port(network.index, hairpin=True, isolated=not options.icc)
+        return port, options.mtu or pair.DEFAULT_MTU
+
+    def attach(self, namespace: int, network: Network, endpoint: Endpoint, made: Sandbox) -> None:
+        """In a worker thread: a link for an endpoint in a namespace that is in use or will be; the endpoint gets its names."""
+        routed = self._routed(endpoint, made)
+        with Rtnetlink() as host:
+            if network.macvlan is not None:
+                with Rtnetlink(namespace) as inside:
+                    endpoint.ifname = macvlan.connect(
+                        namespace, inside, routed, host, parent=network.index, mode=network.macvlan.mode, default_route=True
+                    )
+            else:
+                port, mtu = self._wiring(network)
+                endpoint.ifname, endpoint.link = sandbox.attach(namespace, routed, host, port=port, mtu=mtu, default_route=True)
+
+    def route(self, namespace: int, before: Sandbox, after: Sandbox) -> None:
+        """In a worker thread: the default routes, where they go through another endpoint than before."""
+        gateways = self._gateways(after)
+        if gateways != self._gateways(before):
+            sandbox.set_gateways(namespace, *gateways)
+
+    def _write_files(self, container: Container, made: Sandbox) -> None:
+        record = container.record
+        hc = record.host_config
+        linked = [] if made.resolver else self._linked(hc.links or ())
+        text = hostfiles.hosts(record, made, self.host_gateways() if hostfiles.needs_gateway(hc) else (), linked)
+        bundle.rewrite(container.bundle, "hosts", text)
+        bundle.rewrite(container.bundle, "resolv.conf", self._resolv_conf(container, made)[0])
+
+    def _resolv_conf(self, container: Container, made: Sandbox) -> tuple[str, list[str]]:
+        """Text, and the servers that the embedded one asks."""
+        hc, settings = container.record.host_config, self._context.settings
+        return resolv_conf(
+            hostfiles.host_resolv_conf(),
+            dns=hc.dns or settings.dns,
+            search=hc.dns_search or settings.dns_search,
+            options=hc.dns_options or settings.dns_opts,
+            embedded=made.resolver,
+        )
+
+    def host_gateways(self) -> list[str]:
+        """What `host-gateway` means: the daemon's setting, else the default bridge's addresses."""
+        if self._context.settings.host_gateway_ips:
+            return self._context.settings.host_gateway_ips
+        network = self._networks.by_name.get("bridge")
+        return [] if network is None else [pool.gateway for pool in network.record.pools if pool.gateway]
+
+    def _linked(self, links: Iterable[str]) -> list[tuple[str, str]]:
+        """Addresses and names of the containers of --link on the default bridge. Raises NotFound, Conflict."""
+        found = []
+        for ref, alias in map(split_link, links):
+            other = self._find(ref)
+            made = self._sandboxes.get(other.id)
+            address = next((endpoint.ipv4 for endpoint in made.endpoints), "") if made is not None else ""
+            if not address:
+                raise Conflict(f"Cannot link to a non running container: /{other.name} AS /{alias}")
+            names = dict.fromkeys((alias, other.record.config.hostname, other.name))
+            found.append((address, " ".join(names)))
+        return found
+
+    # -- names and the firewall
+
+    def _register(self, container: Container, made: Sandbox, fds: tuple[int, int] | None) -> None:
+        """Make a container known to the name server and to the firewall."""
+        for endpoint in made.endpoints:
+            if endpoint.names:
+                self._dns.publish(endpoint.network_id, endpoint.id, endpoint.names, endpoint.ipv4, endpoint.ipv6, container.name)
+        if made.resolver:
+            self._serve(container, made, fds)
+        self._guard(container.id, made)
+
+    def _serve(self, container: Container, made: Sandbox, fds: tuple[int, int] | None) -> None:
+        networks = [self._networks.by_id[endpoint.network_id] for endpoint in made.endpoints]
+        self._dns.serve(
+            container.id,
+            fds,
+            networks=[network.id for network in networks if not network.is_default],
+            links=self._aliases(container),
+            upstreams=self._resolv_conf(container, made)[1],
+            internal=all(network.record.internal for network in networks),
+        )
+
+    def _aliases(self, container: Container) -> dict[str, list[str]]:
+        """Names that only this container knows: --link on networks with names. A container that does not run has no address yet."""
+        found: dict[str, list[str]] = {}
+        for settings in (container.record.networking.endpoints_config or {}).values():
+            for ref, alias in map(split_link, (settings.links if settings is not None else None) or ()):
+                found.setdefault(alias, []).append(ref)
+        return found
+
+    # -- a daemon that comes back
+
+    def adopt(self, container: Container) -> None:
+        """A running container was found again: what it has is taken as it is. Raises KnarrError when its file cannot be read."""
+        made = bundle.read_network(container.bundle)
+        if made is None:
+            return
+        for endpoint in made.endpoints:
+            network = self._networks.by_id.get(endpoint.network_id)
+            if network is None:
+                log.error("container %s is in network %s, which is gone", container.id[:12], endpoint.network_id[:12])
+                continue
+            network.endpoints[endpoint.id] = (container.id, endpoint)
+            for address, allocators in ((endpoint.ipv4, network.v4), (endpoint.ipv6, network.v6)):
+                if address and not any(allocator.adopt(address) for _, allocator in allocators):
+                    log.warning("container %s: its address %s is another's or of no subnet", container.id[:12], address)
+        made.endpoints = [endpoint for endpoint in made.endpoints if endpoint.network_id in self._networks.by_id]
+        self._sandboxes[container.id] = made
+        if made.ports:
+            reservation, problems = self._ports.again(made.ports)
+            self._reservations[container.id] = [reservation]
+            for problem in problems:
+                log.info("container %s: a port that it has published stays so, unreserved: %s", container.id[:12], problem)
+
+    async def adopted(self) -> None:
+        """After the last `adopt`: the host's side of what is in use, made right without touching a connection."""
+        for network in {
+            id(n): n for m in self._sandboxes.values() for e in m.endpoints if (n := self._networks.by_id[e.network_id])
+        }.values():
+            try:
+                await self._networks.activate(network)
+            except (OSError, KnarrError) as error:
+                log.error("network %s: %s", network.name, error)
+        await self._dns.adopt()
+        for container_id, made in self._sandboxes.items():
+            self._register(self._find(container_id), made, None)
+        self._dns.settle()
+        if not self._sandboxes:
+            self._networks.firewall.clean()
+
+    # -- changes while it runs
+
+    def sandbox(self, container_id: str) -> Sandbox | None:
+        """What a running container has; None when it does not run or has no network of its own."""
+        return self._sandboxes.get(container_id)
+
+    def change(self, container: Container, after: Sandbox, fds: tuple[int, int] | None) -> None:
+        """A running container has something else now: everybody is told. `fds`: its name server's sockets if they are new."""
+        before = self._sandboxes[container.id]
+        bundle.write_network(container.bundle, after, running=True)
+        self._sandboxes[container.id] = after
+        kept = {endpoint.id for endpoint in after.endpoints}
+        for endpoint in before.endpoints:
+            if endpoint.id not in kept:
+                self._dns.withdraw(endpoint.network_id, endpoint.id)
+        self._write_files(container, after)
+        self._register(container, after, fds)
+
+    def drop(self, endpoints: list[Endpoint]) -> None:
+        """Endpoints that a running container has no more: links and addresses go in the background."""
+        for endpoint in endpoints:
+            network = self._networks.by_id.get(endpoint.network_id)
+            if network is not None:
+                network.endpoints.pop(endpoint.id, None)
+        self._tearing += 1
+        self._context.nursery.start_soon(self._tear_down, endpoints)
+
+    def renamed(self, container: Container) -> None:
+        """Its names in every network follow its own."""
+        made = self._sandboxes.get(container.id)
+        if made is None:
+            return
+        asked = container.record.networking.endpoints_config or {}
+        for endpoint in made.endpoints:
+            network = self._networks.by_id[endpoint.network_id]
+            endpoint.names = self._names(container, network, asked.get(network.name) or EndpointSettings())
+        self.change(container, made, None)
+
+    # -- ports
+
+    def plan(
+        self, made: Sandbox, bindings: ports.Bindings | None, exposed: Iterable[str] = (), *, publish_all: bool = False
+    ) -> list[ports.Wanted]:
+        """The ports that a container wants of the host, by its gateways' networks: nothing without one. Raises InvalidParameter."""
+        ipv4, ipv6 = self._gateways(made)
+        gateway = ipv4 or ipv6
+        options = self._networks.by_id[gateway.network_id].bridge if gateway is not None else None
+        if options is None:
+            return []
+        return ports.plan(
+            bindings,
+            exposed,
+            publish_all=publish_all,
+            default_ip=options.host_binding,
+            host_ipv6=self._host_ipv6,
+            ipv4=ipv4 is not None,
+            modes=(options.gateway_mode_ipv4, options.gateway_mode_ipv6),
+        )
+
+    def reserve(self, container_id: str, wanted: Sequence[ports.Wanted]) -> list[Published]:
+        """Hold host ports; with the numbers that were chosen. Raises PortUnavailable when one is taken."""
+        if not wanted:
+            return []
+        reservation = self._ports.reserve(wanted)
+        self._reservations.setdefault(container_id, []).append(reservation)
+        return list(reservation.ports)
+
+    def unreserve(self, container_id: str, kept: Sequence[Published]) -> None:
+        """Let go of what is not in `kept`."""
+        for reservation in self._reservations.get(container_id, ()):
+            reservation.release([one for one in reservation.ports if one not in kept])
+
+    def _guard(self, container_id: str, made: Sandbox) -> None:
+        """The firewall's part of a container, and the relay's: what the kernel cannot translate."""
+        known = self._networks.by_id
+        members = [
+            Member(link=one.link, bridge=known[one.network_id].record.link, mac=one.mac, ipv4=one.ipv4, ipv6=one.ipv6)
+            for one in made.endpoints
+            if one.link
+        ]
+        published = self._published(made) if made.ports else []
+        self._networks.firewall.hold(container_id, members, [port for _, port in published])
+        self._networks.firewall.sync()
+        relayed = [(one, port) for one, port in published if one.host_port and not firewall.served(port)]
+        if relayed or container_id in self._relays:
+            self._relay(container_id, relayed)
+
+    def _published(self, made: Sandbox) -> list[tuple[Published, Port]]:
+        ipv4, ipv6 = self._gateways(made)
+        found = []
+        for one in made.ports:
+            gateway = (ipv6 or ipv4) if ":" in one.host_ip else (ipv4 or ipv6)
+            if gateway is not None:
+                link = self._networks.by_id[gateway.network_id].record.link
+                port = Port(
+                    bridge=link, protocol=one.protocol, host_ip=one.host_ip, host_port=one.host_port, port=one.port,
+                    ipv4=gateway.ipv4, ipv6=gateway.ipv6,
+                )  # fmt: skip
+                found.append((one, port))
+        return found
+
+    def _relay(self, container_id: str, wanted: list[tuple[Published, Port]]) -> None:
+        keys = []
+        for one, port in wanted:
+            key = f"{container_id}/{one.protocol}/{one.host_ip}/{one.host_port}"
+            held = next((found for each in self._reservations.get(container_id, ()) if (found := each.holder(one)) is not None), None)
+            try:
+                self._dns.relay(key, held.fileno() if held is not None else None, one.protocol, port.ipv4 or port.ipv6, one.port)
+            except KeyError:
+                log.warning("container %s: %s:%d is not relayed, the port is not held", container_id[:12], one.host_ip, one.host_port)
+                continue
+            keys.append(key)
+        for key in self._relays.get(container_id, ()):
+            if key not in keys:
+                self._dns.unrelay(key)
+        self._relays[container_id] = keys
+
+    # -- the name server's sockets
+
+    def reopen(self, container_id: str) -> tuple[int, int]:
+        """In a worker thread: the name server's sockets of a running container again. Raises OSError, KnarrError."""
+        namespace = namespaces.of_process(self._find(container_id).record.state.pid)
+        try:
+            return nameserver.open_in(namespace)
+        finally:
+            os.close(namespace)
+
+
+def _one_of(allocators: list[tuple[Pool, ipam.Allocator]], wanted: str) -> tuple[Pool, int, str]:
+    """Pool, prefix length and a free address, of the first pool that has one. Raises KnarrError, InvalidParameter."""
+    if wanted:
+        allocators = [pair for pair in allocators if pair[1].contains(wanted)] or allocators[:1]
+    for number, (pool, allocator) in enumerate(allocators, 1):
+        try:
+            return pool, allocator.prefix, allocator.take(wanted)
+        except KnarrError:
+            if number == len(allocators):
+                raise
+    raise AssertionError("no allocators")
+
+
+def _release(links: list[str]) -> None:
+    """In a worker thread: no link of an ended container answers for its addresses any more."""
+    with Rtnetlink() as host:
+        for link in links:
+            sandbox.release(link, host)
+
+
+@contextlib.contextmanager
+def told(container: Container, what: str) -> Iterator[None]:
+    """What the kernel refuses, in words for the client. Raises KnarrError."""
+    try:
+        yield
+    except OSError as error:
+        raise KnarrError(f"container {container.name}: {what}: {error}") from error
