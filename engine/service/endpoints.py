@@ -37,6 +37,7 @@ log = logging.getLogger("knarr.endpoints")
 
 _BARE = Kind(sandbox.BARE)
 _IFNAME = "com.docker.network.endpoint.ifname"
+_BACKLOG = 128
 _TEARDOWN_SECONDS = 5.0  # for an address that a container which just ended had
 
 
@@ -515,6 +516,8 @@ class Endpoints:
         for one, port in wanted:
             key = f"{container_id}/{one.protocol}/{one.host_ip}/{one.host_port}"
             held = next((found for each in self._reservations.get(container_id, ()) if (found := each.holder(one)) is not None), None)
+            if held is not None and one.protocol == "tcp":
+                held.listen(_BACKLOG)  # what the kernel translates never comes so far
             try:
                 self._dns.relay(key, held.fileno() if held is not None else None, one.protocol, port.ipv4 or port.ipv6, one.port)
             except KeyError:

@@ -160,6 +160,8 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
                 engine.context.durability.flush()
             except DatabaseError as error:
                 log.error("writing the database to the disk: %s", error)
+            if not engine.containers.running():
+                engine.networks.tidy()
             if not engine.containers.by_id:
                 engine.context.cgroups.tidy(settings.cgroup_parent)
     finally:

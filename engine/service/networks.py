@@ -117,7 +117,7 @@ class Networks:
 
     def _hosts_subnets(self) -> list[str]:
         with Rtnetlink() as host:
-            return bridge.hosts_subnets(host, without=[network.record.link for network in self.by_id.values() if network.record.link])
+            return bridge.hosts_subnets(host, without=[network.record.link for network in self.by_id.values() if network.index])
 
     def _add(self, network: Network) -> None:
         self.by_id[network.id] = self.by_name[network.name] = network
@@ -284,6 +284,17 @@ class Networks:
         network.index = 0
         if network.record.driver in ("bridge", "macvlan") and not network.record.foreign_link:
             await blocking("kernel", _remove_link, network.record)
+
+    def tidy(self) -> None:
+        """At the end of a daemon that leaves no container running: the host keeps no link and no table of ours; both are made on demand."""
+        try:
+            with Rtnetlink() as host:
+                for network in self.by_id.values():
+                    if network.record.driver == "bridge" and network.record.link and not network.record.foreign_link:
+                        bridge.remove(network.record.link, host)
+        except OSError as error:
+            log.warning("removing the links of networks: %s", error)
+        self.firewall.clean()
 
     async def prune(self, filters: Filters) -> list[str]:
         """Remove what no container names; the names. Raises InvalidParameter."""
