@@ -33,7 +33,7 @@ class Endpoint:
 
     def __init__(self, names: Iterable[str], addresses: Iterable[str], title: str) -> None:
         self.names = tuple(dict.fromkeys(folded(name) for name in names if name))
-        self.addresses = tuple(dns.address(address) for address in addresses if address)
+        self.addresses = tuple(dict.fromkeys(dns.address(address) for address in addresses if address))
         self.title = title.encode("utf-8", "surrogateescape")
 
     def __eq__(self, other: object) -> bool:
