@@ -83,7 +83,7 @@ def _mount(given: Mapping[str, str], path: str) -> None:
     except OSError as error:
         shown = ", data: " + _SECRET.sub(r"\1********", data) if data else ""
         raise KnarrError(
-            f"failed to mount local volume: mount {device}:{path}, flags: {flags:#x}{shown}: {(error.strerror or '').lower()}",
+            f"failed to mount local volume: mount {device}:{path}, flags: {flags:#x}{shown}: {os.strerror(error.errno or 0).lower()}",
             hint=_hint(kind, error.errno or 0),
         ) from error
     try:
@@ -93,7 +93,7 @@ def _mount(given: Mapping[str, str], path: str) -> None:
             _core.mount(None, path, None, opts.propagation, None)
     except OSError as error:
         mounts.unmount_below(path)
-        raise KnarrError(f"failed to mount local volume: options {','.join(words)} of {path}: {(error.strerror or '').lower()}") from error
+        raise KnarrError(f"failed to mount local volume: options {','.join(words)} of {path}: {os.strerror(error.errno or 0).lower()}") from error
 
 
 def _hint(kind: str, number: int) -> str:
