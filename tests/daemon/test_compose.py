@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PEER
-from tests.lib import compose
+from tests.lib import busybox, compose
 from tests.lib.compose import Project
 from tests.lib.daemon import Daemon, Engine
 from tests.lib.leaks import Leaks
@@ -34,6 +34,14 @@ def free_port(host: Namespace) -> int:
         return int(sock.getsockname()[1])
 
 
+def leaks_of(daemon: Daemon) -> Leaks:
+    """After a first container on a network of its own: what that leaves for good is there."""
+    daemon.docker("network", "create", "warm")
+    daemon.docker("run", "--rm", "--network", "warm", busybox.NAME, "true")
+    daemon.docker("network", "rm", "warm")
+    return Leaks(daemon)
+
+
 @pytest.fixture(scope="module", params=["2", "1"], ids=["v2", "v1"])
 def app(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Project]:
     """The application, up. Skipped where this Compose is not installed."""
@@ -46,7 +54,7 @@ def app(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Project]:
     with tempfile.TemporaryDirectory(dir=parent, prefix="knarr-compose-") as folder:
         Path(folder).chmod(0o755)
         project = Project(engine, version, host, Path(folder), free_port(host))
-        leaks = Leaks(engine) if isinstance(engine, Daemon) else None
+        leaks = leaks_of(engine) if isinstance(engine, Daemon) else None
         try:
             project.compose("up", "-d")
             yield project

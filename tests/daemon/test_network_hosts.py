@@ -474,7 +474,7 @@ def test_macvlan_is_a_host_beside_the_host(place: Site) -> None:
 def test_other_tables_and_forwarding_are_left_alone_until_needed() -> None:
     with site() as place:
         chain = "chain input { type filter hook input priority 0; policy accept; tcp dport 9 drop; }"
-        rules = f"table inet others {{ {chain} set addresses {{ type ipv4_addr; }} }}"
+        rules = f"table inet others {{\nset addresses {{ type ipv4_addr; }}\n{chain}\n}}\n"
         place.host.run("nft", "-f", "-", input=rules)
         before = place.host.run("nft", "list", "table", "inet", "others").stdout
         place.box("--network", "none")

@@ -106,11 +106,12 @@ def test_names_are_answered_while_the_daemon_is_dead(place: Site) -> None:
     network = place.network()
     box = place.box("--network", network, "--name", "first")
     asks = place.box("--network", network, "--name", "second")
+    address = box.ip()
     assert isinstance(place.engine, Daemon)
     place.engine.kill()
     try:
         inside = asks.host.run("busybox", "nslookup", "first", "127.0.0.11")  # the namespace of the container, the program of the host
-        assert box.ip() in inside.stdout
+        assert address in inside.stdout
     finally:
         with place.host:
             place.engine.start()

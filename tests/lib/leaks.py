@@ -142,12 +142,19 @@ def host_of(daemon: Daemon) -> Namespace:
 
 
 def links(daemon: Daemon) -> set[str]:
-    """Links of the daemon's network namespace. Its default bridge stays while it runs, and after."""
+    """Bridges of the daemon's networks, and the pairs that are plugged into them. Its default bridge stays while it runs, and after."""
+    default = network_tag(daemon)
+    ids = {network["Id"] for network in daemon.api("GET", "/networks").json()} if daemon.process else set()
+    if daemon.process:  # those that are gone; other daemons of this host have bridges too
+        events = daemon.api("GET", f"/events?since=1&until={time.time():.0f}&filters=" + '{"type":["network"]}').body
+        ids |= {json.loads(line)["Actor"]["ID"] for line in events.splitlines()}
+    bridges = {default} | {f"br-{network[:12]}" for network in ids}
     host = host_of(daemon)
     try:
-        return host.links() - {network_tag(daemon)}
+        shown = json.loads(host.ip("-j", "link", "show"))
     finally:
         host.close()
+    return {one["ifname"] for one in shown if one["ifname"] in bridges or one.get("master") in bridges} - {default}
 
 
 def elements(daemon: Daemon) -> set[str]:
