@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from engine.aio.blocking import blocking
-from engine.errors import Conflict, Forbidden, InvalidParameter, KnarrError
+from engine.errors import Conflict, InvalidParameter, KnarrError
 from engine.linux import namespaces
 from engine.linux.rtnetlink import Rtnetlink
 from engine.network import firewall, ipam, macvlan, nameserver, pair, ports, sandbox
@@ -38,6 +38,7 @@ log = logging.getLogger("knarr.endpoints")
 _BARE = Kind(sandbox.BARE)
 _IFNAME = "com.docker.network.endpoint.ifname"
 _BACKLOG = 128
+_TEARDOWN_DELAY = 0.005  # what can wait stays out of the way of the replies that an end causes
 _TEARDOWN_SECONDS = 5.0  # for an address that a container which just ended had
 
 
@@ -73,7 +74,10 @@ class Endpoints:
         self._reservations: dict[str, list[Reservation]] = {}
         self._relays: dict[str, list[str]] = {}  # keys by container id
         self._host = Rtnetlink()  # for the event loop's thread
+        self._leaving: dict[str, Sandbox] = {}  # of containers that ended just now
         self._tearing = 0
+        self._hurried = 0  # starts that wait for addresses
+        self._hurry = trio.Event()
         self._torn = trio.Event()
         networks.sandbox = self._sandboxes.get
         networks.forget_bridge = self.sandboxes.forget
@@ -95,6 +99,8 @@ class Endpoints:
         if mode == "none":
             with told(container, "make a network namespace"):
                 return Joining(await self.sandboxes.take(_BARE))
+        if container.id in self._leaving:
+            self._forget_names(container.id)
         wanted = self._networks.requested(record)
         made = Sandbox(resolver=any(not network.is_default for network, _ in wanted))
         joining = Joining()
@@ -132,11 +138,19 @@ class Endpoints:
             else:
                 await blocking("kernel", self.attach, prepared.ns, network, endpoint, made)
         self._write_files(container, made)
-        self._register(container, made, (prepared.udp, prepared.tcp) if made.resolver else None)
-        self._sandboxes[container.id] = made
         bundle.write_network(container.bundle, made, running=False)
-        for network, _ in pairs:
-            self._networks.publish(network, "connect", container=container.id)
+        self._sandboxes[container.id] = made
+
+    def joined(self, container: Container, joining: Joining) -> None:
+        """The second half of `join`, for the time in which the monitor makes the process: what others see of the container, its name
+        server (whose sockets keep questions meanwhile) and its ports. Raises KnarrError, OSError; then the container must not run."""
+        made = self._sandboxes.get(container.id)
+        if made is None:
+            return
+        prepared = joining.prepared
+        self._register(container, made, (prepared.udp, prepared.tcp) if made.resolver and prepared is not None else None)
+        for endpoint in made.endpoints:
+            self._networks.publish(self._networks.by_id[endpoint.network_id], "connect", container=container.id)
 
     def abandon(self, container: Container, joining: Joining) -> None:
         """A start that did not come to be."""
@@ -144,7 +158,7 @@ class Endpoints:
         self.leave(container)
 
     def leave(self, container: Container) -> None:
-        """The container's processes are gone. No await: nobody finds it by its old addresses from here on."""
+        """The container's processes are gone. No await: its ports can be taken from here on, the rest follows."""
         made = self._sandboxes.pop(container.id, None)
         if made is not None:
             self._give_back(container, made)
@@ -154,24 +168,39 @@ class Endpoints:
             self._dns.unrelay(key)
         for reservation in self._reservations.pop(container.id, ()):
             reservation.close()
-        if made.resolver:
-            self._dns.leave(container.id)
         self._networks.firewall.withdraw(container.id)
         for endpoint in made.endpoints:
             network = self._networks.by_id.get(endpoint.network_id)
             if network is not None and network.endpoints.pop(endpoint.id, None) is not None:
-                self._dns.withdraw(endpoint.network_id, endpoint.id)
                 self._networks.publish(network, "disconnect", container=container.id)
+        self._leaving[container.id] = made
         self._tearing += 1
-        self._context.nursery.start_soon(self._tear_down, made.endpoints)
+        self._context.nursery.start_soon(self._tear_down, container.id, made.endpoints)
 
-    async def _tear_down(self, endpoints: list[Endpoint]) -> None:
-        """Background task: the links first, then the addresses are free; a link that is still there would answer for them."""
+    def _forget_names(self, container_id: str) -> None:
+        """The last part of `leave`: of a container that starts again it must come before the new names."""
+        made = self._leaving.pop(container_id, None)
+        if made is None:
+            return
+        if made.resolver:
+            self._dns.leave(container_id)
+        for endpoint in made.endpoints:
+            if endpoint.names:
+                self._dns.withdraw(endpoint.network_id, endpoint.id)
+
+    async def _tear_down(self, container_id: str, endpoints: list[Endpoint]) -> None:
+        """Background task: names and rules, the links, and then the addresses are free; a link that is still there would answer for them.
+        Whoever waits for the end is told first."""
+        links = [endpoint.link for endpoint in endpoints if endpoint.link]
         try:
-            links = [endpoint.link for endpoint in endpoints if endpoint.link]
+            if not self._hurried:
+                with trio.move_on_after(_TEARDOWN_DELAY):
+                    await self._hurry.wait()
+            self._forget_names(container_id)
             self._networks.firewall.sync()
-            with trio.CancelScope(shield=True):
-                await blocking("kernel", _release, links)
+            if links:
+                with trio.CancelScope(shield=True):
+                    await blocking("kernel", _release, links)
         except (OSError, KnarrError) as error:
             log.warning("removing links %s: %s", ", ".join(links), error)
         finally:
@@ -194,13 +223,22 @@ class Endpoints:
 
     async def allocate(self, container: Container, network: Network, settings: EndpointSettings, made: Sandbox) -> Endpoint:
         """An endpoint with addresses of its own. Waits for those of containers that are just ending. Raises KnarrError."""
-        with trio.move_on_after(_TEARDOWN_SECONDS):
-            while self._tearing:
-                torn = self._torn
-                try:
-                    return self._take(container, network, settings, made)
-                except (Forbidden, KnarrError):
-                    await torn.wait()
+        try:
+            return self._take(container, network, settings, made)
+        except KnarrError:
+            if not self._tearing:
+                raise
+        self._hurried += 1
+        self._hurry.set()
+        try:
+            with trio.move_on_after(_TEARDOWN_SECONDS):
+                while self._tearing:
+                    await self._torn.wait()
+                    with contextlib.suppress(KnarrError):
+                        return self._take(container, network, settings, made)
+        finally:
+            self._hurried -= 1
+            self._hurry = trio.Event()
         return self._take(container, network, settings, made)
 
     def _take(self, container: Container, network: Network, settings: EndpointSettings, made: Sandbox) -> Endpoint:
@@ -435,7 +473,7 @@ class Endpoints:
             if network is not None:
                 network.endpoints.pop(endpoint.id, None)
         self._tearing += 1
-        self._context.nursery.start_soon(self._tear_down, endpoints)
+        self._context.nursery.start_soon(self._tear_down, "", endpoints)
 
     def renamed(self, container: Container) -> None:
         """Its names in every network follow its own."""

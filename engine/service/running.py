@@ -100,7 +100,9 @@ class Runner:
         try:
             await self._hand_over_pending(container, process)
             with trio.CancelScope(shield=True):
-                started = await process.launch(message, joining.fd)
+                await process.begin(message, joining.fd)
+                trouble = self._joined_trouble(container, joining)
+                started = await process.launched()
         except LaunchFailed as error:
             context.endpoints.abandon(container, joining)
             raise self._failed(container, ready, error) from error
@@ -122,6 +124,17 @@ class Runner:
         for op, errno in started.degraded:
             log.warning("container %s: %s: only in part: %s", container.id[:12], ops.describe(ready.ops[op]), os.strerror(errno))
         context.nursery.start_soon(self.watch, container, process)
+        if trouble is not None:
+            await self.kill_and_wait(container)
+            raise trouble
+
+    def _joined_trouble(self, container: Container, joining: Joining) -> KnarrError | None:
+        """Make the container's network known while its process is being made; what went wrong, for when there is something to kill."""
+        try:
+            self._context.endpoints.joined(container, joining)
+        except (OSError, KnarrError) as error:
+            return KnarrError(f"start container {container.name}: set up its network: {error}")
+        return None
 
     async def watch(self, container: Container, process: Process) -> None:
         """Background task of each run."""
