@@ -136,7 +136,7 @@ def test_ping(tmp_path: Path) -> None:
         ("GET", "/swarm", 503, "This node is not a swarm manager."),
         ("POST", "/swarm/leave", 503, "This node is not part of a swarm"),
         ("POST", "/services/x/update", 503, "This node is not a swarm manager."),
-        ("GET", "/v1.40/networks", 501, "not implemented: GET /networks"),
+        ("GET", "/v1.40/plugins", 501, "not implemented: GET /plugins"),
         ("GET", "/containers/x/stats", 501, "not implemented: GET /containers/x/stats"),
         ("GET", "/containers/x/attach/ws", 501, "not implemented: GET /containers/x/attach/ws"),
         ("GET", "/containers/a/export", 501, "not implemented: GET /containers/a/export"),
