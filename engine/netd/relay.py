@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 CONNECTIONS = 2048  # of all relays together
 ASSOCIATIONS = 1024  # UDP clients of one relay
 IDLE = 90.0  # seconds without a datagram after which a UDP client is forgotten, as in docker-proxy
-_PIECE = 128 * 1024
+_PIECE = 128 * 1024  # bytes that are taken at once, and so what one direction of a stalled connection may hold
+_MANY, _SMALL_PIECE = 64, 16 * 1024  # with so many connections on a relay it is less
 _DATAGRAM = 65535
 _DRAIN = 32
 _CONNECTING = (errno.EINPROGRESS, errno.EAGAIN)
@@ -192,7 +193,7 @@ class Pair:
             if source.sock.getsockopt(_SOL_SOCKET, _SO_ERROR):
                 raise ConnectionResetError
             return
-        data = source.sock.recv(_PIECE)
+        data = source.sock.recv(_PIECE if len(self._all) < _MANY else _SMALL_PIECE)
         if data:
             self._send(sink, memoryview(data))
         else:

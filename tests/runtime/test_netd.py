@@ -272,10 +272,10 @@ def test_one_daemon_at_a_time(host: Host, netd: NetdConnection) -> None:
 def test_a_container_that_ended_without_a_daemon_is_let_go(host: Host, netd: NetdConnection) -> None:
     serve(netd, host.container())
     ask(host.namespace, question("web"))
-    netd.close()
     bundle = Path(host.root, "bundles", "c1")
     bundle.mkdir(parents=True)
     (bundle / "exit.json").touch()
+    netd.close()
     assert os.waitstatus_to_exitcode(os.waitpid(netd.pid, 0)[1]) == 0
 
 
