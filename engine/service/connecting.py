@@ -164,7 +164,7 @@ class Changes:
                 wanted[port] = [*(wanted.get(port) or ()), *(found or ())]
             made = self._endpoints.sandbox(container.id)
             if made is not None:
-                new = self._endpoints.reserve(container.id, self._endpoints.plan(made, bindings))
+                new = self._endpoints.ports.reserve(container.id, self._endpoints.ports.plan(made, bindings))
                 self._endpoints.change(container, msgspec.structs.replace(made, ports=[*made.ports, *new]), None)
             hc.port_bindings = wanted
             container.save_now()
@@ -186,7 +186,7 @@ class Changes:
             if made is not None:
                 left = [one for one in made.ports if not _named(bindings, f"{one.port}/{one.protocol}", one.host_ip, str(one.host_port))]
                 self._endpoints.change(container, msgspec.structs.replace(made, ports=left), None)
-                self._endpoints.unreserve(container.id, left)
+                self._endpoints.ports.unreserve(container.id, left)
             hc.port_bindings = {
                 port: kept
                 for port, found in known.items()

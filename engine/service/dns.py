@@ -62,6 +62,7 @@ class Dns:
         self._held_endpoints: set[tuple[str, str]] = set()
         self._missing: set[str] = set()  # containers whose sockets nobody has
         self._repairing = ""  # the one whose sockets are being opened
+        self._adopting = trio.Lock()
         self._adopted = False
         self._settled = False  # `settle` was called
         self._live = False  # and netd was told; every change is told from now on
@@ -165,9 +166,12 @@ class Dns:
 
     async def adopt(self) -> None:
         """Find the netd that a former daemon left and ask what it holds. `run` does it when nobody did before."""
-        if self._adopted:
-            return
-        self._adopted = True
+        async with self._adopting:
+            if not self._adopted:
+                await self._adopt()
+                self._adopted = True
+
+    async def _adopt(self) -> None:
         try:
             connection = client.connect(self._exec_root)
         except OSError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import trio
@@ -19,19 +19,19 @@ from engine.aio.blocking import blocking
 from engine.errors import Conflict, InvalidParameter, KnarrError
 from engine.linux import namespaces
 from engine.linux.rtnetlink import Rtnetlink
-from engine.network import firewall, ipam, macvlan, nameserver, pair, ports, sandbox
-from engine.network.firewall import Member, Port
-from engine.network.ports import Ports, Reservation
+from engine.network import macvlan, nameserver, pair, sandbox
+from engine.network.firewall import Member
 from engine.network.sandbox import Prepared
-from engine.service import bundle, hostfiles
+from engine.service import addresses, bundle, hostfiles
 from engine.service.container import Container
 from engine.service.context import Context
 from engine.service.dns import Dns, resolv_conf
 from engine.service.networkmode import split_link
 from engine.service.networks import Network, Networks
+from engine.service.ports import PublishedPorts
 from engine.service.sandboxes import Kind, Sandboxes
 from engine.spec.docker.containers import EndpointSettings
-from engine.spec.network import Endpoint, Pool, Published, Sandbox
+from engine.spec.network import Endpoint, Sandbox
 
 log = logging.getLogger("knarr.endpoints")
 
@@ -66,13 +66,10 @@ class Endpoints:
         self._context = context
         self._networks = networks
         self._dns = Dns(context.layout.exec_root, network_name=lambda id: networks.by_id[id].name, reopen=self.reopen)
-        self._ports = Ports()
-        self._host_ipv6 = ports.host_has_ipv6()
+        self.ports = PublishedPorts(networks, self._dns)
         self._find = find
         self.sandboxes = Sandboxes(context.settings.monitors)
         self._sandboxes: dict[str, Sandbox] = {}  # by container id
-        self._reservations: dict[str, list[Reservation]] = {}
-        self._relays: dict[str, list[str]] = {}  # keys by container id
         self._host = Rtnetlink()  # for the event loop's thread
         self._leaving: dict[str, Sandbox] = {}  # of containers that ended just now
         self._tearing = 0
@@ -124,7 +121,9 @@ class Endpoints:
             network.endpoints[endpoint.id] = (container.id, endpoint)
         hc, exposed = record.host_config, record.config.exposed_ports or {}
         if hc.port_bindings or hc.publish_all_ports:
-            made.ports = self.reserve(container.id, self.plan(made, hc.port_bindings, exposed, publish_all=hc.publish_all_ports))
+            made.ports = self.ports.reserve(
+                container.id, self.ports.plan(made, hc.port_bindings, exposed, publish_all=hc.publish_all_ports)
+            )
         pairs = [(self._networks.by_id[endpoint.network_id], endpoint) for endpoint in made.endpoints]
         first = next((pair for pair in pairs if pair[0].bridge is not None), None)
         kind = sandbox.NAMED if made.resolver else sandbox.BRIDGE if first is not None else sandbox.BARE
@@ -164,10 +163,7 @@ class Endpoints:
             self._give_back(container, made)
 
     def _give_back(self, container: Container, made: Sandbox) -> None:
-        for key in self._relays.pop(container.id, ()):
-            self._dns.unrelay(key)
-        for reservation in self._reservations.pop(container.id, ()):
-            reservation.close()
+        self.ports.leave(container.id)
         self._networks.firewall.withdraw(container.id)
         for endpoint in made.endpoints:
             network = self._networks.by_id.get(endpoint.network_id)
@@ -205,19 +201,12 @@ class Endpoints:
             log.warning("removing links %s: %s", ", ".join(links), error)
         finally:
             for endpoint in endpoints:
-                self._release(endpoint)
+                network = self._networks.by_id.get(endpoint.network_id)
+                if network is not None:
+                    addresses.give_back(network, endpoint)
             self._tearing -= 1
             self._torn.set()
             self._torn = trio.Event()
-
-    def _release(self, endpoint: Endpoint) -> None:
-        network = self._networks.by_id.get(endpoint.network_id)
-        if network is None:
-            return
-        for address, allocators in ((endpoint.ipv4, network.v4), (endpoint.ipv6, network.v6)):
-            for _, allocator in allocators:
-                if address and allocator.contains(address):
-                    allocator.release(address)
 
     # -- addresses
 
@@ -252,32 +241,9 @@ class Endpoints:
         if endpoint.ifname in taken:
             raise InvalidParameter(f"the interface name {endpoint.ifname} is used twice")
         endpoint.names = self._names(container, network, settings)
-        try:
-            self._addresses(network, endpoint, given.ipv4_address if given else "", given.ipv6_address if given else "")
-        except BaseException:
-            self._release(endpoint)
-            raise
-        endpoint.mac = settings.mac_address or container.record.config.mac_address or self._mac(endpoint)
+        mac = settings.mac_address or container.record.config.mac_address
+        addresses.take(network, endpoint, given.ipv4_address if given else "", given.ipv6_address if given else "", mac)
         return endpoint
-
-    @staticmethod
-    def _addresses(network: Network, endpoint: Endpoint, ipv4: str, ipv6: str) -> None:
-        for version, allocators, wanted in ((4, network.v4, ipv4), (6, network.v6, ipv6)):
-            if not allocators:
-                if wanted:
-                    raise InvalidParameter(f"invalid address {wanted}: It does not belong to any of this network's subnets")
-                continue
-            pool, prefix, address = _one_of(allocators, wanted)
-            gateway = "" if network.record.internal else ipam.gateway_of(pool)
-            if version == 4:
-                endpoint.ipv4, endpoint.ipv4_prefix, endpoint.ipv4_gateway = address, prefix, gateway
-            else:
-                endpoint.ipv6, endpoint.ipv6_prefix, endpoint.ipv6_gateway = address, prefix, gateway
-
-    @staticmethod
-    def _mac(endpoint: Endpoint) -> str:
-        # A bridge's neighbours may still know the address from its last owner: the same address has the same MAC.
-        return ipam.mac_of(endpoint.ipv4) if endpoint.ipv4 else ipam.random_mac()
 
     @staticmethod
     def _names(container: Container, network: Network, settings: EndpointSettings) -> list[str]:
@@ -291,22 +257,11 @@ class Endpoints:
 
     # -- wiring
 
-    def _gateways(self, made: Sandbox) -> tuple[Endpoint | None, Endpoint | None]:
-        """The endpoints that the default routes of IPv4 and IPv6 go through: the highest priority, then the network's name decides
-        (Docker, "gw-priority")."""
-        order = made.endpoints
-        if len(order) > 1:
-            order = sorted(order, key=lambda endpoint: (-endpoint.gw_priority, self._networks.by_id[endpoint.network_id].name))
-        return (
-            next((endpoint for endpoint in order if endpoint.ipv4_gateway), None),
-            next((endpoint for endpoint in order if endpoint.ipv6_gateway), None),
-        )
-
     def _routed(self, endpoint: Endpoint, made: Sandbox) -> Endpoint:
         """The endpoint with those gateways only that the container's default routes go through."""
         if len(made.endpoints) == 1:
             return endpoint
-        ipv4, ipv6 = self._gateways(made)
+        ipv4, ipv6 = self._networks.gateways(made)
         return msgspec.structs.replace(
             endpoint,
             ipv4_gateway=endpoint.ipv4_gateway if endpoint is ipv4 else "",
@@ -335,8 +290,8 @@ class Endpoints:
 
     def route(self, namespace: int, before: Sandbox, after: Sandbox) -> None:
         """In a worker thread: the default routes, where they go through another endpoint than before."""
-        gateways = self._gateways(after)
-        if gateways != self._gateways(before):
+        gateways = self._networks.gateways(after)
+        if gateways != self._networks.gateways(before):
             sandbox.set_gateways(namespace, *gateways)
 
     def _write_files(self, container: Container, made: Sandbox) -> None:
@@ -421,16 +376,12 @@ class Endpoints:
                 log.error("container %s is in network %s, which is gone", container.id[:12], endpoint.network_id[:12])
                 continue
             network.endpoints[endpoint.id] = (container.id, endpoint)
-            for address, allocators in ((endpoint.ipv4, network.v4), (endpoint.ipv6, network.v6)):
-                if address and not any(allocator.adopt(address) for _, allocator in allocators):
-                    log.warning("container %s: its address %s is another's or of no subnet", container.id[:12], address)
+            if not addresses.adopt(network, endpoint):
+                log.warning("container %s: its address in network %s is another's or of no subnet", container.id[:12], network.name)
         made.endpoints = [endpoint for endpoint in made.endpoints if endpoint.network_id in self._networks.by_id]
         self._sandboxes[container.id] = made
         if made.ports:
-            reservation, problems = self._ports.again(made.ports)
-            self._reservations[container.id] = [reservation]
-            for problem in problems:
-                log.info("container %s: a port that it has published stays so, unreserved: %s", container.id[:12], problem)
+            self.ports.adopt(container.id, made.ports)
 
     async def adopted(self) -> None:
         """After the last `adopt`: the host's side of what is in use, made right without touching a connection."""
@@ -486,86 +437,18 @@ class Endpoints:
             endpoint.names = self._names(container, network, asked.get(network.name) or EndpointSettings())
         self.change(container, made, None)
 
-    # -- ports
-
-    def plan(
-        self, made: Sandbox, bindings: ports.Bindings | None, exposed: Iterable[str] = (), *, publish_all: bool = False
-    ) -> list[ports.Wanted]:
-        """The ports that a container wants of the host, by its gateways' networks: nothing without one. Raises InvalidParameter."""
-        ipv4, ipv6 = self._gateways(made)
-        gateway = ipv4 or ipv6
-        options = self._networks.by_id[gateway.network_id].bridge if gateway is not None else None
-        if options is None:
-            return []
-        return ports.plan(
-            bindings,
-            exposed,
-            publish_all=publish_all,
-            default_ip=options.host_binding,
-            host_ipv6=self._host_ipv6,
-            ipv4=ipv4 is not None,
-            modes=(options.gateway_mode_ipv4, options.gateway_mode_ipv6),
-        )
-
-    def reserve(self, container_id: str, wanted: Sequence[ports.Wanted]) -> list[Published]:
-        """Hold host ports; with the numbers that were chosen. Raises PortUnavailable when one is taken."""
-        if not wanted:
-            return []
-        reservation = self._ports.reserve(wanted)
-        self._reservations.setdefault(container_id, []).append(reservation)
-        return list(reservation.ports)
-
-    def unreserve(self, container_id: str, kept: Sequence[Published]) -> None:
-        """Let go of what is not in `kept`."""
-        for reservation in self._reservations.get(container_id, ()):
-            reservation.release([one for one in reservation.ports if one not in kept])
-
     def _guard(self, container_id: str, made: Sandbox) -> None:
-        """The firewall's part of a container, and the relay's: what the kernel cannot translate."""
+        """The firewall's part of a container, and its ports."""
         known = self._networks.by_id
         members = [
             Member(link=one.link, bridge=known[one.network_id].record.link, mac=one.mac, ipv4=one.ipv4, ipv6=one.ipv6)
             for one in made.endpoints
             if one.link
         ]
-        published = self._published(made) if made.ports else []
+        published = self.ports.published(made) if made.ports else []
         self._networks.firewall.hold(container_id, members, [port for _, port in published])
         self._networks.firewall.sync()
-        relayed = [(one, port) for one, port in published if one.host_port and not firewall.served(port)]
-        if relayed or container_id in self._relays:
-            self._relay(container_id, relayed)
-
-    def _published(self, made: Sandbox) -> list[tuple[Published, Port]]:
-        ipv4, ipv6 = self._gateways(made)
-        found = []
-        for one in made.ports:
-            gateway = (ipv6 or ipv4) if ":" in one.host_ip else (ipv4 or ipv6)
-            if gateway is not None:
-                link = self._networks.by_id[gateway.network_id].record.link
-                port = Port(
-                    bridge=link, protocol=one.protocol, host_ip=one.host_ip, host_port=one.host_port, port=one.port,
-                    ipv4=gateway.ipv4, ipv6=gateway.ipv6,
-                )  # fmt: skip
-                found.append((one, port))
-        return found
-
-    def _relay(self, container_id: str, wanted: list[tuple[Published, Port]]) -> None:
-        keys = []
-        for one, port in wanted:
-            key = f"{container_id}/{one.protocol}/{one.host_ip}/{one.host_port}"
-            held = next((found for each in self._reservations.get(container_id, ()) if (found := each.holder(one)) is not None), None)
-            if held is not None and one.protocol == "tcp":
-                held.listen(_BACKLOG)  # what the kernel translates never comes so far
-            try:
-                self._dns.relay(key, held.fileno() if held is not None else None, one.protocol, port.ipv4 or port.ipv6, one.port)
-            except KeyError:
-                log.warning("container %s: %s:%d is not relayed, the port is not held", container_id[:12], one.host_ip, one.host_port)
-                continue
-            keys.append(key)
-        for key in self._relays.get(container_id, ()):
-            if key not in keys:
-                self._dns.unrelay(key)
-        self._relays[container_id] = keys
+        self.ports.relay(container_id, published)
 
     # -- the name server's sockets
 
@@ -576,19 +459,6 @@ class Endpoints:
             return nameserver.open_in(namespace)
         finally:
             os.close(namespace)
-
-
-def _one_of(allocators: list[tuple[Pool, ipam.Allocator]], wanted: str) -> tuple[Pool, int, str]:
-    """Pool, prefix length and a free address, of the first pool that has one. Raises KnarrError, InvalidParameter."""
-    if wanted:
-        allocators = [pair for pair in allocators if pair[1].contains(wanted)] or allocators[:1]
-    for number, (pool, allocator) in enumerate(allocators, 1):
-        try:
-            return pool, allocator.prefix, allocator.take(wanted)
-        except KnarrError:
-            if number == len(allocators):
-                raise
-    raise AssertionError("no allocators")
 
 
 def _release(links: list[str]) -> None:

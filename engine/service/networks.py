@@ -370,6 +370,17 @@ class Networks:
             found[network.name] = settings
         return NetworkingConfig(endpoints_config=found)
 
+    def gateways(self, made: Sandbox) -> tuple[Endpoint | None, Endpoint | None]:
+        """The endpoints that the default routes of IPv4 and IPv6 go through: the highest priority, then the network's name decides
+        (Docker, "gw-priority")."""
+        order = made.endpoints
+        if len(order) > 1:
+            order = sorted(order, key=lambda endpoint: (-endpoint.gw_priority, self.by_id[endpoint.network_id].name))
+        return (
+            next((endpoint for endpoint in order if endpoint.ipv4_gateway), None),
+            next((endpoint for endpoint in order if endpoint.ipv6_gateway), None),
+        )
+
     def publish(self, network: Network, action: str, **attributes: str) -> None:
         """An event of a network with Docker's attributes."""
         record = network.record

@@ -1,0 +1,114 @@
+"""Published ports of running containers: the host's ports held for them, and relays where the kernel cannot translate.
+
+Owns the reservations; the rules are the firewall's. A container's ports lead to its place in the networks of its default routes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from engine.network import firewall, ports
+from engine.network.firewall import Port
+from engine.network.ports import Ports, Reservation
+from engine.service.dns import Dns
+from engine.service.networks import Networks
+from engine.spec.network import Published, Sandbox
+
+log = logging.getLogger("knarr.ports")
+
+_BACKLOG = 128  # of a relayed port
+
+
+class PublishedPorts:
+    """Ports by container id. For the event loop's thread; every call is short."""
+
+    def __init__(self, networks: Networks, dns: Dns) -> None:
+        self._networks = networks
+        self._dns = dns
+        self._ports = Ports()
+        self._host_ipv6 = ports.host_has_ipv6()
+        self._reservations: dict[str, list[Reservation]] = {}
+        self._relays: dict[str, list[str]] = {}  # keys by container id
+
+    def plan(
+        self, made: Sandbox, bindings: ports.Bindings | None, exposed: Iterable[str] = (), *, publish_all: bool = False
+    ) -> list[ports.Wanted]:
+        """The ports that a container wants of the host, by its gateways' networks: nothing without one. Raises InvalidParameter."""
+        ipv4, ipv6 = self._networks.gateways(made)
+        gateway = ipv4 or ipv6
+        options = self._networks.by_id[gateway.network_id].bridge if gateway is not None else None
+        if options is None:
+            return []
+        return ports.plan(
+            bindings,
+            exposed,
+            publish_all=publish_all,
+            default_ip=options.host_binding,
+            host_ipv6=self._host_ipv6,
+            ipv4=ipv4 is not None,
+            modes=(options.gateway_mode_ipv4, options.gateway_mode_ipv6),
+        )
+
+    def reserve(self, container_id: str, wanted: Sequence[ports.Wanted]) -> list[Published]:
+        """Hold host ports; with the numbers that were chosen. Raises PortUnavailable when one is taken."""
+        if not wanted:
+            return []
+        reservation = self._ports.reserve(wanted)
+        self._reservations.setdefault(container_id, []).append(reservation)
+        return list(reservation.ports)
+
+    def unreserve(self, container_id: str, kept: Sequence[Published]) -> None:
+        """Let go of what is not in `kept`."""
+        for reservation in self._reservations.get(container_id, ()):
+            reservation.release([one for one in reservation.ports if one not in kept])
+
+    def published(self, made: Sandbox) -> list[tuple[Published, Port]]:
+        ipv4, ipv6 = self._networks.gateways(made)
+        found = []
+        for one in made.ports:
+            gateway = (ipv6 or ipv4) if ":" in one.host_ip else (ipv4 or ipv6)
+            if gateway is not None:
+                link = self._networks.by_id[gateway.network_id].record.link
+                port = Port(
+                    bridge=link, protocol=one.protocol, host_ip=one.host_ip, host_port=one.host_port, port=one.port,
+                    ipv4=gateway.ipv4, ipv6=gateway.ipv6,
+                )  # fmt: skip
+                found.append((one, port))
+        return found
+
+    def relay(self, container_id: str, published: list[tuple[Published, Port]]) -> None:
+        """Have relayed what the kernel cannot translate, and that alone."""
+        wanted = [(one, port) for one, port in published if one.host_port and not firewall.served(port)]
+        if not wanted and container_id not in self._relays:
+            return
+        keys = []
+        for one, port in wanted:
+            key = f"{container_id}/{one.protocol}/{one.host_ip}/{one.host_port}"
+            held = next((found for each in self._reservations.get(container_id, ()) if (found := each.holder(one)) is not None), None)
+            if held is not None and one.protocol == "tcp":
+                held.listen(_BACKLOG)  # what the kernel translates never comes so far
+            try:
+                self._dns.relay(key, held.fileno() if held is not None else None, one.protocol, port.ipv4 or port.ipv6, one.port)
+            except KeyError:
+                log.warning("container %s: %s:%d is not relayed, the port is not held", container_id[:12], one.host_ip, one.host_port)
+                continue
+            keys.append(key)
+        for key in self._relays.get(container_id, ()):
+            if key not in keys:
+                self._dns.unrelay(key)
+        self._relays[container_id] = keys
+
+    def adopt(self, container_id: str, published: list[Published]) -> None:
+        """Hold the ports of a container that runs already; one that another program took meanwhile stays published."""
+        reservation, problems = self._ports.again(published)
+        self._reservations[container_id] = [reservation]
+        for problem in problems:
+            log.info("container %s: a port that it has published stays so, unreserved: %s", container_id[:12], problem)
+
+    def leave(self, container_id: str) -> None:
+        """The container ended: its ports are free at once."""
+        for key in self._relays.pop(container_id, ()):
+            self._dns.unrelay(key)
+        for reservation in self._reservations.pop(container_id, ()):
+            reservation.close()
