@@ -91,7 +91,7 @@ class Changes:
         """In a worker thread; the name server's sockets when it is the first network with names."""
         namespace = namespaces.of_process(pid)
         try:
-            self._endpoints.attach(namespace, network, endpoint, after)
+            self._endpoints.attach(namespace, network, endpoint, before)  # without default routes: those may have to move first
             self._endpoints.route(namespace, before, after)
             return nameserver.open_in(namespace) if after.resolver and not before.resolver else None
         finally:

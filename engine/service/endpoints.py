@@ -26,7 +26,7 @@ from engine.service import addresses, bundle, hostfiles
 from engine.service.container import Container
 from engine.service.context import Context
 from engine.service.dns import Dns, resolv_conf
-from engine.service.networkmode import split_link
+from engine.service.networkmode import IFNAME, split_link
 from engine.service.networks import Network, Networks
 from engine.service.ports import PublishedPorts
 from engine.service.sandboxes import Kind, Sandboxes
@@ -36,7 +36,6 @@ from engine.spec.network import Endpoint, Sandbox
 log = logging.getLogger("knarr.endpoints")
 
 _BARE = Kind(sandbox.BARE)
-_IFNAME = "com.docker.network.endpoint.ifname"
 _BACKLOG = 128
 _TEARDOWN_DELAY = 0.005  # what can wait stays out of the way of the replies that an end causes
 _TEARDOWN_SECONDS = 5.0  # for an address that a container which just ended had
@@ -235,7 +234,7 @@ class Endpoints:
         endpoint = Endpoint(id=os.urandom(32).hex(), network_id=network.id, gw_priority=settings.gw_priority)
         prefix = network.bridge.iface_prefix if network.bridge is not None else "eth"
         taken = {other.ifname for other in made.endpoints}
-        endpoint.ifname = (settings.driver_opts or {}).get(_IFNAME) or next(
+        endpoint.ifname = (settings.driver_opts or {}).get(IFNAME) or next(
             name for number in range(len(taken) + 1) if (name := f"{prefix}{number}") not in taken
         )
         if endpoint.ifname in taken:
@@ -259,7 +258,7 @@ class Endpoints:
 
     def _routed(self, endpoint: Endpoint, made: Sandbox) -> Endpoint:
         """The endpoint with those gateways only that the container's default routes go through."""
-        if len(made.endpoints) == 1:
+        if len(made.endpoints) == 1 and made.endpoints[0] is endpoint:
             return endpoint
         ipv4, ipv6 = self._networks.gateways(made)
         return msgspec.structs.replace(

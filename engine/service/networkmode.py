@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable
 
 from engine.config import Settings
-from engine.errors import InvalidParameter
+from engine.errors import InvalidParameter, NotImplementedYet
 from engine.service.hostfiles import split_extra_host
 from engine.spec.docker.containers import CreateRequest, EndpointSettings, HostConfig, NetworkingConfig
 from engine.spec.network import NetworkRecord
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,253}")  # of an alias: what can stand in a DNS question
+_DOCKERS = "com.docker.network."
+IFNAME = _DOCKERS + "endpoint.ifname"
 _SHARED = "container"  # the mode's word before the colon
 
 
@@ -107,7 +109,13 @@ def _check_dns(hc: HostConfig) -> None:
 
 
 def check(name: str, settings: EndpointSettings, network: NetworkRecord | None) -> None:
-    """Whether a network can give an endpoint what is asked; None for host and none. Raises InvalidParameter in dockerd's form."""
+    """Whether a network can give an endpoint what is asked; None for host and none. Raises NotImplementedYet, InvalidParameter in dockerd's
+    form."""
+    if settings.ipam_config is not None and settings.ipam_config.link_local_ips:
+        raise NotImplementedYet("--link-local-ip")
+    for option in settings.driver_opts or ():
+        if option.startswith(_DOCKERS) and option != IFNAME:
+            raise NotImplementedYet(f"--network driver-opt={option}")
     problems = list(_problems(settings, network))
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(f"* {problem}" for problem in problems)
@@ -125,11 +133,6 @@ def _problems(settings: EndpointSettings, network: NetworkRecord | None) -> Iter
         yield "user specified IP address is supported on user defined networks only"
     for version, text in wanted:
         yield from _address_problems(version, text, network)
-    for text in (given.link_local_ips if given is not None else None) or ():
-        try:
-            ipaddress.ip_address(text)
-        except ValueError:
-            yield f"invalid link-local IP address: {text}"
 
 
 def _address_problems(version: int, text: str, network: NetworkRecord | None) -> Iterable[str]:

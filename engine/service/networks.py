@@ -255,7 +255,7 @@ class Networks:
         if network.record.config_only:
             users = [other.name for other in self.by_id.values() if other.record.config_from == network.name]
             if users:
-                raise Forbidden(f"configuration network {network.name!r} is in use by {', '.join(users)}")
+                raise Forbidden(f'error while removing network: configuration network "{network.name}" is in use')
         if network.endpoints:
             shown = ", ".join(f'name:"{record.name}" id:"{endpoint.id[:12]}"' for record, endpoint in self.members(network.id))
             raise Forbidden(f"error while removing network: network {network.name} has active endpoints ({shown})")
@@ -305,7 +305,7 @@ class Networks:
         done: list[str] = []
         for network in list(self.by_id.values()):
             record = network.record
-            if record.predefined or network.endpoints or self.using(network.id):
+            if record.predefined or network.endpoints:  # containers that do not run are no reason to keep one, as in dockerd
                 continue
             if not (filters.match_labels("label", record.labels) and filters.lacks_labels("label!", record.labels)):
                 continue
