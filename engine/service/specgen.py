@@ -59,8 +59,6 @@ _CGROUP = msgspec.structs.replace(_CGROUP_RW, options=(*_CGROUP_RW.options, "ro"
 _MQUEUE = Mount(destination="/dev/mqueue", type="mqueue", source="mqueue", options=("nosuid", "noexec", "nodev"))
 _HOST_SHM = Mount(destination="/dev/shm", type="bind", source="/dev/shm", options=("rbind",))
 
-# Docker lets unprivileged users bind low ports and send pings inside a container's own network namespace.
-_NET_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +124,7 @@ def spec(
             resources=limits,
             cgroups_path=f"{hc.cgroup_parent}/{record.id}",
             devices=host.privileged_devices if privileged else tuple(devices),
-            sysctl=_sysctls(hc),
+            sysctl=hc.sysctls or {},  # what a network namespace has by default is there already
             masked_paths=_paths(hc.masked_paths, MASKED_PATHS, privileged),
             readonly_paths=_paths(hc.readonly_paths, READONLY_PATHS, privileged),
             rootfs_propagation=_propagation(mounts),
@@ -307,12 +305,6 @@ def _base_mounts(privileged: bool, ipc: str, shm_size: int) -> tuple[Mount, ...]
         _MQUEUE,  # with --ipc host, mounting it shows the host's queues, whether or not the host has them mounted
         *(() if ipc == "none" else (_HOST_SHM if ipc == "host" else shm,)),
     )
-
-
-def _sysctls(hc: HostConfig) -> dict[str, str]:
-    if hc.network_mode == "host" or hc.network_mode.startswith("container:"):  # the namespace is somebody else's
-        return hc.sysctls or {}
-    return {**_NET_SYSCTLS, **hc.sysctls} if hc.sysctls else _NET_SYSCTLS
 
 
 def _paths(given: list[str] | None, default: tuple[str, ...], privileged: bool) -> tuple[str, ...]:
