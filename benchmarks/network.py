@@ -228,14 +228,9 @@ class Session:
             network = sink["NetworkSettings"]["Networks"][NETWORK]
             published = sink["NetworkSettings"]["Ports"][f"{PORT}/tcp"][0]["HostPort"]
             self.add("between", side, gigabits(side.output("/traffic", "send", network["IPAddress"], str(PORT), seconds)))
-            for key, address in (("published", self.host_address(side)), ("loopback", "127.0.0.1")):
+            for key, address in (("published", network["Gateway"]), ("loopback", "127.0.0.1")):  # the gateway is an address of the host
                 sent = side.host.run(str(build("traffic")), "send", address, published, seconds, timeout=60).stdout
                 self.add(key, side, gigabits(sent))
-
-    @staticmethod
-    def host_address(side: Side) -> str:
-        """An address of the host other than its loopback's: the default bridge's."""
-        return str(side.client.json("GET", "/networks/bridge")["IPAM"]["Config"][0]["Gateway"])
 
     def names(self, side: Side) -> None:
         seconds = str(self.options.seconds)
