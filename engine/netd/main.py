@@ -70,15 +70,18 @@ class Netd:
         os.umask(0o077)
         self._inode = os.stat(messages.SOCKET_NAME).st_ino
         listener.listen(4)
-        self._loop.add(listener.fileno(), IN, self._accept)
         self._listener = listener
 
-    def _unlink(self) -> None:
+    def _reachable(self) -> bool:
+        """Whether a daemon can find this process: its socket is there, and not another one's."""
         try:
-            if os.stat(messages.SOCKET_NAME).st_ino == self._inode:
-                os.unlink(messages.SOCKET_NAME)
+            return os.stat(messages.SOCKET_NAME).st_ino == self._inode
         except FileNotFoundError:
-            pass
+            return False
+
+    def _unlink(self) -> None:
+        if self._reachable():
+            os.unlink(messages.SOCKET_NAME)
 
     def _accept(self, _: int) -> None:
         assert self._listener is not None
@@ -88,12 +91,15 @@ class Netd:
             return
         sock = _socket.socket(fileno=fd)
         user = _CREDENTIALS.unpack(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size))[1]
-        if self._daemon is not None or user != os.geteuid():
+        if user != os.geteuid():
             sock.close()
             return
         self._adopt(sock)
 
     def _adopt(self, sock: _socket.socket) -> None:
+        # The next one waits in the queue: it may be here before the end of the one before it was read.
+        if self._listener is not None:
+            self._loop.remove(self._listener.fileno())
         sock.setblocking(False)
         self._daemon = sock
         self._loop.add(sock.fileno(), IN, self._talk)
@@ -107,11 +113,19 @@ class Netd:
         for _, fds in self._out:
             close_all(fds)
         self._out.clear()
+        if self._listener is not None:
+            self._loop.add(self._listener.fileno(), IN, self._accept)
         self._maybe_end()
 
     def _maybe_end(self) -> None:
-        if self._daemon is None and not self._served and not self._relays and not any(self._stopped):
+        if self._daemon is None and not self._served and not self._relays and not any(self._stopped) and not self._called():
             self._loop.ended = True
+
+    def _called(self) -> bool:
+        """Whether the next daemon is at the door."""
+        if self._listener is not None:
+            self._accept(IN)
+        return self._daemon is not None
 
     def _talk(self, events: int) -> None:
         assert self._daemon is not None
@@ -293,6 +307,8 @@ class Netd:
             waiting = True
             if self._loop.now - self._checked > _ORPHAN_CHECK:
                 self._checked = self._loop.now
+                if self._listener is not None and not self._reachable():
+                    self._hand_over()  # to nobody: whoever comes makes the sockets again, and would find their ports taken
                 for id in [id for id in self._served if os.path.exists(f"bundles/{id}/{_EXITED}")]:
                     self._leave(id)  # it ended while no daemon was there to say so; its namespace must not stay
         return waiting

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.netd import client, messages
-from engine.netd.client import NetdConnection, NetdGone
+from engine.netd.client import NetdConnection
 from engine.wire import dns
 from tests.lib import netns
 from tests.lib.netd import PORT, Host, Upstream, ask, ask_tcp, giving, hear, relay, serve, state
@@ -262,11 +262,12 @@ def test_one_daemon_at_a_time(host: Host, netd: NetdConnection) -> None:
     hear(netd, messages.HELD)
     second = client.connect(host.root)
     assert second is not None
-    time.sleep(0.1)
-    with pytest.raises(NetdGone):
-        second.receive()
-    second.close()
+    second.send(messages.encode(messages.HELLO, client.build(), str(host.resolv_conf)))
     assert state(netd)["containers"] == 0
+    assert second.receive() == []
+    netd.close()
+    assert hear(second, messages.HELD)[0] == (messages.WELCOME, [client.build(), netd.pid])
+    second.close()
 
 
 def test_a_container_that_ended_without_a_daemon_is_let_go(host: Host, netd: NetdConnection) -> None:
@@ -275,6 +276,14 @@ def test_a_container_that_ended_without_a_daemon_is_let_go(host: Host, netd: Net
     bundle = Path(host.root, "bundles", "c1")
     bundle.mkdir(parents=True)
     (bundle / "exit.json").touch()
+    netd.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(netd.pid, 0)[1]) == 0
+
+
+def test_it_ends_when_no_daemon_can_ever_find_it(host: Host, netd: NetdConnection) -> None:
+    serve(netd, host.container())
+    ask(host.namespace, question("web"))
+    os.unlink(f"{host.root}/{messages.SOCKET_NAME}")
     netd.close()
     assert os.waitstatus_to_exitcode(os.waitpid(netd.pid, 0)[1]) == 0
 
