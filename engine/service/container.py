@@ -57,6 +57,7 @@ class Container:
         self.previous: Process | None = None  # ended, but its monitor may still be unmounting
         self.placement: Placement | None = None
         self.plan: Plan | None = None
+        self.resolv_conf = ""  # what this daemon wrote last; "" when it did not
         self.pending: list[Pending] = []
         self.lock = trio.Lock()
         self.last_start: tuple[Plan, control.Started] | None = None

@@ -8,6 +8,7 @@ are gone the kernel removes it with its links, so that a daemon that is killed a
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -299,17 +300,20 @@ class Endpoints:
         linked = [] if made.resolver else self._linked(hc.links or ())
         text = hostfiles.hosts(record, made, self.host_gateways() if hostfiles.needs_gateway(hc) else (), linked)
         bundle.rewrite(container.bundle, "hosts", text)
-        bundle.rewrite(container.bundle, "resolv.conf", self._resolv_conf(container, made)[0])
+        resolv = self._resolv_conf(container, made)[0]
+        if resolv != container.resolv_conf:
+            bundle.rewrite(container.bundle, "resolv.conf", resolv)
+            container.resolv_conf = resolv
 
     def _resolv_conf(self, container: Container, made: Sandbox) -> tuple[str, list[str]]:
         """Text, and the servers that the embedded one asks."""
         hc, settings = container.record.host_config, self._context.settings
-        return resolv_conf(
+        return _resolv_conf(
             hostfiles.host_resolv_conf(),
-            dns=hc.dns or settings.dns,
-            search=hc.dns_search or settings.dns_search,
-            options=hc.dns_options or settings.dns_opts,
-            embedded=made.resolver,
+            tuple(hc.dns or settings.dns),
+            tuple(hc.dns_search or settings.dns_search),
+            tuple(hc.dns_options or settings.dns_opts),
+            made.resolver,
         )
 
     def host_gateways(self) -> list[str]:
@@ -458,6 +462,14 @@ class Endpoints:
             return nameserver.open_in(namespace)
         finally:
             os.close(namespace)
+
+
+@functools.lru_cache(maxsize=32)
+def _resolv_conf(
+    host: str, dns: tuple[str, ...], search: tuple[str, ...], options: tuple[str, ...], embedded: bool
+) -> tuple[str, list[str]]:
+    """Remembered, because it is the same for most containers."""
+    return resolv_conf(host, dns=dns, search=search, options=options, embedded=embedded)
 
 
 def _release(links: list[str]) -> None:
