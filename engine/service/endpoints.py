@@ -26,10 +26,11 @@ from engine.network.sandbox import Prepared
 from engine.service import addresses, bundle, hostfiles
 from engine.service.container import Container
 from engine.service.context import Context
-from engine.service.dns import Dns, resolv_conf
+from engine.service.dns import Dns
 from engine.service.networkmode import IFNAME, split_link
 from engine.service.networks import Network, Networks
 from engine.service.ports import PublishedPorts
+from engine.service.resolvconf import SYSTEMD_RESOLV_CONF, resolv_conf, stub_only
 from engine.service.sandboxes import Kind, Sandboxes
 from engine.spec.docker.containers import EndpointSettings
 from engine.spec.network import Endpoint, Sandbox
@@ -310,6 +311,7 @@ class Endpoints:
         hc, settings = container.record.host_config, self._context.settings
         return _resolv_conf(
             hostfiles.host_resolv_conf(),
+            any(endpoint.ipv6 for endpoint in made.endpoints),
             tuple(hc.dns or settings.dns),
             tuple(hc.dns_search or settings.dns_search),
             tuple(hc.dns_options or settings.dns_opts),
@@ -466,10 +468,14 @@ class Endpoints:
 
 @functools.lru_cache(maxsize=32)
 def _resolv_conf(
-    host: str, dns: tuple[str, ...], search: tuple[str, ...], options: tuple[str, ...], embedded: bool
+    host: str, ipv6: bool, dns: tuple[str, ...], search: tuple[str, ...], options: tuple[str, ...], embedded: bool
 ) -> tuple[str, list[str]]:
     """Remembered, because it is the same for most containers."""
-    return resolv_conf(host, dns=dns, search=search, options=options, embedded=embedded)
+    path = hostfiles.RESOLV_CONF
+    if not embedded and stub_only(host):  # the stub of systemd-resolved listens on the host's loopback; these are the servers behind it
+        path = SYSTEMD_RESOLV_CONF
+        host = hostfiles.host_resolv_conf(path)
+    return resolv_conf(host, dns=dns, search=search, options=options, embedded=embedded, ipv6=ipv6, path=path)
 
 
 def _release(links: list[str]) -> None:

@@ -23,19 +23,20 @@ ff02::2\tip6-allrouters
 """
 HOST_GATEWAY = "host-gateway"
 
-_host_resolv: tuple[int, str] = (0, "")  # of the host's file: its modification time in ns, its text
+RESOLV_CONF = "/etc/resolv.conf"
+_kept: dict[str, tuple[int, str]] = {}  # of the host's files: modification time in ns, text
 
 
-def host_resolv_conf() -> str:
-    """The host's /etc/resolv.conf, read again when it has changed; "" when there is none."""
-    global _host_resolv
+def host_resolv_conf(path: str = RESOLV_CONF) -> str:
+    """The host's resolv.conf, read again when it has changed; "" when there is none."""
     try:
-        changed = os.stat("/etc/resolv.conf").st_mtime_ns
+        changed = os.stat(path).st_mtime_ns
     except OSError:
         return ""
-    if _host_resolv[0] != changed:
-        _host_resolv = changed, read("/etc/resolv.conf")
-    return _host_resolv[1]
+    kept = _kept.get(path)
+    if kept is None or kept[0] != changed:
+        kept = _kept[path] = changed, read(path)
+    return kept[1]
 
 
 def read(path: str) -> str:
