@@ -85,6 +85,8 @@ def _mount_field(result: "dict[str, Any]", field: str, key: str, value: "str | N
         _bind_field(result.setdefault("BindOptions", {}), result, field, key, value)
     elif key.startswith("volume-"):
         _volume_field(result.setdefault("VolumeOptions", {}), field, key, value)
+    elif key == "idmap":
+        raise ValueError("not implemented: idmap")
     elif key == "image-subpath":
         result.setdefault("ImageOptions", {})["Subpath"] = text
     elif key == "tmpfs-size":

@@ -40,9 +40,8 @@ async def disk_usage(call: Call) -> None:
     images = df.of_images(engine.images, engine.containers) if "image" in wanted else None
     containers = await df.of_containers(engine.containers) if "container" in wanted else None
     layers = df.layers_size(engine.images) if "image" in wanted else 0
-    volumes = await engine.volumes.usage() if "volume" in wanted else None
-    shown = df_views.disk_usage(call.version, layers, images, containers, engine.containers.mount_points, wanted)
-    await call.json({**shown, "Volumes": None if volumes is None else df_views.volumes(volumes, engine.volumes.path)})
+    volumes = df_views.volumes(await engine.volumes.usage(), engine.volumes.path) if "volume" in wanted else None
+    await call.json(df_views.disk_usage(call.version, layers, images, containers, engine.containers.mount_points, wanted, volumes))
 
 
 async def check(call: Call) -> None:

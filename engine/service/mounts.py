@@ -198,19 +198,25 @@ async def fill(context: Context, record: ContainerRecord, new: Sequence[VolumeRe
     volumes = context.volumes
     for volume in new:
         volumes.make(volume)
-    points = [point for point in record.mount_points if point.copy]
-    if not points:
-        return
+    names = {point.name for point in record.mount_points if point.type == "volume"}
+    if names:
+        async with volumes.alone_with(names):
+            await _fill(context, record)
+
+
+async def _fill(context: Context, record: ContainerRecord) -> None:
+    volumes = context.volumes
     layers = context.snapshots.lowers(context.snapshots.parent(record.id))
-    fresh = {volume.name for volume in new if not volume.project}
     kept = not record.host_config.auto_remove
     plain: list[volumefill.Copy] = []
-    for point in points:
+    for point in record.mount_points:
+        if not point.copy:
+            continue
         volume = volumes.get(point.name)
         copy = volumefill.Copy(
             destination=point.destination,
             folder=volumes.path(point.name),
-            fresh=point.name in fresh and not volume.mounted,
+            fresh=not (volume.mounted or volume.project) and volumes.users(point.name) == [record.id],
             durable=kept or not point.anonymous,
             declared=point.anonymous and not point.mode,
         )

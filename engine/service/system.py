@@ -43,7 +43,9 @@ class System:
             "DriverStatus": [
                 ["Backing Filesystem", _filesystem(context.layout.snapshots)], ["Supports d_type", "true"], ["Native Overlay Diff", "true"],
             ],
-            "Plugins": {"Volume": [], "Network": ["bridge", "host", "macvlan", "null"], "Authorization": None, "Log": ["json-file", "none"]},
+            "Plugins": {
+                "Volume": ["local"], "Network": ["bridge", "host", "macvlan", "null"], "Authorization": None, "Log": ["json-file", "none"],
+            },
             "MemoryLimit": "memory" in limits,
             "SwapLimit": context.cgroups.swap_limit(),
             "CpuCfsPeriod": "cpu" in limits,

@@ -12,7 +12,8 @@ import logging
 import os
 import time
 from builtins import list as List  # a method is called `list`, as in the API
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -90,6 +91,7 @@ class Volumes:
         """Every container's record; set by the service of containers."""
         self._users: dict[str, set[str]] = {}  # of volumes with a file system of their own: containers it is mounted for
         self._locks: dict[str, trio.Lock] = {}
+        self._filling: dict[str, trio.Lock] = {}
         self._acquired: set[str] = set()  # containers whose volumes are in use
 
     # -- looking
@@ -365,6 +367,26 @@ class Volumes:
             await blocking("disk", work)
         finally:
             self._leave(name, key)
+
+    @asynccontextmanager
+    async def alone_with(self, names: Iterable[str]) -> AsyncIterator[None]:
+        """While one container's volumes are made and filled, others that have one of them are not made yet."""
+        held: List[str] = []
+        try:
+            for name in sorted(names):  # in one order, or two would wait for each other
+                lock = self._filling.setdefault(name, trio.Lock())
+                try:
+                    lock.acquire_nowait()
+                except trio.WouldBlock:
+                    await lock.acquire()
+                held.append(name)
+            yield
+        finally:
+            for name in held:
+                lock = self._filling[name]
+                if not lock.statistics().tasks_waiting:
+                    del self._filling[name]
+                lock.release()
 
     # -- the start
 

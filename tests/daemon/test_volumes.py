@@ -225,6 +225,23 @@ def test_two_creates_of_one_new_volume_at_once(box: Daemon) -> None:
     assert run(box, "-v", "race:/r", command="ls /r").split() == [str(n) for n in range(8)]
 
 
+def test_two_creates_of_one_new_volume_with_files_at_once(box: Daemon) -> None:
+    files = [images.entry(f"data/f{number}", data=b"x" * 1000) for number in range(300)]
+    load(box, "many:latest", images.tar([images.entry("data", tarfile.DIRTYPE), *files]))
+    look = "ls /data | wc -l; touch /data/mine$$; test -e /data/mine$$ && cat /data/f299 | wc -c"
+    for attempt in range(3):
+        options = ([], ["-v", f"filled{attempt}:/elsewhere"])
+        clients = [
+            box.docker_popen("run", "--rm", *NET, "-v", f"filled{attempt}:/data", *options[n == 5], "many", "sh", "-c", look)
+            for n in range(6)
+        ]
+        for client in clients:
+            lines = client.communicate(timeout=30)[0].split()
+            assert int(lines[0]) >= 300
+            assert lines[1] == b"1000"
+    box.out("rmi", "many")
+
+
 def test_an_image_that_links_out_of_itself_fills_no_volume_with_the_host(box: Daemon, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret")
     entry, link = images.entry, tarfile.SYMTYPE

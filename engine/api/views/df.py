@@ -22,9 +22,9 @@ Json = dict[str, Any]
 
 def disk_usage(
     version: Version, layers: int, images: Sequence[ImageUse] | None, containers: Sequence[ContainerUse] | None,
-    points: Callable[[str], Sequence[MountPoint]], wanted: Collection[str],
+    points: Callable[[str], Sequence[MountPoint]], wanted: Collection[str], volumes: list[Json] | None = None,
 ) -> Json:  # fmt: skip
-    """`GET /system/df`, but for its volumes. Kinds that were not asked for are null."""
+    """`GET /system/df`; `volumes` from the function of this name. Kinds that were not asked for are null."""
     return {
         "LayersSize": layers,
         "Images": None if images is None else [_image(one, version) for one in images],
@@ -33,6 +33,7 @@ def disk_usage(
         else [
             container_views.summary(one.record, version, points=points(one.record.id), size=(one.written, one.whole)) for one in containers
         ],
+        "Volumes": volumes,
         "BuildCache": [] if "build-cache" in wanted else None,
     }
 
