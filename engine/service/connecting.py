@@ -68,7 +68,8 @@ class Changes:
         if network.record.config_only:
             raise Forbidden(f"configuration network {network.name!r} cannot be used by a container")
         networkmode.check(network.name, settings, network.record)
-        if any(network is other for other, _ in self._networks.requested(container.record)):
+        made = self._endpoints.sandbox(container.id)  # of one that does not run, the settings are replaced
+        if made is not None and any(endpoint.network_id == network.id for endpoint in made.endpoints):
             raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
 
     async def _connect_now(self, container: Container, network: Network, settings: EndpointSettings, made: Sandbox) -> None:
