@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,29 +60,7 @@ def test_a_volume_that_a_bind_mount_covers(daemon: Daemon, tmp_path: Path, mount
         daemon.api("DELETE", f"/containers/{one}?force=1")
 
 
-def test_a_volume_alone_is_still_refused(daemon: Daemon, tmp_path: Path) -> None:
-    host = {"NetworkMode": "none", "Binds": [f"{tmp_path}:/m"]}
-    answer = daemon.api("POST", "/containers/create", {"Image": "busybox", "Volumes": {"/m": {}, "/other": {}}, "HostConfig": host})
-    assert answer.status == 501
-    assert "not implemented: --volume /other" in answer.json()["message"]
-
-
-def test_no_warning_for_a_volume_of_the_image_that_is_mounted_over(knarr: Run, tmp_path: Path) -> None:
-    archive = tmp_path / "root.tar"
-    with tarfile.open(archive, "w") as tar:
-        tar.add("/bin/busybox", "bin/busybox")
-    try:
-        assert knarr("import", "-c", "VOLUME /data", str(archive), "withvolume").returncode == 0
-        run = ("run", "--rm", "--network", "none")
-        over = knarr(*run, "-v", f"{tmp_path}:/data", "withvolume", "/bin/busybox", "true")
-        assert (over.returncode, over.stderr) == (0, "")
-        bare = knarr(*run, "withvolume", "/bin/busybox", "true")
-        assert bare.returncode == 0 and "/data of the image" in bare.stderr
-    finally:
-        knarr("rmi", "withvolume")
-
-
-@pytest.mark.parametrize("command", ["commit x y", "cp x:/ .", "stats", "pause x", "volume ls", "build ."])
+@pytest.mark.parametrize("command", ["commit x y", "cp x:/ .", "stats", "pause x", "build ."])
 def test_commands_of_docker_that_are_not_there_say_so(knarr: Run, command: str) -> None:
     answer = knarr(*command.split())
     assert answer.returncode == 1
