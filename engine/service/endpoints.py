@@ -127,8 +127,10 @@ class Endpoints:
             )
         pairs = [(self._networks.by_id[endpoint.network_id], endpoint) for endpoint in made.endpoints]
         first = next((pair for pair in pairs if pair[0].bridge is not None), None)
-        kind = sandbox.NAMED if made.resolver else sandbox.BRIDGE if first is not None else sandbox.BARE
-        joining.prepared = prepared = await self.sandboxes.take(Kind(kind, *self._wiring(first[0])) if first is not None else Kind(kind))
+        kind = _BARE if first is None else Kind(sandbox.NAMED if made.resolver else sandbox.BRIDGE, *self._wiring(first[0]))
+        joining.prepared = prepared = await self.sandboxes.take(kind)
+        if made.resolver and first is None:
+            prepared.udp, prepared.tcp = await blocking("kernel", nameserver.open_in, prepared.ns)
         for network, endpoint in pairs:
             if first is not None and endpoint is first[1]:
                 assert prepared.pair is not None
