@@ -19,6 +19,7 @@ import trio
 from engine.aio.blocking import blocking
 from engine.errors import Conflict, InvalidParameter, KnarrError
 from engine.linux import namespaces
+from engine.linux.conntrack import forget_datagrams
 from engine.linux.rtnetlink import Rtnetlink
 from engine.network import macvlan, nameserver, pair, sandbox
 from engine.network.firewall import Member
@@ -29,7 +30,7 @@ from engine.service.context import Context
 from engine.service.dns import Dns
 from engine.service.networkmode import IFNAME, split_link
 from engine.service.networks import Network, Networks
-from engine.service.ports import PublishedPorts
+from engine.service.ports import PublishedPorts, datagram_ports
 from engine.service.resolvconf import SYSTEMD_RESOLV_CONF, resolv_conf, stub_only
 from engine.service.sandboxes import Kind, Sandboxes
 from engine.spec.docker.containers import EndpointSettings
@@ -151,8 +152,13 @@ class Endpoints:
             return
         prepared = joining.prepared
         self._register(container, made, (prepared.udp, prepared.tcp) if made.resolver and prepared is not None else None)
+        self._forget_datagrams(datagram_ports(made.ports))
         for endpoint in made.endpoints:
             self._networks.publish(self._networks.by_id[endpoint.network_id], "connect", container=container.id)
+
+    def _forget_datagrams(self, ports: set[int]) -> None:
+        if ports:
+            self._context.chores.later("forgetting flows to ports that changed hands", functools.partial(forget_datagrams, ports))
 
     def abandon(self, container: Container, joining: Joining) -> None:
         """A start that did not come to be."""
@@ -174,7 +180,7 @@ class Endpoints:
                 self._networks.publish(network, "disconnect", container=container.id)
         self._leaving[container.id] = made
         self._tearing += 1
-        self._context.nursery.start_soon(self._tear_down, container.id, made.endpoints)
+        self._context.nursery.start_soon(self._tear_down, container.id, made.endpoints, datagram_ports(made.ports))
 
     def _forget_names(self, container_id: str) -> None:
         """The last part of `leave`: of a container that starts again it must come before the new names."""
@@ -187,7 +193,7 @@ class Endpoints:
             if endpoint.names:
                 self._dns.withdraw(endpoint.network_id, endpoint.id)
 
-    async def _tear_down(self, container_id: str, endpoints: list[Endpoint]) -> None:
+    async def _tear_down(self, container_id: str, endpoints: list[Endpoint], datagrams: set[int]) -> None:
         """Background task: names and rules, the links, and then the addresses are free; a link that is still there would answer for them.
         Whoever waits for the end is told first."""
         links = [endpoint.link for endpoint in endpoints if endpoint.link]
@@ -197,6 +203,7 @@ class Endpoints:
                     await self._hurry.wait()
             self._forget_names(container_id)
             self._networks.firewall.sync()
+            self._forget_datagrams(datagrams)
             if links:
                 with trio.CancelScope(shield=True):
                     await blocking("kernel", _release, links)
@@ -423,6 +430,7 @@ class Endpoints:
                 self._dns.withdraw(endpoint.network_id, endpoint.id)
         self._write_files(container, after)
         self._register(container, after, fds)
+        self._forget_datagrams(datagram_ports(before.ports) ^ datagram_ports(after.ports))
 
     def drop(self, endpoints: list[Endpoint]) -> None:
         """Endpoints that a running container has no more: links and addresses go in the background."""
@@ -431,7 +439,7 @@ class Endpoints:
             if network is not None:
                 network.endpoints.pop(endpoint.id, None)
         self._tearing += 1
-        self._context.nursery.start_soon(self._tear_down, "", endpoints)
+        self._context.nursery.start_soon(self._tear_down, "", endpoints, set[int]())
 
     def renamed(self, container: Container) -> None:
         """Its names in every network follow its own."""

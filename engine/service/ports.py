@@ -79,7 +79,8 @@ class PublishedPorts:
 
     def relay(self, container_id: str, published: list[tuple[Published, Port]]) -> None:
         """Have relayed what the kernel cannot translate, and that alone."""
-        wanted = [(one, port) for one, port in published if one.host_port and not firewall.served(port)]
+        # The kernel translates nothing for ::1, so what is published on every IPv6 address has the relay for it.
+        wanted = [(one, port) for one, port in published if one.host_port and (one.host_ip == "::" or not firewall.served(port))]
         if not wanted and container_id not in self._relays:
             return
         keys = []
@@ -89,7 +90,13 @@ class PublishedPorts:
             if held is not None and one.protocol == "tcp":
                 held.listen(_BACKLOG)  # what the kernel translates never comes so far
             try:
-                self._dns.relay(key, held.fileno() if held is not None else None, one.protocol, port.ipv4 or port.ipv6, one.port)
+                self._dns.relay(
+                    key,
+                    held.fileno() if held is not None else None,
+                    one.protocol,
+                    (port.ipv6 or port.ipv4) if ":" in one.host_ip else (port.ipv4 or port.ipv6),
+                    one.port,
+                )
             except KeyError:
                 log.warning("container %s: %s:%d is not relayed, the port is not held", container_id[:12], one.host_ip, one.host_port)
                 continue
@@ -112,3 +119,8 @@ class PublishedPorts:
             self._dns.unrelay(key)
         for reservation in self._reservations.pop(container_id, ()):
             reservation.close()
+
+
+def datagram_ports(published: Iterable[Published]) -> set[int]:
+    """The host's ports of UDP among these: what the kernel remembers of flows to them must not outlive a change."""
+    return {one.host_port for one in published if one.protocol == "udp" and one.host_port}
