@@ -82,12 +82,16 @@ def _sysctl(ifname: str, key: str, value: bytes) -> None:
 
 
 def outer_requests(index: int, port: Port, *, mtu: int = 0) -> list[Request]:
-    """Makes the outer end a port, up. Its flags are set before any frame can pass. No IPv6 address: the bridge has those."""
-    if not port.hairpin and not port.isolated:
-        return [wire.set_link(index, master=port.bridge, mtu=mtu, up=True, link_local=False)]
+    """Makes the outer end a port, up. Its flags are set before any frame can pass. No IPv6 address: the bridge has those.
+
+    A bridge leaves frames to link-local groups to the port that they came in on. There the host would take packets from a link that no
+    rule knows (router advertisements among them), and the bridge would believe their senders. So all of them go through the bridge.
+    """
+    if not port.bridge:
+        return [wire.set_link(index, master=0, mtu=mtu, up=True, link_local=False)]
     return [
         wire.set_link(index, master=port.bridge, mtu=mtu, link_local=False),
-        wire.set_port(index, hairpin=port.hairpin, isolated=port.isolated),
+        wire.set_port(index, hairpin=port.hairpin, isolated=port.isolated, groups=wire.EVERY_GROUP),
         wire.set_link(index, up=True),
     ]
 

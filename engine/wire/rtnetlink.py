@@ -39,7 +39,8 @@ IFLA_EXT_MASK, IFLA_LINK_NETNSID = 29, 37
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
 BR_FORWARD_DELAY, BR_STP_STATE, BR_MCAST_SNOOPING, BR_VLAN_FILTERING = 1, 5, 23, 7
-BRPORT_MODE, BRPORT_LEARNING, BRPORT_UNICAST_FLOOD, BRPORT_ISOLATED = 4, 8, 9, 33
+BRPORT_MODE, BRPORT_LEARNING, BRPORT_UNICAST_FLOOD, BRPORT_GROUP_FWD_MASK, BRPORT_ISOLATED = 4, 8, 9, 31, 33
+EVERY_GROUP: Final = 0xFFFD  # 01:80:c2:00:00:0X but pause frames, which no bridge forwards
 MACVLAN_MODE, VLAN_ID = 1, 1
 IFLA_INET6_ADDR_GEN_MODE = 8
 ADDR_GEN_NONE = 1
@@ -125,14 +126,16 @@ def _bridge_options(*, stp: bool | None, forward_delay: int | None, snooping: bo
     return nested(INFO_DATA, *options)
 
 
-def set_port(index: int, *, hairpin: bool = False, isolated: bool = False, learning: bool = True) -> Request:
+def set_port(index: int, *, hairpin: bool = False, isolated: bool = False, learning: bool = True, groups: int = 0) -> Request:
     """Flags of a link that is a port of a bridge already. `hairpin`: frames may go back out of it; `isolated`: isolated ports of one
-    bridge do not reach each other."""
+    bridge do not reach each other. `groups`: bit X for each link-local group 01:80:c2:00:00:0X whose frames the bridge takes as any
+    other; else they are the port's own, and teach the bridge their sender without being seen by a filter."""
     data = nested(
         INFO_SLAVE_DATA,
         u8(BRPORT_MODE, int(hairpin)),
         u8(BRPORT_ISOLATED, int(isolated)),
         u8(BRPORT_LEARNING, int(learning)),
+        u16(BRPORT_GROUP_FWD_MASK, groups),
     )
     payload = LINK_HEADER.pack(0, 0, index, 0, 0) + nested(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), data)
     return Request(RTM_NEWLINK, 0, payload, f"setting the flags of the bridge port with index {index}")
