@@ -88,10 +88,9 @@ def belongs(pid: int, folder: str) -> bool:
     named = TEST_FOLDER.findall(f"{command} {files} {read(f'/proc/{pid}/cgroup')}")
     if any(name in folder for name in named):
         return True
-    if named:
-        return False
-    in_container = bool(CONTAINER_ID.search(read(f"/proc/{pid}/cgroup")))
-    return in_container or "knarr" in command.split(" -", 1)[0] or executable.startswith("/memfd:")
+    if named or CONTAINER_ID.search(read(f"/proc/{pid}/cgroup")):
+        return False  # another test's, or in a container of a daemon whose control groups are elsewhere
+    return "knarr" in command.split(" -", 1)[0] or executable.startswith("/memfd:")
 
 
 def own_processes(daemon: Daemon) -> set[str]:
