@@ -176,6 +176,10 @@ async def from_host(call: Call) -> None:
     await call.json({"Id": image.id, "RepoTags": image.repo_tags}, 201)
 
 
+# docker-compose 1 asks for the newest version that there is and then for a member that went with 1.45; without it it replaces no container.
+_OLD_COMPOSE = b"docker-compose/1."
+
+
 async def inspect(call: Call) -> None:
     """GET /images/{name}/json"""
     images, wanted = call.engine.images, _wanted_platform(call)
@@ -187,6 +191,8 @@ async def inspect(call: Call) -> None:
     if image is not named:  # another platform's: it has the name as well
         image = msgspec.structs.replace(image, repo_tags=named.repo_tags, repo_digests=named.repo_digests)
     shown = views.inspect(image, call.version, layers=images.layer_folders(image))
+    if call.exchange.headers.get(b"user-agent", b"").startswith(_OLD_COMPOSE):
+        shown |= views.container_config(call.version)
     if call.version >= (1, 48):
         (target,) = await imagemanifests.described(images, [imagemanifests.target_of(images, image, reference)])
         shown["Descriptor"] = views.descriptor(target)

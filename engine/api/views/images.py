@@ -90,8 +90,13 @@ def inspect(image: ImageRecord, version: Version, *, driver: str = "overlay2", l
     if version < (1, 44):
         shown["VirtualSize"] = image.size
     if version < (1, 45):
-        shown["ContainerConfig"] = config(ContainerConfig(), version)  # always empty since dockerd 26
+        shown |= container_config(version)
     return shown
+
+
+def container_config(version: Version) -> Json:
+    """A member of inspect below 1.45, always empty since dockerd 26."""
+    return {"ContainerConfig": config(ContainerConfig(), version)}
 
 
 def summary(image: ImageRecord, version: Version, *, shared: int = -1, containers: int = -1) -> Json:
