@@ -33,6 +33,7 @@ CONTAINER_LIMIT = 256  # of one container
 _SERVER_LIMIT = 3  # servers of one list that are asked, as in resolv.conf(5)
 _FILE_CHECK = 1.0  # seconds
 _FILE_LIMIT = 64 * 1024
+_DRAIN = 16  # datagrams of one server in one round
 _DEMOTED = 30.0  # seconds that a silent server comes last
 _CONNECTING = (errno.EINPROGRESS, errno.EAGAIN)
 
@@ -143,7 +144,7 @@ class Forwarder:
         self, asker: Asker, packet: bytes, query: dns.Query, upstreams: list[str], tcp: bool, done: Callable[[bytes], None]
     ) -> Pending | None:
         """Ask the upstreams. `done` may be called before this returns. None: it was, there is nothing to wait for."""
-        if len(self._pending) >= LIMIT or len(asker.pending) >= CONTAINER_LIMIT:
+        if len(asker.pending) >= CONTAINER_LIMIT or (len(self._pending) >= LIMIT and not self._make_room(asker)):
             done(dns.reply(packet, query, dns.SERVFAIL))
             return None
         self.asked += 1
@@ -152,6 +153,15 @@ class Forwarder:
         asker.pending.add(pending)
         self._next(pending)
         return pending if pending in self._pending else None
+
+    def _make_room(self, asker: Asker) -> bool:
+        """Give up a question of whoever has the most, for one who has fewer: some that flood must not leave others without names."""
+        greedy = max((pending.asker for pending in self._pending), key=lambda each: len(each.pending))
+        if len(greedy.pending) <= len(asker.pending) + 1:
+            return False
+        victim = next(iter(greedy.pending))
+        self._finish(victim, dns.reply(victim.packet, victim.query, dns.SERVFAIL))
+        return True
 
     def drop(self, pending: Pending) -> None:
         """The client is gone."""
@@ -225,7 +235,7 @@ class Forwarder:
         return sock
 
     def _datagram(self, pending: Pending, attempt: Attempt) -> None:
-        while True:
+        for _ in range(_DRAIN):
             try:
                 response = attempt.sock.recv(dns.TCP_SIZE)
             except BlockingIOError:

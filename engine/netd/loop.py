@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 from time import monotonic
 
@@ -15,6 +16,7 @@ BROKEN = select.EPOLLERR | select.EPOLLHUP
 
 TICK = 0.25  # seconds
 _FAILURES = 100
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # what accepting needs will be there again later
 
 
 class Loop:

@@ -339,12 +339,15 @@ def close_all(fds: list[int]) -> None:
 def main() -> None:
     """What the process does. sys.argv: -c, import root, exec root, build."""
     import gc
+    import resource
 
     _core.process_title(b"knarr-netd")
     os.chdir(sys.argv[2])
     os.closerange(DAEMON_FD + 1, 1 << 20)
     for number in (_signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE):
         _signal.signal(number, _signal.SIG_IGN)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each question under way and each relayed connection takes some
     try:
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     except PermissionError:

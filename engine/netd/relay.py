@@ -10,7 +10,7 @@ import _socket
 import errno
 import struct
 
-from engine.netd.loop import BROKEN, IN, OUT, Loop
+from engine.netd.loop import BROKEN, EXHAUSTED, IN, OUT, TICK, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class StreamRelay(Relay):
         super().__init__(loop, sock, target)
         self._room = room
         self._pairs: set[Pair] = set()
-        self._deaf = False
+        self._deaf = 0.0
         loop.add(sock.fileno(), IN, self._accept)
 
     def __len__(self) -> int:
@@ -83,8 +83,11 @@ class StreamRelay(Relay):
             except OSError as error:
                 if error.errno == errno.ECONNABORTED:
                     continue
-                self._deaf = True  # no descriptors left: until the next tick, or this would be called again at once
-                self._loop.change(self.sock.fileno(), 0)
+                if error.errno in EXHAUSTED:  # for a while, or this would be called again at once
+                    self._deaf = self._loop.now
+                    self._loop.change(self.sock.fileno(), 0)
+                else:  # the socket was ended, and would be told without end
+                    self._loop.remove(self.sock.fileno())
                 return
             client = _socket.socket(fileno=fd)
             client.setblocking(False)
@@ -111,10 +114,10 @@ class StreamRelay(Relay):
         Pair(self._loop, client, server, self._pairs)
 
     def tick(self) -> bool:
-        if self._deaf:
-            self._deaf = False
+        if self._deaf and self._loop.now - self._deaf >= TICK:
+            self._deaf = 0.0
             self._loop.change(self.sock.fileno(), IN)
-        return False
+        return bool(self._deaf)
 
 
 class Side:

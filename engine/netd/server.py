@@ -13,7 +13,7 @@ import os
 
 from engine import _core
 from engine.netd.forward import Asker, Forwarder, Pending
-from engine.netd.loop import BROKEN, IN, OUT, Loop
+from engine.netd.loop import BROKEN, EXHAUSTED, IN, OUT, TICK, Loop
 from engine.netd.resolver import Caches, Resolver
 from engine.wire import dns
 
@@ -40,7 +40,7 @@ class Served(Asker):
         self._forwarder = forwarder
         self._caches = caches
         self._connections: set[Connection] = set()
-        self._deaf = False
+        self._deaf = 0.0
         for sock, handler in ((udp, self._datagrams), (tcp, self._accept)):
             sock.setblocking(False)
             loop.add(sock.fileno(), IN, handler)
@@ -119,7 +119,7 @@ class Served(Asker):
             os.close(namespace)
 
     def _accept(self, _: int) -> None:
-        while True:
+        for _ in range(DRAIN):
             try:
                 fd, _peer = self.tcp._accept()  # type: ignore[attr-defined]  # what socket.accept is made of
             except BlockingIOError:
@@ -127,8 +127,11 @@ class Served(Asker):
             except OSError as error:
                 if error.errno == errno.ECONNABORTED:
                     continue
-                self._deaf = True  # no descriptors left: until the next tick, or this would be called again at once
-                self._loop.change(self.tcp.fileno(), 0)
+                if error.errno in EXHAUSTED:  # for a while, or this would be called again at once
+                    self._deaf = self._loop.now
+                    self._loop.change(self.tcp.fileno(), 0)
+                else:  # who may manage the container's network has ended the socket, and it would be told without end
+                    self._loop.remove(self.tcp.fileno())
                 return
             sock = _socket.socket(fileno=fd)
             sock.setblocking(False)
@@ -138,13 +141,13 @@ class Served(Asker):
             Connection(self._loop, self._forwarder, self, sock, self._connections)
 
     def tick(self) -> bool:
-        """Ends silent connections; whether there are any left."""
-        if self._deaf:
-            self._deaf = False
+        """Ends silent connections; whether anything here waits for time."""
+        if self._deaf and self._loop.now - self._deaf >= TICK:
+            self._deaf = 0.0
             self._loop.change(self.tcp.fileno(), IN)
         for connection in [each for each in self._connections if self._loop.now - each.heard > IDLE]:
             connection.close()
-        return bool(self._connections)
+        return bool(self._connections or self._deaf)
 
 
 class Connection:
