@@ -115,6 +115,10 @@ class Endpoints:
     async def _join(self, container: Container, made: Sandbox, wanted: list[tuple[Network, str]], joining: Joining) -> None:
         record = container.record
         asked = record.networking.endpoints_config or {}
+        if hostfiles.needs_gateway(record.host_config) and not self._context.settings.host_gateway_ips:
+            default = self._networks.by_name.get("bridge")
+            if default is not None:
+                await self._networks.activate(default)  # the address must be there
         for network, name in wanted:
             await self._networks.activate(network)
             settings = asked.get(name) or EndpointSettings()
