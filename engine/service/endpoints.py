@@ -22,7 +22,7 @@ from engine.linux import namespaces
 from engine.linux.conntrack import forget_datagrams
 from engine.linux.rtnetlink import Rtnetlink
 from engine.network import macvlan, nameserver, pair, sandbox
-from engine.network.firewall import Member
+from engine.network.firewall import Member, Port
 from engine.network.sandbox import Prepared
 from engine.service import addresses, bundle, hostfiles
 from engine.service.container import Container
@@ -34,13 +34,14 @@ from engine.service.ports import PublishedPorts, datagram_ports
 from engine.service.resolvconf import SYSTEMD_RESOLV_CONF, resolv_conf, stub_only
 from engine.service.sandboxes import Kind, Sandboxes
 from engine.spec.docker.containers import EndpointSettings
-from engine.spec.network import Endpoint, Sandbox
+from engine.spec.network import Endpoint, Published, Sandbox
 
 log = logging.getLogger("knarr.endpoints")
 
 _BARE = Kind(sandbox.BARE)
 _BACKLOG = 128
 _TEARDOWN_DELAY = 0.005  # what can wait stays out of the way of the replies that an end causes
+_CLOSE_SECONDS = 0.25
 _TEARDOWN_SECONDS = 5.0  # for an address that a container which just ended had
 
 
@@ -73,6 +74,9 @@ class Endpoints:
         self.sandboxes = Sandboxes(context.settings.monitors)
         self._sandboxes: dict[str, Sandbox] = {}  # by container id
         self._host = Rtnetlink()  # for the event loop's thread
+        self._namespaces: dict[str, int] = {}  # descriptors, by container id
+        self._done_with: list[int] = []
+        self._closing = trio.Event()
         self._leaving: dict[str, Sandbox] = {}  # of containers that ended just now
         self._tearing = 0
         self._hurried = 0  # starts that wait for addresses
@@ -86,6 +90,7 @@ class Endpoints:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.sandboxes.run)
             nursery.start_soon(self._dns.run)
+            nursery.start_soon(self._close_namespaces)
 
     # -- start and end
 
@@ -164,6 +169,24 @@ class Endpoints:
         if ports:
             self._context.chores.later("forgetting flows to ports that changed hands", functools.partial(forget_datagrams, ports))
 
+    def keep(self, container: Container, joining: Joining) -> None:
+        """The process runs. The namespace is held until its links are down: nobody holding it, the kernel would take it down at once, just
+        when the container's end is being told."""
+        prepared = joining.prepared
+        if prepared is not None and prepared.pair is not None:
+            self._namespaces[container.id], prepared.ns = prepared.ns, -1
+        joining.done()
+
+    async def _close_namespaces(self) -> None:
+        """Background task: several at a time, which costs the kernel little more than one."""
+        while True:
+            await self._closing.wait()
+            await trio.sleep(_CLOSE_SECONDS)
+            self._closing = trio.Event()
+            closing, self._done_with = self._done_with, []
+            for fd in closing:
+                os.close(fd)
+
     def abandon(self, container: Container, joining: Joining) -> None:
         """A start that did not come to be."""
         joining.done()
@@ -184,7 +207,9 @@ class Endpoints:
                 self._networks.publish(network, "disconnect", container=container.id)
         self._leaving[container.id] = made
         self._tearing += 1
-        self._context.nursery.start_soon(self._tear_down, container.id, made.endpoints, datagram_ports(made.ports))
+        self._context.nursery.start_soon(
+            self._tear_down, container.id, made.endpoints, datagram_ports(made.ports), self._namespaces.pop(container.id, -1)
+        )
 
     def _forget_names(self, container_id: str) -> None:
         """The last part of `leave`: of a container that starts again it must come before the new names."""
@@ -197,7 +222,7 @@ class Endpoints:
             if endpoint.names:
                 self._dns.withdraw(endpoint.network_id, endpoint.id)
 
-    async def _tear_down(self, container_id: str, endpoints: list[Endpoint], datagrams: set[int]) -> None:
+    async def _tear_down(self, container_id: str, endpoints: list[Endpoint], datagrams: set[int], namespace: int = -1) -> None:
         """Background task: names and rules, the links, and then the addresses are free; a link that is still there would answer for them.
         Whoever waits for the end is told first."""
         links = [endpoint.link for endpoint in endpoints if endpoint.link]
@@ -214,6 +239,9 @@ class Endpoints:
         except (OSError, KnarrError) as error:
             log.warning("removing links %s: %s", ", ".join(links), error)
         finally:
+            if namespace >= 0:
+                self._done_with.append(namespace)
+                self._closing.set()
             for endpoint in endpoints:
                 network = self._networks.by_id.get(endpoint.network_id)
                 if network is not None:
@@ -286,7 +314,8 @@ class Endpoints:
         """How a link is a port of the network's bridge, and its MTU."""
         options = network.bridge
         assert options is not None
-        port = pair.Port(network.index, hairpin=True, isolated=not options.icc)
+        group = self._networks.firewall.group if options.antispoofing else 0
+        port = pair.Port(network.index, hairpin=True, isolated=not options.icc, group=group)
         return port, options.mtu or pair.DEFAULT_MTU
 
     def attach(self, namespace: int, network: Network, endpoint: Endpoint, made: Sandbox) -> None:
@@ -403,6 +432,8 @@ class Endpoints:
 
     async def adopted(self) -> None:
         """After the last `adopt`: the host's side of what is in use, made right without touching a connection."""
+        for container_id, made in self._sandboxes.items():
+            self._hold(container_id, made)  # the first rules are whole: they know everyone
         for network in {
             id(n): n for m in self._sandboxes.values() for e in m.endpoints if (n := self._networks.by_id[e.network_id])
         }.values():
@@ -458,6 +489,12 @@ class Endpoints:
 
     def _guard(self, container_id: str, made: Sandbox) -> None:
         """The firewall's part of a container, and its ports."""
+        published = self._hold(container_id, made)
+        self._networks.firewall.sync()
+        self.ports.relay(container_id, published)
+
+    def _hold(self, container_id: str, made: Sandbox) -> list[tuple[Published, Port]]:
+        """What the firewall is to know of a container; its ports."""
         known = self._networks.by_id
         members = [
             Member(link=one.link, bridge=known[one.network_id].record.link, mac=one.mac, ipv4=one.ipv4, ipv6=one.ipv6)
@@ -466,8 +503,7 @@ class Endpoints:
         ]
         published = self.ports.published(made) if made.ports else []
         self._networks.firewall.hold(container_id, members, [port for _, port in published])
-        self._networks.firewall.sync()
-        self.ports.relay(container_id, published)
+        return published
 
     # -- the name server's sockets
 

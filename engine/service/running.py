@@ -113,7 +113,7 @@ class Runner:
         except BaseException:
             context.endpoints.abandon(container, joining)
             raise
-        joining.done()
+        context.endpoints.keep(container, joining)
         container.process = process
         container.plan = None if create.joins(record.host_config) else ready
         container.transition(lifecycle.Started(started.pid, started.start_time, started.started))
