@@ -21,6 +21,7 @@ Semantics are Docker's (its pages on packet filtering, port publishing and the b
 from __future__ import annotations
 
 import functools
+import hashlib
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
@@ -149,6 +150,12 @@ _IP6: Final = Match("meta protocol", "ip6")
 _SAFE: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 
+def group(name: str) -> int:
+    """The group of links whose frames must be a member's: every container's link of this daemon is of it before it is up, so that one
+    which is not a member yet can send nothing. Not 0, which is the group of all other links."""
+    return 1 | int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 1
+
+
 def ruleset(model: Model, name: str) -> Ruleset:
     """The tables of a daemon whose tables are called `name`."""
     found: dict[str, set[Element]] = {}
@@ -270,7 +277,7 @@ def _structure(bridges: tuple[Bridge, ...], drop_foreign_forward: bool, name: st
     maps.append(Set(name="bridges", key=("ifname",), elements=tuple(Element((bridge.link,)) for bridge in bridges)))
     base = _base_chains(drop_foreign_forward)
     inet = Table(family="inet", name=name, sets=(*maps, *_PORT_SETS), chains=(*chains.values(), *base))
-    return inet, Table(family="bridge", name=name, sets=_MEMBER_SETS, chains=_bridge_chains())
+    return inet, Table(family="bridge", name=name, sets=_MEMBER_SETS, chains=_bridge_chains(group(name)))
 
 
 def _interfaces(name: str, dispatch: dict[str, list[Element]]) -> Set:
@@ -319,13 +326,15 @@ def _base_chains(drop_foreign_forward: bool) -> tuple[Chain, ...]:
     )
 
 
-def _bridge_chains() -> tuple[Chain, ...]:
-    """A container's frames: the usual ones are found with one look-up and let through, others of a guarded link must prove themselves."""
+def _bridge_chains(own_group: int) -> tuple[Chain, ...]:
+    """A container's frames: the usual ones are found with one look-up and let through, others of a guarded link must prove themselves.
+    `own_group`: see `group`."""
     advert = Match("icmpv6 type", "nd-neighbor-advert")
     first: tuple[Rule, ...] = (
         (Match("meta protocol", "ip"), In(("iifname", "ether saddr", "ip saddr"), "senders4"), ACCEPT),
         (_IP6, Match("meta l4proto", "ipv6-icmp", negated=True), In(("iifname", "ether saddr", "ip6 saddr"), "senders6"), ACCEPT),
         (In(("iifname",), "guarded"), Verdict("jump", "suspect")),
+        (Match("iifgroup", str(own_group)), Verdict("goto", "suspect")),  # of a member that is none yet
     )
     suspect: tuple[Rule, ...] = (
         (In(("iifname", "ether saddr"), "senders", negated=True), DROP),

@@ -23,11 +23,12 @@ _NAME_ATTEMPTS: Final = 8
 
 class Port(NamedTuple):
     """How the outer end is a port of a bridge. `bridge`: its index, 0 for none; `hairpin`: what comes in may go out there again;
-    `isolated`: does not reach other isolated ports."""
+    `isolated`: does not reach other isolated ports; `group`: of links, for the firewall (`firewall.group`), 0 for none."""
 
     bridge: int = 0
     hairpin: bool = False
     isolated: bool = False
+    group: int = 0
 
 
 class Pair(NamedTuple):
@@ -90,7 +91,7 @@ def outer_requests(index: int, port: Port, *, mtu: int = 0) -> list[Request]:
     if not port.bridge:
         return [wire.set_link(index, master=0, mtu=mtu, up=True, link_local=False)]
     return [
-        wire.set_link(index, master=port.bridge, mtu=mtu, link_local=False),
+        wire.set_link(index, master=port.bridge, mtu=mtu, link_local=False, group=port.group),
         wire.set_port(index, hairpin=port.hairpin, isolated=port.isolated, groups=wire.EVERY_GROUP),
         wire.set_link(index, up=True),
     ]

@@ -28,6 +28,7 @@ class Firewall:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.group = firewall.group(name)
         self._socket: Nftables | None = None
         self._by_network: dict[str, Bridge] = {}
         self._bridges: tuple[Bridge, ...] = ()

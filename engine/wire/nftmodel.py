@@ -33,6 +33,7 @@ TYPES: Final = {
     "ether_type": Type(10, 2),
     "inet_proto": Type(12, 1),
     "inet_service": Type(13, 2),
+    "devgroup": Type(23, 4),
     "ct_state": Type(26, 4),
     "icmpv6_type": Type(29, 1),
     "ct_status": Type(31, 4),
@@ -67,6 +68,7 @@ class Key(NamedTuple):
 KEYS: Final = {
     "iifname": Key("ifname", META, (6,)),
     "oifname": Key("ifname", META, (7,)),
+    "iifgroup": Key("devgroup", META, (21,)),
     "meta protocol": Key("ether_type", META, (1,)),
     "meta nfproto": Key("nf_proto", META, (15,)),
     "meta l4proto": Key("inet_proto", META, (16,)),
@@ -224,6 +226,8 @@ def packed(type_name: str, text: str) -> bytes:
         return _address(socket.AF_INET6, text)
     if type_name == "ether_addr":
         raw = bytes.fromhex(text.replace(":", ""))
+    elif type_name == "devgroup":
+        raw = int(text).to_bytes(4, HOST)
     elif type_name == "ifname":
         raw = text.encode().ljust(16, b"\0")
         if len(raw) > 16 or not text:

@@ -34,7 +34,7 @@ IFNAME_LIMIT: Final = 15  # bytes of a link's name, IFNAMSIZ without the NUL
 IFALIAS_LIMIT: Final = 255
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_LINKINFO, IFLA_NET_NS_PID, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 19, 20, 26, 28
+IFLA_LINKINFO, IFLA_NET_NS_PID, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 18, 19, 20, 26, 27, 28
 IFLA_EXT_MASK, IFLA_LINK_NETNSID = 29, 37
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
@@ -180,9 +180,10 @@ def set_link(
     ns: int = -1,
     alias: str | None = None,
     link_local: bool | None = None,
+    group: int = 0,
 ) -> Request:
     """Change a link; what is not given stays. `master` 0: out of its bridge; `ns`: descriptor of the namespace it moves to;
-    `link_local` False: the kernel gives it no IPv6 link-local address by itself.
+    `link_local` False: the kernel gives it no IPv6 link-local address by itself; `group`: a number that rules may match.
 
     The kernel applies address, MTU and name before it takes the link up.
     """
@@ -200,6 +201,8 @@ def set_link(
         payload += attribute(IFLA_IFALIAS, alias.encode())
     if master is not None:
         payload += u32(IFLA_MASTER, master)
+    if group:
+        payload += u32(IFLA_GROUP, group)
     if link_local is not None:
         mode = u8(IFLA_INET6_ADDR_GEN_MODE, 0 if link_local else ADDR_GEN_NONE)
         payload += nested(IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
