@@ -8,6 +8,7 @@ engine, which is not killed.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -24,6 +25,7 @@ from tests.chaos import networkwork
 from tests.chaos.networkwork import Work, Wrong
 from tests.conftest import PEER
 from tests.lib import busybox, netns
+from tests.lib import leaks as look
 from tests.lib.daemon import Daemon, Engine, Peer
 from tests.lib.leaks import Leaks
 from tests.lib.netns import Namespace, eventually
@@ -142,7 +144,7 @@ def test_kills_leave_nothing_of_networks_and_volumes(host: Namespace) -> None:
                 clients.dying.set()
                 daemon.kill()
             start(daemon, host)
-            assert name_servers(daemon, host) <= 1
+            assert eventually(lambda: name_servers(host) <= 1)
             assert inspect(daemon, rock)["NetworkSettings"] == settings
             assert eventually(lambda: host.reaches("127.0.0.1", STEADY_PORT), 5), "what ran is not reachable any more"
             assert networkwork.findings(daemon) == []
@@ -176,10 +178,14 @@ def inspect(daemon: Daemon, container: str) -> dict[str, object]:
     return shown
 
 
-def name_servers(daemon: Daemon, host: Namespace) -> int:
-    """Name server processes of this daemon: who listens under its socket's name, also where another has taken the name over."""
-    lines = host.run("cat", "/proc/net/unix").stdout.splitlines()
-    return sum(line.endswith(f" {daemon.exec_root}/netd.sock") and line.split()[3] == "00010000" for line in lines)
+def name_servers(host: Namespace) -> int:
+    """Name server processes in the daemon's network namespace."""
+    inside = os.fstat(host.fd).st_ino
+    found = 0
+    for pid in look.processes():
+        with contextlib.suppress(OSError):
+            found += look.read(f"/proc/{pid}/comm").strip() == "knarr-netd" and os.stat(f"/proc/{pid}/ns/net").st_ino == inside
+    return found
 
 
 def links_at_rest(daemon: Daemon, host: Namespace) -> set[str]:
