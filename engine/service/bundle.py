@@ -6,6 +6,7 @@ Owns `bundles/<id>/`. It lies on a tmpfs and is made again after a reboot. What 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 
@@ -15,6 +16,8 @@ from engine.errors import KnarrError
 from engine.service import hostfiles
 from engine.spec.mount import Mount
 from engine.spec.network import Sandbox
+
+log = logging.getLogger("knarr.bundles")
 
 _FILES = ("hosts", "hostname", "resolv.conf", "network.json", "exit.json")
 _BIND = ("rbind", "rprivate")
@@ -36,8 +39,12 @@ def make(folder: str, hosts: str, hostname: str, resolv_conf: str) -> None:
 
 
 def rewrite(folder: str, name: str, text: str) -> None:
-    """Write one of the files anew, in place: a running container has it mounted. Raises OSError."""
-    _write(f"{folder}/{name}", text)
+    """Write one of the files anew, in place: a running container has it mounted, and keeps the old text if it holds a lease on it, which
+    would hold us up for 45 s (fcntl(2), "Leases"). Raises OSError."""
+    try:
+        _write(f"{folder}/{name}", text)
+    except BlockingIOError:
+        log.warning("container %s: a process holds a lease on its /etc/%s, which stays as it is", os.path.basename(folder)[:12], name)
 
 
 def write_network(folder: str, sandbox: Sandbox, *, running: bool) -> None:
@@ -102,7 +109,7 @@ def remove(folder: str) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     try:
         left = memoryview(text.encode("utf-8", "surrogateescape"))
         while left:

@@ -23,8 +23,10 @@ from engine.store.layout import Layout
 from engine.store.snapshots import Snapshots
 
 if TYPE_CHECKING:
+    from engine.linux.userns import UserNamespaces
     from engine.registry.client import Registries
     from engine.service.archives import Archives
+    from engine.service.bundlesize import BundleSizes
     from engine.service.endpoints import Endpoints
     from engine.service.images import Images
     from engine.service.layers import Layers
@@ -55,11 +57,25 @@ class Context:
     endpoints: Endpoints = dataclasses.field(init=False)
 
     @functools.cached_property
+    def bundle_sizes(self) -> BundleSizes:
+        """What containers write into their bundles."""
+        from engine.service.bundlesize import BundleSizes
+
+        return BundleSizes(self.nursery)
+
+    @functools.cached_property
     def volumes(self) -> Volumes:
         """The volumes."""
         from engine.service.volumes import Volumes
 
         return Volumes(self)
+
+    @functools.cached_property
+    def user_namespaces(self) -> UserNamespaces:
+        """Mappings of owners for mounts."""
+        from engine.linux.userns import UserNamespaces
+
+        return UserNamespaces()
 
     @functools.cached_property
     def registries(self) -> Registries:

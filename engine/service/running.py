@@ -18,7 +18,7 @@ import trio
 
 from engine.aio.blocking import blocking
 from engine.config import DEFAULT_LOG_MAX_FILES, DEFAULT_LOG_MAX_SIZE, DEFAULT_STOP_TIMEOUT
-from engine.errors import Conflict, InvalidParameter, KnarrError, LaunchError, NotModified
+from engine.errors import Conflict, InvalidParameter, KnarrError, LaunchError, NotFound, NotModified
 from engine.linux import files
 from engine.linux.signals import signal_number
 from engine.monitor.client import MonitorGone
@@ -110,8 +110,15 @@ class Runner:
             process.close()
             context.endpoints.abandon(container, joining)
             raise self._failed(container, ready, LaunchFailed(-1, 0, str(error))) from error
-        except BaseException:
+        except OSError as error:  # START could not be sent: no descriptors, no memory
+            process.close()
             context.endpoints.abandon(container, joining)
+            raise self._failed(container, ready, LaunchFailed(-1, error.errno or 0, str(error))) from error
+        except BaseException:
+            process.close()  # the monitor ends without a START
+            context.endpoints.abandon(container, joining)
+            if record.mount_points:
+                context.volumes.release(record)
             raise
         context.endpoints.keep(container, joining)
         container.process = process
@@ -125,7 +132,7 @@ class Runner:
             log.warning("container %s: %s: only in part: %s", container.id[:12], ops.describe(ready.ops[op]), os.strerror(errno))
         context.nursery.start_soon(self.watch, container, process)
         if trouble is not None:
-            await self.kill_and_wait(container)
+            await self._take_down(container, again)
             raise trouble
 
     def _joined_trouble(self, container: Container, joining: Joining) -> KnarrError | None:
@@ -136,9 +143,20 @@ class Runner:
             return KnarrError(f"start container {container.name}: set up its network: {error}")
         return None
 
+    async def _take_down(self, container: Container, again: bool) -> None:
+        """End a container that has just been started and must not run. Not by `kill_and_wait`, which would wait for the restart that this may
+        be a part of; a restart that failed so is followed by another one."""
+        exited = container.exited
+        container.record.state.manually_stopped = not again
+        with contextlib.suppress(Conflict):  # it has ended
+            await self.signal(container, signals.SIGKILL)
+        with trio.move_on_after(_KILL_SECONDS, shield=True):
+            await exited.wait()
+
     async def watch(self, container: Container, process: Process) -> None:
         """Background task of each run."""
         container.save()  # after the reply; a daemon that dies before finds the monitor's socket
+        self._context.bundle_sizes.begin(container)
         try:
             await process.watch()
         except Exception:
@@ -157,7 +175,12 @@ class Runner:
         hc = record.host_config
         if create.joins(hc):
             pid, network = self._joined(hc.pid_mode, "PID"), self._joined(hc.network_mode, "network")
+            if network is not None:  # they share what /etc/hostname says
+                record.config.hostname, record.config.domainname = network.record.config.hostname, network.record.config.domainname
             joined = specgen.Joined(pid=pid.record.state.pid if pid else 0, network=network.record.state.pid if network else 0)
+            if network is not None:  # it has the names of the one whose network it has, as in Docker
+                network = self._owner(network)
+                record.config.hostname, record.config.domainname = network.record.config.hostname, network.record.config.domainname
             container.plan = create.compile_plan(context, container, joined, network.bundle if network else "")
         elif container.plan is None or container.placement is None or record.state.started_at:
             container.plan = create.compile_plan(context, container)
@@ -171,6 +194,20 @@ class Runner:
         if not other.record.state.alive:
             raise Conflict(f"cannot join {what} of a non running container: {other.id}")
         return other
+
+    def _owner(self, container: Container) -> Container:
+        """Whose network a container has: at the end of the chain, as far as that is still there."""
+        seen = {container.id}
+        while container.record.host_config.network_mode.startswith("container:"):
+            try:
+                other = self._find(container.record.host_config.network_mode.partition(":")[2])
+            except NotFound:
+                break
+            if other.id in seen:
+                break
+            seen.add(other.id)
+            container = other
+        return container
 
     def _message(self, container: Container, ready: Plan) -> control.Start:
         record = container.record
