@@ -1,8 +1,8 @@
 """The size of what containers write into their /etc/hosts, /etc/hostname and /etc/resolv.conf.
 
-Those files lie in the host's memory (the exec root is on a tmpfs), and a container may write to them as it likes: without a bound one could fill
-/run, which the whole host needs. The kernel has no such bound for a file, so it is told when one was written to (inotify(7)), and what is
-beyond the bound is cut off. Costs nothing while nobody writes.
+Those files lie in the host's memory (the exec root is on a tmpfs), and a container may write to them as it likes: without a bound one
+could fill /run, which the whole host needs. The kernel has no bound for a single file, so it is asked to tell when one was written to
+(inotify(7)), and what is beyond the bound is cut off. Costs nothing while nobody writes.
 """
 
 from __future__ import annotations
