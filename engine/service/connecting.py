@@ -5,13 +5,15 @@ Each is made whole or not at all, and durable when it returns. Messages are dock
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 
 import msgspec
+import trio
 
 from engine.aio.blocking import blocking
-from engine.errors import Conflict, Forbidden, NotFound
+from engine.errors import Conflict, Forbidden, KnarrError, NotFound
 from engine.linux import namespaces
 from engine.linux.rtnetlink import Rtnetlink
 from engine.network import nameserver, ports, sandbox
@@ -23,6 +25,9 @@ from engine.service.networks import Network, Networks
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import EndpointSettings, PortBinding
 from engine.spec.network import Endpoint, Sandbox
+from engine.store.db import DatabaseError
+
+log = logging.getLogger("knarr.connecting")
 
 _SHARED = "container sharing network namespace with another container or host cannot be connected to any other network"
 _HOST = "container cannot be disconnected from host network or connected to host network"
@@ -48,22 +53,42 @@ class Changes:
             record = container.record
             asked = {**(record.networking.endpoints_config or {}), network.name: settings}
             made = self._endpoints.sandbox(container.id)
+            connected = False
             if made is not None:
                 with told(container, f"connect it to network {network.name}"):
-                    await self._connect_now(container, network, settings, made)
-            record.networking = msgspec.structs.replace(record.networking, endpoints_config=asked)
-            container.save_now()
+                    connected = await self._connect_now(container, network, settings, made)
+            before, mode = record.networking, record.host_config.network_mode
+            if mode == "none":  # which it was taken out of
+                record.host_config.network_mode = network.name
+            record.networking = msgspec.structs.replace(before, endpoints_config=asked)
+            try:
+                self._save(container)
+            except BaseException:
+                record.networking, record.host_config.network_mode = before, mode
+                if connected and (made := self._endpoints.sandbox(container.id)) is not None:
+                    await self._disconnect_now(container, network, made)
+                raise
             await self._context.durability.reached()
-        if made is not None:
+        if connected:
             self._networks.publish(network, "connect", container=container.id)
+
+    @staticmethod
+    def _save(container: Container) -> None:
+        """Raises NotFound when the container was removed meanwhile, KnarrError."""
+        if container.gone.is_set():
+            raise NotFound(f"No such container: {container.id}")
+        try:
+            container.save_now()
+        except DatabaseError as error:
+            raise KnarrError(f"container {container.name}: storing its networks: {error}", hint="the data root needs free space") from error
 
     def _check(self, network: Network, container: Container, settings: EndpointSettings) -> None:
         mode = container.record.host_config.network_mode
-        if mode.startswith("container:"):
+        if mode == "host" or mode.startswith("container:"):
             raise Forbidden(_SHARED)
-        if mode == "host" or network.record.driver == "host":
+        if network.record.driver == "host":
             raise Forbidden(_HOST)
-        if mode == "none" or network.record.driver == "null":
+        if network.record.driver == "null" or (mode == "none" and self._endpoints.sandbox(container.id) is None):
             raise Forbidden(_NONE)
         if network.record.config_only:
             raise Forbidden(f"configuration network {network.name!r} cannot be used by a container")
@@ -72,17 +97,29 @@ class Changes:
         if made is not None and any(endpoint.network_id == network.id for endpoint in made.endpoints):
             raise Forbidden(f"endpoint with name {container.name} already exists in network {network.name}")
 
-    async def _connect_now(self, container: Container, network: Network, settings: EndpointSettings, made: Sandbox) -> None:
+    async def _connect_now(self, container: Container, network: Network, settings: EndpointSettings, made: Sandbox) -> bool:
+        """False when the container has ended meanwhile. Raises OSError, KnarrError; then it has what it had."""
         await self._networks.activate(network)
         endpoint = await self._endpoints.allocate(container, network, settings, made)
         after = msgspec.structs.replace(made, endpoints=[*made.endpoints, endpoint], resolver=made.resolver or not network.is_default)
         network.endpoints[endpoint.id] = (container.id, endpoint)
-        fds = None
+        fds, pid = None, container.record.state.pid
         try:
-            fds = await blocking("kernel", self._attach, container.record.state.pid, network, endpoint, made, after)
+            fds = await blocking("kernel", self._attach, pid, network, endpoint, made, after)
+            if self._endpoints.sandbox(container.id) is not made:
+                self._endpoints.drop([endpoint])
+                return False
+            endpoint.names = self._endpoints.names(container, network, settings)  # it may have been renamed
             self._endpoints.change(container, after, fds)
-        except BaseException:
+            return True
+        except BaseException as error:
+            there = self._endpoints.sandbox(container.id) is made
+            if there:
+                with trio.CancelScope(shield=True):
+                    await self._take_back(container, endpoint, after, made)
             self._endpoints.drop([endpoint])
+            if not there and isinstance(error, (OSError, KnarrError)):
+                return False
             raise
         finally:
             for fd in fds or ():
@@ -98,6 +135,13 @@ class Changes:
         finally:
             os.close(namespace)
 
+    async def _take_back(self, container: Container, endpoint: Endpoint, before: Sandbox, after: Sandbox) -> None:
+        """The link of a connect that failed, and the routes: the container goes on."""
+        try:
+            await blocking("kernel", self._detach, container.record.state.pid, endpoint, before, after)
+        except (OSError, KnarrError) as error:
+            log.warning("container %s: removing the link of a connect that failed: %s", container.id[:12], error)
+
     async def disconnect(self, ref: str, container_ref: str, force: bool) -> None:
         """Take a container out of a network. Raises NotFound, Forbidden, KnarrError."""
         network = self._networks.network(ref)
@@ -105,20 +149,24 @@ class Changes:
             container = self._find(container_ref)
         except NotFound:
             if force:
-                return
+                raise NotFound(f"endpoint {container_ref} not found") from None
             raise
         async with container.lock:
             if network.record.driver == "host" or container.record.host_config.network_mode == "host":
                 raise Forbidden(_HOST)
-            wanted = self._networks.requested(container.record)
-            if all(other is not network for other, _ in wanted):
-                raise Forbidden(f"container {container.id} is not connected to network {network.name}")
+            mode = container.record.host_config.network_mode
+            wanted = self._networks.requested(container.record, gone=True) if not mode.startswith("container:") else []
             made = self._endpoints.sandbox(container.id)
-            if made is not None:
+            on = any(endpoint.network_id == network.id for endpoint in made.endpoints) if made is not None else False
+            if not on and all(other is not network for other, _ in wanted):
+                raise Forbidden(f"container {container.id} is not connected to network {network.name}")
+            if made is None and mode == "none" and container.record.state.alive:
+                self._endpoints.free(container)
+            elif made is not None:
                 with told(container, f"disconnect it from network {network.name}"):
                     await self._disconnect_now(container, network, made)
             self._forget(container, network, [other for other, _ in wanted if other is not network])
-            container.save_now()
+            self._save(container)
             await self._context.durability.reached()
         if made is not None:
             self._networks.publish(network, "disconnect", container=container.id)
@@ -138,7 +186,13 @@ class Changes:
         if endpoint is None:
             return
         after = msgspec.structs.replace(made, endpoints=[other for other in made.endpoints if other is not endpoint])
-        await blocking("kernel", self._detach, container.record.state.pid, endpoint, made, after)
+        try:
+            await blocking("kernel", self._detach, container.record.state.pid, endpoint, made, after)
+        except (OSError, KnarrError):
+            if self._endpoints.sandbox(container.id) is made:
+                raise
+        if self._endpoints.sandbox(container.id) is not made:  # it ended meanwhile
+            return
         self._endpoints.change(container, after, None)
         self._endpoints.drop([endpoint])
 
@@ -165,10 +219,14 @@ class Changes:
                 wanted[port] = [*(wanted.get(port) or ()), *(found or ())]
             made = self._endpoints.sandbox(container.id)
             if made is not None:
-                new = self._endpoints.ports.reserve(container.id, self._endpoints.ports.plan(made, bindings))
-                self._endpoints.change(container, msgspec.structs.replace(made, ports=[*made.ports, *new]), None)
+                new = await self._endpoints.ports.reserve(container.id, self._endpoints.ports.plan(made, bindings))
+                try:
+                    self._endpoints.change(container, msgspec.structs.replace(made, ports=[*made.ports, *new]), None)
+                except BaseException:
+                    self._endpoints.ports.unreserve(container.id, made.ports)
+                    raise
             hc.port_bindings = wanted
-            container.save_now()
+            self._save(container)
             await self._context.durability.reached()
 
     async def unpublish(self, container_ref: str, bindings: Bindings) -> None:
@@ -193,7 +251,7 @@ class Changes:
                 for port, found in known.items()
                 if (kept := [one for one in found or () if not _named(bindings, port, one.host_ip, one.host_port)])
             }
-            container.save_now()
+            self._save(container)
             await self._context.durability.reached()
 
     @staticmethod

@@ -11,17 +11,18 @@ import contextlib
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 import trio
 
 from engine.aio.blocking import blocking
-from engine.errors import Conflict, InvalidParameter, KnarrError
+from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
 from engine.linux import namespaces
 from engine.linux.conntrack import forget_datagrams
 from engine.linux.rtnetlink import Rtnetlink
-from engine.network import macvlan, nameserver, pair, sandbox
+from engine.network import bridge, macvlan, nameserver, pair, sandbox
 from engine.network.firewall import Member, Port
 from engine.network.sandbox import Prepared
 from engine.service import addresses, bundle, hostfiles
@@ -40,6 +41,7 @@ log = logging.getLogger("knarr.endpoints")
 
 _BARE = Kind(sandbox.BARE)
 _BACKLOG = 128
+_PAIR = re.compile(r"veth[0-9a-f]{7}")
 _TEARDOWN_DELAY = 0.005  # what can wait stays out of the way of the replies that an end causes
 _CLOSE_SECONDS = 0.25
 _TEARDOWN_SECONDS = 5.0  # for an address that a container which just ended had
@@ -78,12 +80,15 @@ class Endpoints:
         self._done_with: list[int] = []
         self._closing = trio.Event()
         self._leaving: dict[str, Sandbox] = {}  # of containers that ended just now
+        self._ending: set[str] = set()  # the same, until their addresses are free
         self._tearing = 0
         self._hurried = 0  # starts that wait for addresses
         self._hurry = trio.Event()
         self._torn = trio.Event()
         networks.sandbox = self._sandboxes.get
         networks.forget_bridge = self.sandboxes.forget
+        networks.plug = self.plug
+        self._all_known = True  # of every container that was found running
 
     async def run(self) -> None:
         """Background task: what is made ahead, and the name server's process."""
@@ -105,6 +110,10 @@ class Endpoints:
                 return Joining(await self.sandboxes.take(_BARE))
         if container.id in self._leaving:
             self._forget_names(container.id)
+        if container.id in self._ending:  # what is restarted has the same addresses again, unless somebody was faster
+            with self._hurrying(), trio.move_on_after(_TEARDOWN_SECONDS):
+                while container.id in self._ending:
+                    await self._torn.wait()
         wanted = self._networks.requested(record)
         made = Sandbox(resolver=any(not network.is_default for network, _ in wanted))
         joining = Joining()
@@ -118,7 +127,7 @@ class Endpoints:
         return joining
 
     async def _join(self, container: Container, made: Sandbox, wanted: list[tuple[Network, str]], joining: Joining) -> None:
-        record = container.record
+        record, name_before = container.record, container.record.name
         asked = record.networking.endpoints_config or {}
         if hostfiles.needs_gateway(record.host_config) and not self._context.settings.host_gateway_ips:
             default = self._networks.by_name.get("bridge")
@@ -132,11 +141,13 @@ class Endpoints:
             network.endpoints[endpoint.id] = (container.id, endpoint)
         hc, exposed = record.host_config, record.config.exposed_ports or {}
         if hc.port_bindings or hc.publish_all_ports:
-            made.ports = self.ports.reserve(
+            made.ports = await self.ports.reserve(
                 container.id, self.ports.plan(made, hc.port_bindings, exposed, publish_all=hc.publish_all_ports)
             )
-        pairs = [(self._networks.by_id[endpoint.network_id], endpoint) for endpoint in made.endpoints]
+        pairs = [(network, endpoint) for (network, _), endpoint in zip(wanted, made.endpoints, strict=True)]
         first = next((pair for pair in pairs if pair[0].bridge is not None), None)
+        if first is not None and first is not pairs[0]:
+            pairs.sort(key=lambda pair: pair is not first)  # its link is there already, under a name that another one may be to have
         kind = _BARE if first is None else Kind(sandbox.NAMED if made.resolver else sandbox.BRIDGE, *self._wiring(first[0]))
         joining.prepared = prepared = await self.sandboxes.take(kind)
         if made.resolver and first is None:
@@ -149,6 +160,8 @@ class Endpoints:
                 sandbox.configure(prepared, self._routed(endpoint, made), self._host, port=port, mtu=mtu)
             else:
                 await blocking("kernel", self.attach, prepared.ns, network, endpoint, made)
+        if record.name != name_before:  # meanwhile, and nobody knew of these endpoints
+            self._rename(container, made)
         self._write_files(container, made)
         bundle.write_network(container.bundle, made, running=False)
         self._sandboxes[container.id] = made
@@ -206,6 +219,7 @@ class Endpoints:
             if network is not None and network.endpoints.pop(endpoint.id, None) is not None:
                 self._networks.publish(network, "disconnect", container=container.id)
         self._leaving[container.id] = made
+        self._ending.add(container.id)
         self._tearing += 1
         self._context.nursery.start_soon(
             self._tear_down, container.id, made.endpoints, datagram_ports(made.ports), self._namespaces.pop(container.id, -1)
@@ -247,6 +261,7 @@ class Endpoints:
                 if network is not None:
                     addresses.give_back(network, endpoint)
             self._tearing -= 1
+            self._ending.discard(container_id)
             self._torn.set()
             self._torn = trio.Event()
 
@@ -259,20 +274,27 @@ class Endpoints:
         except KnarrError:
             if not self._tearing:
                 raise
+        with self._hurrying(), trio.move_on_after(_TEARDOWN_SECONDS):
+            while self._tearing:
+                await self._torn.wait()
+                with contextlib.suppress(KnarrError):
+                    return self._take(container, network, settings, made)
+        return self._take(container, network, settings, made)
+
+    @contextlib.contextmanager
+    def _hurrying(self) -> Iterator[None]:
+        """Who waits for addresses has `_tear_down` start at once."""
         self._hurried += 1
         self._hurry.set()
         try:
-            with trio.move_on_after(_TEARDOWN_SECONDS):
-                while self._tearing:
-                    await self._torn.wait()
-                    with contextlib.suppress(KnarrError):
-                        return self._take(container, network, settings, made)
+            yield
         finally:
             self._hurried -= 1
             self._hurry = trio.Event()
-        return self._take(container, network, settings, made)
 
     def _take(self, container: Container, network: Network, settings: EndpointSettings, made: Sandbox) -> Endpoint:
+        if network.gone:
+            raise NotFound(f"network {network.name} not found")
         given = settings.ipam_config
         endpoint = Endpoint(id=os.urandom(32).hex(), network_id=network.id, gw_priority=settings.gw_priority)
         prefix = network.bridge.iface_prefix if network.bridge is not None else "eth"
@@ -282,13 +304,14 @@ class Endpoints:
         )
         if endpoint.ifname in taken:
             raise InvalidParameter(f"the interface name {endpoint.ifname} is used twice")
-        endpoint.names = self._names(container, network, settings)
+        endpoint.names = self.names(container, network, settings)
         mac = settings.mac_address or container.record.config.mac_address
         addresses.take(network, endpoint, given.ipv4_address if given else "", given.ipv6_address if given else "", mac)
         return endpoint
 
     @staticmethod
-    def _names(container: Container, network: Network, settings: EndpointSettings) -> list[str]:
+    def names(container: Container, network: Network, settings: EndpointSettings) -> list[str]:
+        """By what the others of a network find a container."""
         if network.is_default:
             return []
         record = container.record
@@ -310,12 +333,12 @@ class Endpoints:
             ipv6_gateway=endpoint.ipv6_gateway if endpoint is ipv6 else "",
         )
 
-    def _wiring(self, network: Network) -> tuple[pair.Port, int]:
-        """How a link is a port of the network's bridge, and its MTU."""
+    def _wiring(self, network: Network, index: int = 0) -> tuple[pair.Port, int]:
+        """How a link is a port of the network's bridge, and its MTU. `index`: of a bridge that is just being made."""
         options = network.bridge
         assert options is not None
         group = self._networks.firewall.group if options.antispoofing else 0
-        port = pair.Port(network.index, hairpin=True, isolated=not options.icc, group=group)
+        port = pair.Port(index or network.index, hairpin=True, isolated=not options.icc, group=group)
         return port, options.mtu or pair.DEFAULT_MTU
 
     def attach(self, namespace: int, network: Network, endpoint: Endpoint, made: Sandbox) -> None:
@@ -330,6 +353,22 @@ class Endpoints:
             else:
                 port, mtu = self._wiring(network)
                 endpoint.ifname, endpoint.link = sandbox.attach(namespace, routed, host, port=port, mtu=mtu, default_route=True)
+
+    def plug(self, network: Network, index: int) -> None:
+        """In a worker thread, when a network's bridge was made again or found: the links of its endpoints are its ports, and no others.
+        What a connect that was killed left behind has an address that nobody knows."""
+        known = {endpoint.link for _, endpoint in list(network.endpoints.values()) if endpoint.link}
+        port, _ = self._wiring(network, index)
+        with Rtnetlink() as host:
+            there = {link.name: link for link in bridge.ports(index, host)}
+            for name in known - there.keys():
+                link = host.link(name=name)
+                if link is not None and link.kind == "veth":
+                    host.batch(pair.outer_requests(link.index, port))
+            for name in there.keys() - known if self._all_known and not network.record.foreign_link else ():
+                if there[name].kind == "veth" and _PAIR.fullmatch(name):
+                    log.warning("network %s: removing the link %s, which no container has", network.name, name)
+                    sandbox.detach(Endpoint(id="", network_id=network.id, link=name), host)
 
     def route(self, namespace: int, before: Sandbox, after: Sandbox) -> None:
         """In a worker thread: the default routes, where they go through another endpoint than before."""
@@ -373,9 +412,12 @@ class Endpoints:
         for ref, alias in map(split_link, links):
             other = self._find(ref)
             made = self._sandboxes.get(other.id)
-            address = next((endpoint.ipv4 for endpoint in made.endpoints), "") if made is not None else ""
-            if not address:
+            if made is None:
                 raise Conflict(f"Cannot link to a non running container: /{other.name} AS /{alias}")
+            default = self._networks.by_name["bridge"].id
+            address = next((endpoint.ipv4 for endpoint in made.endpoints if endpoint.network_id == default), "")
+            if not address:
+                raise Conflict(f"Cannot link to /{other.name}, as it does not belong to the default network")
             names = dict.fromkeys((alias, other.record.config.hostname, other.name))
             found.append((address, " ".join(names)))
         return found
@@ -414,7 +456,11 @@ class Endpoints:
 
     def adopt(self, container: Container) -> None:
         """A running container was found again: what it has is taken as it is. Raises KnarrError when its file cannot be read."""
-        made = bundle.read_network(container.bundle)
+        try:
+            made = bundle.read_network(container.bundle)
+        except (OSError, KnarrError):
+            self._all_known = False
+            raise
         if made is None:
             return
         for endpoint in made.endpoints:
@@ -443,7 +489,10 @@ class Endpoints:
                 log.error("network %s: %s", network.name, error)
         await self._dns.adopt()
         for container_id, made in self._sandboxes.items():
-            self._register(self._find(container_id), made, None)
+            try:
+                self._register(self._find(container_id), made, None)
+            except (OSError, KnarrError) as error:
+                log.error("container %s: its names and the firewall's rules: %s", container_id[:12], error)
         self._dns.settle()
         if not self._sandboxes:
             self._networks.firewall.clean()
@@ -455,17 +504,37 @@ class Endpoints:
         return self._sandboxes.get(container_id)
 
     def change(self, container: Container, after: Sandbox, fds: tuple[int, int] | None) -> None:
-        """A running container has something else now: everybody is told. `fds`: its name server's sockets if they are new."""
+        """A running container has something else now: everybody is told. `fds`: its name server's sockets if they are new. Raises OSError,
+        KnarrError; then it has what it had."""
         before = self._sandboxes[container.id]
-        bundle.write_network(container.bundle, after, running=True)
+        try:
+            self._become(container, before, after, fds)
+        except (OSError, KnarrError):
+            try:
+                self._become(container, after, before, None)
+            except (OSError, KnarrError) as error:
+                self._hold(container.id, before)  # in force with the next change that is possible
+                log.warning("container %s: taking a change of its networks back: %s", container.id[:12], error)
+            raise
+        self._forget_datagrams(datagram_ports(before.ports) ^ datagram_ports(after.ports))
+
+    def free(self, container: Container) -> None:
+        """A running container of `--network none` can be put into networks from here on."""
+        made = Sandbox()
+        bundle.write_network(container.bundle, made, running=True)
+        self._sandboxes[container.id] = made
+
+    def _become(self, container: Container, before: Sandbox, after: Sandbox, fds: tuple[int, int] | None) -> None:
         self._sandboxes[container.id] = after
         kept = {endpoint.id for endpoint in after.endpoints}
         for endpoint in before.endpoints:
             if endpoint.id not in kept:
                 self._dns.withdraw(endpoint.network_id, endpoint.id)
+        if before.resolver and not after.resolver:
+            self._dns.leave(container.id)
+        bundle.write_network(container.bundle, after, running=True)
         self._write_files(container, after)
         self._register(container, after, fds)
-        self._forget_datagrams(datagram_ports(before.ports) ^ datagram_ports(after.ports))
 
     def drop(self, endpoints: list[Endpoint]) -> None:
         """Endpoints that a running container has no more: links and addresses go in the background."""
@@ -481,11 +550,17 @@ class Endpoints:
         made = self._sandboxes.get(container.id)
         if made is None:
             return
+        self._rename(container, made)
+        try:
+            self.change(container, made, None)
+        except (OSError, KnarrError) as error:
+            log.error("container %s: telling its networks of its new name: %s", container.id[:12], error)
+
+    def _rename(self, container: Container, made: Sandbox) -> None:
         asked = container.record.networking.endpoints_config or {}
         for endpoint in made.endpoints:
             network = self._networks.by_id[endpoint.network_id]
-            endpoint.names = self._names(container, network, asked.get(network.name) or EndpointSettings())
-        self.change(container, made, None)
+            endpoint.names = self.names(container, network, asked.get(network.name) or EndpointSettings())
 
     def _guard(self, container_id: str, made: Sandbox) -> None:
         """The firewall's part of a container, and its ports."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,8 @@ class Network:
         self.bridge = BridgeOptions.of(record.options) if record.driver == "bridge" else None
         self.macvlan = MacvlanOptions.of(record.options) if record.driver == "macvlan" else None
         self.index = 0
-        self.lock = trio.Lock()  # of `activate`
+        self.gone = False  # removed, or about to be: nothing is made for it any more
+        self.lock = trio.Lock()  # of what makes and removes the host's side
         self.endpoints: dict[str, tuple[str, Endpoint]] = {}  # by endpoint id: the container's id with it
         shown = f"{record.name} ({record.id})"
         allocators = [] if record.config_only else [(pool, Allocator(pool, shown)) for pool in record.pools]
@@ -91,6 +93,7 @@ class Networks:
         self.sandbox: Callable[[str], Sandbox | None] = lambda container_id: None
         self.changes: Changes
         self.forget_bridge: Callable[[int], None] = lambda index: None
+        self.plug: Callable[[Network, int], None] = lambda network, index: None
 
     def open(self) -> None:
         """Load the rows; the predefined networks are made when they are missing. A damaged row is named and left out."""
@@ -103,7 +106,7 @@ class Networks:
         settings, layout = self._context.settings, self._context.layout
         known = [network.record for network in self.by_id.values()]
         addresses = _addresses(settings.bridge) if settings.bridge not in ("", "none") else None
-        for record in networkcreate.predefined(settings, layout.exec_root, known, self._hosts_subnets, addresses=addresses):
+        for record in networkcreate.predefined(settings, layout.exec_root, known, lambda: _hosts_subnets([]), addresses=addresses):
             old = self.by_name.get(record.name)
             if old is not None and old.record == record:
                 continue
@@ -114,10 +117,6 @@ class Networks:
             self._store.put(record.id, _ENCODER.encode(record))
         if settings.bridge == "none" and (off := self.by_name.get("bridge")) is not None and off.is_default:
             self._forget(off)  # its row stays, with its subnet
-
-    def _hosts_subnets(self) -> list[str]:
-        with Rtnetlink() as host:
-            return bridge.hosts_subnets(host, without=[network.record.link for network in self.by_id.values() if network.index])
 
     def _add(self, network: Network) -> None:
         self.by_id[network.id] = self.by_name[network.name] = network
@@ -169,23 +168,27 @@ class Networks:
 
     async def create(self, request: NetworkCreate) -> tuple[str, str]:
         """Make a network; (id, warning). Durable on return. Raises KnarrError, nothing is left then."""
-        in_use = await blocking("kernel", self._hosts_subnets)
+        in_use = await blocking("kernel", _hosts_subnets, [network.record.link for network in self.by_id.values() if network.index])
         known = [network.record for network in self.by_id.values()]
         record = networkcreate.define(request, self._context.settings, known, in_use)
         network = Network(record)
+        # A link of a given name may be somebody else's until it was looked for.
+        record.foreign_link = network.macvlan is not None or (network.bridge is not None and bool(network.bridge.name))
         self._add(network)
         try:
             self._store.put(record.id, _ENCODER.encode(record))
             if not record.config_only:
                 await self.activate(network, new=True)
+                if network.gone:
+                    raise NotFound(f"network {network.name} not found", hint="it was removed while it was made")
                 self._store.put(record.id, _ENCODER.encode(record))
             await self._context.durability.reached()
         except BaseException as error:
+            network.gone = True
             self._forget(network)
             self._store.delete(record.id)
-            if network.index:
-                with shielded(_CLEANUP_SECONDS):
-                    await self._unmake(network)
+            with shielded(_CLEANUP_SECONDS):
+                await self._take_back(network)
             if isinstance(error, (OSError, DatabaseError)):
                 raise KnarrError(f"create network {record.name}: {error}") from error
             raise
@@ -193,12 +196,21 @@ class Networks:
         return record.id, "\n".join(networkcreate.warnings(record))
 
     async def activate(self, network: Network, *, new: bool = False) -> None:
-        """Make sure that the host's side is there. `new`: the record learns what was found. Raises KnarrError, OSError."""
-        if network.index or network.record.driver not in ("bridge", "macvlan"):
+        """Make sure that the host's side is there. `new`: the record learns what was found. Raises NotFound when the network is being
+        removed, KnarrError, OSError."""
+        if network.record.config_only:
+            raise Forbidden("cannot create endpoint on configuration-only network")
+        if network.record.driver not in ("bridge", "macvlan") or (not network.gone and _is_there(network)):
             return
         async with network.lock:
-            if network.index:
+            if network.gone:
+                raise NotFound(f"network {network.name} not found")
+            if _is_there(network):
                 return
+            if network.index:
+                log.warning("network %s: its link %s was removed by somebody, it is made again", network.name, network.record.link)
+                self.forget_bridge(network.index)
+                network.index = 0
             index = await blocking("kernel", self._make, network, new)
             if network.bridge is not None:
                 self.firewall.add_bridge(network.record, network.bridge)
@@ -233,6 +245,8 @@ class Networks:
         ]
         wanted = bridge.Options(mtu=options.mtu or DEFAULT_MTU, ipv6=record.ipv6, route_localnet=not record.internal)
         found = bridge.ensure(record.link, gateways, host, wanted, owned=not record.foreign_link)
+        if not new:
+            self.plug(network, found.index)
         if not record.internal and settings.ip_forward:
             switched = bridge.forwarding(ipv4=record.ipv4, ipv6=record.ipv6)
             if any(switched) and not settings.ip_forward_no_drop:
@@ -259,15 +273,19 @@ class Networks:
         if network.endpoints:
             shown = ", ".join(f'name:"{record.name}" id:"{endpoint.id[:12]}"' for record, endpoint in self.members(network.id))
             raise Forbidden(f"error while removing network: network {network.name} has active endpoints ({shown})")
+        network.gone = True
         self._forget(network)  # from here on nobody finds it
         try:
             # The link first and the row last: a daemon that dies in between leaves a network whose link is made again on demand, and
             # never a link that nobody knows.
-            await self._unmake(network)
+            async with network.lock:  # a start may be just about to make it
+                await self._unmake(network)
             self._store.delete(network.id)
             await self._context.durability.reached()
-        except (OSError, DatabaseError) as error:
-            self._add(network)
+        except (OSError, KnarrError, DatabaseError) as error:
+            network.gone = False
+            self.by_id[network.id] = network
+            self.by_name.setdefault(network.name, network)  # another one may have the name by now
             raise KnarrError(f"remove network {network.name}: {error}") from error
         self.publish(network, "destroy")
 
@@ -277,21 +295,30 @@ class Networks:
             del self.by_name[network.name]
 
     async def _unmake(self, network: Network) -> None:
+        index, network.index = network.index, 0
         if network.bridge is not None:
-            self.forget_bridge(network.index)
+            if index:
+                self.forget_bridge(index)
             self.firewall.remove_bridge(network.id)
             self.firewall.sync()
-        network.index = 0
         if network.record.driver in ("bridge", "macvlan") and not network.record.foreign_link:
             await blocking("kernel", _remove_link, network.record)
+
+    async def _take_back(self, network: Network) -> None:
+        """What there is of a network that could not be made."""
+        try:
+            async with network.lock:
+                await self._unmake(network)
+        except (OSError, KnarrError) as error:
+            log.error("network %s, which could not be made: removing what there was of it: %s", network.name, error)
 
     def tidy(self) -> None:
         """At the end of a daemon that leaves no container running: the host keeps no link and no table of ours; both are made on demand."""
         try:
             with Rtnetlink() as host:
                 for network in self.by_id.values():
-                    if network.record.driver == "bridge" and network.record.link and not network.record.foreign_link:
-                        bridge.remove(network.record.link, host)
+                    if network.record.link and not network.record.foreign_link and not network.record.config_only:
+                        _remove(network.record, host)
         except OSError as error:
             log.warning("removing the links of networks: %s", error)
         self.firewall.clean()
@@ -339,10 +366,12 @@ class Networks:
 
     # -- what containers take
 
-    def requested(self, record: ContainerRecord) -> list[tuple[Network, str]]:
+    def requested(self, record: ContainerRecord, *, gone: bool = False) -> list[tuple[Network, str]]:
         """Networks that a container is to be in, its network mode's first, with the name by which its record asks for each.
 
-        Raises NotFound."""
+        Raises NotFound, unless `gone` ones are to be left out."""
+        if gone:
+            return self._requested_still(record)
         mode = record.host_config.network_mode
         asked = record.networking.endpoints_config or {}
         first = self.network(mode) if mode not in asked else None
@@ -354,6 +383,18 @@ class Networks:
             else:
                 found.append((network, name))
         return found
+
+    def _requested_still(self, record: ContainerRecord) -> list[tuple[Network, str]]:
+        mode = record.host_config.network_mode
+        asked = record.networking.endpoints_config or {}
+        found: dict[str, tuple[Network, str]] = {}
+        for key in (mode, *asked):
+            try:
+                network = self.network(key)
+            except NotFound:
+                continue
+            found.setdefault(network.id, (network, key))
+        return list(found.values())
 
     def checked(self, config: NetworkingConfig) -> NetworkingConfig:
         """Endpoints' settings by the names of the networks, as far as those exist yet. Raises InvalidParameter for what one cannot give."""
@@ -388,13 +429,31 @@ class Networks:
         self._context.events.publish(Event.make("network", action, record.id, shown))
 
 
+def _is_there(network: Network) -> bool:
+    """Whether its link is the one that was made or found. Some microseconds: every start asks."""
+    try:
+        return network.index != 0 and socket.if_nametoindex(network.record.link) == network.index
+    except OSError:
+        return False
+
+
+def _hosts_subnets(without: list[str]) -> list[str]:
+    """May run in a worker thread. What the host has, but for the links named."""
+    with Rtnetlink() as host:
+        return bridge.hosts_subnets(host, without=without)
+
+
 def _remove_link(record: NetworkRecord) -> None:
     """In a worker thread."""
     with Rtnetlink() as host:
-        if record.driver == "bridge":
-            bridge.remove(record.link, host)
-        else:
-            macvlan.remove_parent(record.link, host)
+        _remove(record, host)
+
+
+def _remove(record: NetworkRecord, host: Rtnetlink) -> None:
+    if record.driver == "bridge":
+        bridge.remove(record.link, host)
+    elif record.driver == "macvlan":
+        macvlan.remove_parent(record.link, host)
 
 
 def _addresses(link: str) -> list[str] | None:

@@ -142,7 +142,10 @@ async def adopt(context: Context, containers: Containers, container: Container) 
     container.process = process
     container.placement = context.cgroups.placement(container.cgroup)
     process.on_oom = lambda: container.publish("oom")
-    context.endpoints.adopt(container)
+    try:
+        context.endpoints.adopt(container)
+    except (OSError, KnarrError) as error:
+        log.error("container %s: what it has of its networks is not known, restart it: %s", container.id[:12], error)
     context.nursery.start_soon(containers.runner.watch, container, process)
     return True
 

@@ -144,8 +144,8 @@ class Runner:
         return None
 
     async def _take_down(self, container: Container, again: bool) -> None:
-        """End a container that has just been started and must not run. Not by `kill_and_wait`, which would wait for the restart that this may
-        be a part of; a restart that failed so is followed by another one."""
+        """End a container that has just been started and must not run. Not by `kill_and_wait`, which would wait for the restart that this
+        may be a part of; a restart that failed so is followed by another one."""
         exited = container.exited
         container.record.state.manually_stopped = not again
         with contextlib.suppress(Conflict):  # it has ended
