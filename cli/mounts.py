@@ -49,7 +49,7 @@ def mount(text: str) -> "dict[str, Any]":
     for field in csv_fields(text):
         key, equals, value = field.partition("=")
         key = key.lower()
-        if not equals and key not in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-src"):
+        if not equals and key not in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-src", "idmap"):
             raise ValueError(f"invalid field '{field}' must be a key=value pair")
         _mount_field(result, field, key, value if equals else None)
     if not result.get("Type"):
@@ -86,7 +86,7 @@ def _mount_field(result: "dict[str, Any]", field: str, key: str, value: "str | N
     elif key.startswith("volume-"):
         _volume_field(result.setdefault("VolumeOptions", {}), field, key, value)
     elif key == "idmap":
-        raise ValueError("not implemented: idmap")
+        result.update(_idmap(text))
     elif key == "image-subpath":
         result.setdefault("ImageOptions", {})["Subpath"] = text
     elif key == "tmpfs-size":
@@ -98,6 +98,40 @@ def _mount_field(result: "dict[str, Any]", field: str, key: str, value: "str | N
         result.setdefault("TmpfsOptions", {})["Mode"] = _octal(text)
     else:
         raise ValueError(f"unexpected key '{key}' in '{field}'")
+
+
+def _idmap(text: str) -> "dict[str, Any]":
+    """`uids=0-1000-1#5-1005-10;gids=…` as podman writes it, or `u:0:1000:1 g:… b:…` as mount(8) does: owner of the files, owner that is
+    shown, how many."""
+    if text == "false":
+        return {}
+    if text.strip() in ("", "true"):
+        raise ValueError(
+            "idmap without ids means those of the container's user namespace, and it has none: write idmap=uids=FILES-SHOWN-COUNT;gids=…"
+        )
+    found: dict[str, list[dict[str, int]]] = {}
+    for kind, numbers in _ranges(text):
+        names = {"uids": ("UIDMappings",), "gids": ("GIDMappings",), "both": ("UIDMappings", "GIDMappings")}.get(kind)
+        if names is None or len(numbers) != 3 or not all(n.isascii() and n.isdigit() and len(n) <= 10 for n in numbers):
+            raise ValueError(f"invalid value for idmap: {text} (write uids=FILES-SHOWN-COUNT#…;gids=…)")
+        for name in names:
+            found.setdefault(name, []).append(dict(zip(("ContainerID", "HostID", "Size"), map(int, numbers), strict=True)))
+    return dict(found)
+
+
+def _ranges(text: str) -> "list[tuple[str, list[str]]]":
+    """Kind of id and numbers of each range, unchecked."""
+    if "=" in text:
+        parts = [part.partition("=") for part in text.split(";")]
+        # "@": relative to the container's user namespace, whose ids are the host's.
+        return [(kind, one.removeprefix("@").split("-")) for kind, _, ranges in parts for one in ranges.split("#")]
+    found = []
+    for one in text.split():
+        kind, *numbers = one.split(":")
+        if kind.isdigit():  # no kind: both
+            kind, numbers = "b", [kind, *numbers]
+        found.append(({"u": "uids", "g": "gids", "b": "both"}.get(kind, kind), numbers))
+    return found
 
 
 def _bind_field(options: "dict[str, Any]", result: "dict[str, Any]", field: str, key: str, value: "str | None") -> None:
@@ -144,6 +178,8 @@ def _mount_checks(result: "dict[str, Any]") -> None:
     for field, owner in (("VolumeOptions", "volume"), ("ImageOptions", "image"), ("BindOptions", "bind"), ("TmpfsOptions", "tmpfs")):
         if field in result and kind != owner:
             raise ValueError(f"cannot mix '{owner}-*' options with mount type '{kind}'")
+    if ("UIDMappings" in result or "GIDMappings" in result) and kind not in ("bind", "volume"):
+        raise ValueError(f"not implemented: idmap of an {kind}" if kind == "image" else f"cannot use 'idmap' with mount type '{kind}'")
     bind = result.get("BindOptions", {})
     if "ReadOnlyNonRecursive" in bind and not result.get("ReadOnly"):
         raise ValueError("option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")

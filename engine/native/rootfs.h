@@ -291,7 +291,7 @@ static int set_owners(int tree, const char *path, int recursive) {
 
 /* A bind mount. slots: source (host path), target; of OP_BIND_PART also a path below the source, and a user namespace (each or NULL).
  * arg: attributes to set, to clear, propagation (MS_ flags), BIND_ bits. */
-enum { BIND_RECURSIVE = 1, BIND_ATTRIBUTES_RECURSIVE = 2, BIND_KEEP = 4, BIND_KEPT = 8, BIND_INDEX_SHIFT = 8 };
+enum { BIND_RECURSIVE = 1, BIND_ATTRIBUTES_RECURSIVE = 2, BIND_KEEP = 4, BIND_KEPT = 8, BIND_OWNERS_RECURSIVE = 16, BIND_INDEX_SHIFT = 8 };
 
 static int op_bind(struct child *c, struct plan_op *op) {
     struct attributes a = {.set = op->arg[0], .clear = op->arg[1]};
@@ -312,7 +312,7 @@ static int op_bind(struct child *c, struct plan_op *op) {
         c->tree[index] = tree;
         return 0;
     }
-    if (op->slots > 3 && op->slot[3].text && (error = set_owners(tree, op->slot[3].text, bits & BIND_RECURSIVE)) != 0)
+    if (op->slots > 3 && op->slot[3].text && (error = set_owners(tree, op->slot[3].text, bits & BIND_OWNERS_RECURSIVE)) != 0)
         return error;
     if ((a.set || a.clear) && (error = set_attributes(tree, (bits & BIND_ATTRIBUTES_RECURSIVE) != 0, a)) != 0)
         return error;

@@ -25,7 +25,7 @@ def _clone_text(op: Clone) -> str:
 def _bind_text(op: Bind) -> str:
     if op.keep >= 0:
         return f"open {op.source} for a mount on {op.target}"
-    return f"bind {op.source}{'/' if op.part else ''}{op.part} to {op.target}"
+    return f"bind {op.source}{'/' if op.part else ''}{op.part} to {op.target}{' with owners mapped' if op.userns else ''}"
 
 
 _SWAPPED = str.maketrans("./", "/.")  # a path below /proc/sys as sysctl(8) writes it

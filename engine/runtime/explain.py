@@ -45,6 +45,12 @@ _HINTS = {
     ("", E.ELOOP): "a symbolic link points to itself or through /proc",
 }
 
+# Of a bind with owners mapped: what mount_setattr(2) says to MOUNT_ATTR_IDMAP.
+_OWNER_HINTS = {
+    E.EINVAL: "the file system of the source, or one mounted below it, cannot show other owners",
+    E.EPERM: "the owners of the source, or of something mounted below it, are mapped already, or its file system is not the host's",
+}
+
 _NOT_FOUND = (E.ENOENT, E.ENOTDIR)
 
 
@@ -67,7 +73,8 @@ def explain(plan: Sequence[Op], index: int, errno: int) -> LaunchError:
         text, hint = _program(op, errno)
     else:
         text = f"{ops.describe(op)}: {os.strerror(errno).lower()}"
-        hint = _HINTS.get((name, errno)) or _HINTS.get(("", errno), "")
+        hint = _OWNER_HINTS.get(errno, "") if isinstance(op, ops.Bind) and op.userns else ""
+        hint = hint or _HINTS.get((name, errno)) or _HINTS.get(("", errno), "")
     return LaunchError(text, op=name, index=index, errno=errno, hint=hint)
 
 

@@ -204,7 +204,7 @@ class Bind(Op, frozen=True):
     keep it under that number, before the propagation of the old tree changes; `kept` >= 0: take it from there.
 
     `part`: a relative path below the directory `source` that is meant; no link in it leads out. `userns`: the path of a user namespace's
-    file; the mount shows owners as that namespace has them.
+    file; the mount shows owners as that namespace has them, with `userns_recursive` everything mounted below too.
     """
 
     source: str
@@ -218,9 +218,10 @@ class Bind(Op, frozen=True):
     kept: int = -1
     part: str = ""
     userns: str = ""
+    userns_recursive: bool = False
 
     def wire(self) -> bytes:
-        bits = self.recursive | self.set_recursive << 1
+        bits = self.recursive | self.set_recursive << 1 | self.userns_recursive << 4
         if self.keep >= 0:
             bits |= 4 | self.keep << 8
         elif self.kept >= 0:

@@ -53,11 +53,14 @@ _SUPER = {
 _RECURSIVE = {
     "r" + word for word in _FLAGS if word not in ("norelatime", "nostrictatime", "nosymfollow", "symfollow")
 } | {"rnorelatime", "rnostrictatime", "rnosymfollow", "rsymfollow"}  # fmt: skip
-_LATER = ("tmpcopyup", "idmap", "ridmap")
+_LATER = ("tmpcopyup",)
 
 
 class Options(msgspec.Struct, frozen=True):
-    """Parsed options. `flags` and `data` are for a new file system; `set`, `clear`, `recursive` for attributes; `bind`: it is a bind."""
+    """Parsed options. `flags` and `data` are for a new file system; `set`, `clear`, `recursive` for attributes; `bind`: it is a bind.
+
+    `idmap`: its owners are to be mapped, with `idmap_recursive` those of everything mounted below too.
+    """
 
     flags: int = 0
     data: str = ""
@@ -67,6 +70,8 @@ class Options(msgspec.Struct, frozen=True):
     propagation: int = 0
     bind: bool = False
     bind_recursive: bool = False
+    idmap: bool = False
+    idmap_recursive: bool = False
 
 
 @functools.lru_cache(maxsize=512)
@@ -76,7 +81,7 @@ def parse(words: tuple[str, ...]) -> Options:
     Raises NotImplementedYet for options that this version does not have, InvalidParameter for `remount`.
     """
     flags = set_ = clear = propagation = 0
-    recursive = bind = bind_recursive = False
+    recursive = bind = bind_recursive = idmap = idmap_recursive = False
     data = []
     for word in words:
         name = word[1:] if word in _RECURSIVE else word
@@ -92,10 +97,12 @@ def parse(words: tuple[str, ...]) -> Options:
             propagation = PROPAGATION[word]
         elif word in ("bind", "rbind"):
             bind, bind_recursive = True, word == "rbind"
+        elif word in ("idmap", "ridmap"):
+            idmap, idmap_recursive = True, word == "ridmap"
         elif word in _LATER:
             raise NotImplementedYet(f"mount option {word}")
         elif word == "remount":
             raise InvalidParameter("mount option remount makes no sense for a new mount")
         elif word not in ("defaults", ""):
             data.append(word)
-    return Options(flags, ",".join(data), set_, clear, recursive, propagation, bind, bind_recursive)
+    return Options(flags, ",".join(data), set_, clear, recursive, propagation, bind, bind_recursive, idmap, idmap_recursive)

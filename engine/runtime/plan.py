@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.errors import InvalidParameter, NotImplementedYet
 from engine.linux import caps
@@ -20,10 +20,14 @@ from engine.linux.cgroups_types import Placement
 from engine.runtime import ops, options
 from engine.runtime.explain import exit_code, explain
 from engine.runtime.ops import Op
-from engine.spec.mount import Mount
+from engine.spec import idmapping
+from engine.spec.mount import IdMapping, Mount
 from engine.spec.runtime import Capabilities, Device, Linux, Namespace, Process, Rlimit, Spec
 
-__all__ = ["INHERITED", "container_plan", "exec_plan", "exit_code", "explain"]
+__all__ = ["INHERITED", "UserNamespaces", "container_plan", "exec_plan", "exit_code", "explain"]
+
+# From the mappings of user and group ids to the path of a user namespace that has them, which is there until the plan has run.
+UserNamespaces = Callable[[tuple[IdMapping, ...], tuple[IdMapping, ...]], str]
 
 # The path of a network namespace that the process is born in, because whoever starts it has entered it: no operation is needed.
 INHERITED = "/proc/self/ns/net"
@@ -51,12 +55,20 @@ _ROOT_PROPAGATION = {"": options.MS_PRIVATE, "private": options.MS_PRIVATE, "rpr
 
 
 def container_plan(
-    spec: Spec, *, rootfs: Sequence[Mount], mountpoint: str, placement: Placement, seccomp: bytes | None, tty: bool
+    spec: Spec,
+    *,
+    rootfs: Sequence[Mount],
+    mountpoint: str,
+    placement: Placement,
+    seccomp: bytes | None,
+    tty: bool,
+    userns: UserNamespaces | None = None,
 ) -> tuple[Op, ...]:
     """The operations that start a container.
 
     `rootfs`: what is mounted on `mountpoint`, an empty host directory, to be its root (more mounts go to their destination below it).
-    `seccomp`: a compiled filter, None for none. `tty`: standard input, output and error are a terminal.
+    `seccomp`: a compiled filter, None for none. `tty`: standard input, output and error are a terminal. `userns`: asked for the user
+    namespaces of mounts with mapped owners; what it raises is passed on.
     Raises InvalidParameter for a spec that makes no sense, NotImplementedYet for parts of the specification that are missing here.
     """
     process = spec.process
@@ -73,7 +85,7 @@ def container_plan(
     if new & ops.NEWNET:
         plan.append(ops.Loopback())
     plan.append(ops.Keyring())
-    plan += _filesystem(spec, linux, rootfs, mountpoint, placement, tty)
+    plan += _filesystem(spec, linux, rootfs, mountpoint, placement, tty, userns)
     own = frozenset(namespace.type for namespace in linux.namespaces)
     if (spec.hostname or spec.domainname) and "uts" not in own:
         raise InvalidParameter("a host or domain name needs a UTS namespace of its own")
@@ -185,7 +197,9 @@ def _namespaces(namespaces: tuple[Namespace, ...]) -> tuple[int, tuple[Op, ...]]
     return new, tuple(joined)
 
 
-def _filesystem(spec: Spec, linux: Linux, rootfs: Sequence[Mount], mountpoint: str, placement: Placement, tty: bool) -> list[Op]:
+def _filesystem(
+    spec: Spec, linux: Linux, rootfs: Sequence[Mount], mountpoint: str, placement: Placement, tty: bool, userns: UserNamespaces | None
+) -> list[Op]:
     parsed = [(mount, options.parse(mount.options)) for mount in (*rootfs[1:], *spec.mounts)]
     plan: list[Op] = []
     kept: dict[int, int] = {}
@@ -197,7 +211,9 @@ def _filesystem(spec: Spec, linux: Linux, rootfs: Sequence[Mount], mountpoint: s
     plan.append(_root(rootfs, mountpoint))
     for index, (mount, opts) in enumerate(parsed):
         if _is_bind(mount, opts):
-            plan.append(_bind(mount, opts, kept.get(index, -1)))
+            plan.append(_bind(mount, opts, kept.get(index, -1), userns))
+        elif opts.idmap or mount.uid_mappings or mount.gid_mappings:
+            raise NotImplementedYet(f"id mappings of the mount on {mount.destination}, which is no bind")
         elif mount.type == "cgroup":
             plan += _cgroup(mount.destination, mount.options, placement)
         else:
@@ -227,11 +243,29 @@ def _root(rootfs: Sequence[Mount], mountpoint: str) -> Op:
 def _check(mount: Mount) -> None:
     if not mount.destination.strip("/") or not mount.destination.startswith("/"):
         raise InvalidParameter(f"the mount's destination {mount.destination!r} is not an absolute path below the root")
-    if (mount.uid_mappings or mount.gid_mappings) and not mount.userns:
+
+
+def _owners(mount: Mount, opts: options.Options, userns: UserNamespaces | None) -> str:
+    """The path of the user namespace that maps a bind's owners, "" for none (config.md, "idmap", "uidMappings")."""
+    if mount.userns:
+        return mount.userns
+    if not (mount.uid_mappings or mount.gid_mappings):
+        if opts.idmap:
+            raise InvalidParameter(
+                f"mount on {mount.destination}: idmap without mappings means those of the container's user namespace, and it has none"
+            )
+        return ""
+    if not (mount.uid_mappings and mount.gid_mappings):
+        raise InvalidParameter(f"mount on {mount.destination}: mappings of user ids and of group ids go together")
+    for mapping in (mount.uid_mappings, mount.gid_mappings):
+        if problem := idmapping.problem(mapping):  # the kernel would cut numbers off at 32 bits
+            raise InvalidParameter(f"mount on {mount.destination}: mapping of ids: {problem}")
+    if userns is None:
         raise NotImplementedYet(f"id mappings of the mount on {mount.destination}")
+    return userns(mount.uid_mappings, mount.gid_mappings)
 
 
-def _bind(mount: Mount, opts: options.Options, kept: int) -> Op:
+def _bind(mount: Mount, opts: options.Options, kept: int, userns: UserNamespaces | None) -> Op:
     _check(mount)
     if opts.data:
         raise InvalidParameter(f"mount on {mount.destination}: unknown option {opts.data!r} for a bind")
@@ -239,7 +273,7 @@ def _bind(mount: Mount, opts: options.Options, kept: int) -> Op:
     propagation = 0 if opts.propagation & options.MS_PRIVATE else opts.propagation  # what a clone of a private tree is anyway
     return ops.Bind(
         mount.source, mount.destination, opts.set, opts.clear, propagation, recursive, opts.attributes_recursive, -1, kept,
-        mount.subpath, mount.userns,
+        mount.subpath, _owners(mount, opts, userns), opts.idmap_recursive,
     )  # fmt: skip
 
 

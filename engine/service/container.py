@@ -25,10 +25,11 @@ _ENCODER = msgspec.json.Encoder()
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A compiled start: the operations (for errors and traces) and their encoding."""
+    """A compiled start: the operations (for errors and traces) and their encoding; `held`: what keeps its paths alive."""
 
     ops: tuple[Op, ...]
     encoded: bytes
+    held: tuple[object, ...] = ()
 
 
 class Pending:

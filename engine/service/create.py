@@ -5,6 +5,7 @@ Everything a start needs is made here: row and snapshot in one transaction, bund
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import posixpath
@@ -13,6 +14,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,9 +28,13 @@ from engine.service.context import Context
 from engine.service.resolvconf import resolv_conf
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import Config, CreateRequest, HostConfig, ThrottleDevice
+from engine.spec.mount import IdMapping
 from engine.spec.runtime import BlockIO, BlockRate, BlockWeight, Device, DeviceRule, Spec
 from engine.store.db import DatabaseError
 from engine.store.images import ImageRecord
+
+if TYPE_CHECKING:
+    from engine.linux.userns import UserNamespace
 
 _RULE = re.compile(r"([abc]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})")
 
@@ -175,6 +181,7 @@ def encode_plan(context: Context, container: Container, spec: Spec) -> Plan:
     """Compile and encode a spec."""
     record = container.record
     assert spec.process is not None and container.placement is not None
+    held: list[UserNamespace] = []
     compiled = plan.container_plan(
         spec,
         # What an --rm container writes is thrown away: no need to write it out when it is unmounted.
@@ -183,8 +190,20 @@ def encode_plan(context: Context, container: Container, spec: Spec) -> Plan:
         placement=container.placement,
         seccomp=seccomp_filter(context, record, spec.process.capabilities.bounding if spec.process.capabilities else ()),
         tty=record.config.tty,
+        userns=functools.partial(_user_namespace, context, held),
     )
-    return Plan(compiled, ops.encode(compiled))
+    return Plan(compiled, ops.encode(compiled), tuple(held))
+
+
+def _user_namespace(context: Context, held: list[UserNamespace], uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]) -> str:
+    """The path of a user namespace with these mappings, which stays while `held` has it. Raises KnarrError."""
+    try:
+        found = context.user_namespaces.get(uids, gids)
+    except OSError as error:
+        hint = "the limit is /proc/sys/user/max_user_namespaces" if error.errno == errno.ENOSPC else "does this host allow user namespaces?"
+        raise KnarrError(f"make a user namespace for a mount with mapped owners: {error}", hint=hint) from error
+    held.append(found)
+    return found.path
 
 
 def seccomp_filter(context: Context, record: ContainerRecord, capabilities: tuple[str, ...], privileged: bool = False) -> bytes | None:

@@ -10,9 +10,10 @@ import posixpath
 
 import msgspec
 
-from engine.errors import InvalidParameter
-from engine.spec.docker.containers import HostConfig, MountRequest, VolumeOptions
-from engine.spec.mount import MountPoint
+from engine.errors import InvalidParameter, NotImplementedYet
+from engine.spec import idmapping
+from engine.spec.docker.containers import HostConfig, IdRange, MountRequest, VolumeOptions
+from engine.spec.mount import IdMapping, MountPoint
 from engine.spec.volume import LOCAL
 
 _PROPAGATIONS = frozenset(("private", "rprivate", "shared", "rshared", "slave", "rslave"))
@@ -177,8 +178,13 @@ def _mount(item: MountRequest, driver: str) -> Request:
     destination = _destination(item.target, prefix)
     if "\0" in item.source:
         raise InvalidParameter(f"{prefix}a NUL byte in the source")
+    mapped = item.uid_mappings or item.gid_mappings
+    if mapped and kind == "image":
+        raise NotImplementedYet("UIDMappings, GIDMappings of an image's mount", hint="an overlay shows the owners that its layers have")
+    if mapped and kind == "tmpfs":
+        raise InvalidParameter(f"{prefix}field UIDMappings or GIDMappings must not be specified")
     if kind == "bind":
-        return Request(point=_mount_bind(item, destination, prefix))
+        return Request(point=_owners(item, _mount_bind(item, destination, prefix), prefix))
     if kind == "tmpfs":
         if item.source:
             raise InvalidParameter(f"{prefix}field Source must not be specified")
@@ -218,7 +224,30 @@ def _mount_volume(item: MountRequest, options: VolumeOptions, destination: str, 
         item.source, destination, (config.name if config else "") or driver, "z",
         rw=not item.read_only, copy=not (options.no_copy or subpath), subpath=subpath,
     )  # fmt: skip
-    return Request(point=point, labels=options.labels, driver_options=config.options if config else None)
+    return Request(point=_owners(item, point, prefix), labels=options.labels, driver_options=config.options if config else None)
+
+
+def _owners(item: MountRequest, point: MountPoint, prefix: str) -> MountPoint:
+    """The mount with the mappings of owners that were asked for; ids of the kind that has none stay as they are."""
+    if not (item.uid_mappings or item.gid_mappings):
+        return point
+    recursive = "rbind" in point.options
+    return msgspec.structs.replace(
+        point,
+        options=(*point.options, "ridmap" if recursive else "idmap"),
+        uid_mappings=_mapping(item.uid_mappings, "UIDMappings", prefix),
+        gid_mappings=_mapping(item.gid_mappings, "GIDMappings", prefix),
+    )
+
+
+def _mapping(ranges: list[IdRange] | None, field: str, prefix: str) -> tuple[IdMapping, ...]:
+    if not ranges:
+        return idmapping.IDENTITY
+    mapping = tuple(IdMapping(container_id=item.container_id, host_id=item.host_id, size=item.size) for item in ranges)
+    problem = idmapping.problem(mapping)
+    if problem:
+        raise InvalidParameter(f"{prefix}{field}: {problem}")
+    return mapping
 
 
 def _mount_image(item: MountRequest, destination: str, prefix: str) -> MountPoint:

@@ -29,6 +29,7 @@ from engine.spec.runtime import (
     User,
 )  # fmt: skip
 
+MAPPED = (IdMapping(container_id=0, host_id=1, size=1),)
 OVERLAY = Mount(type="overlay", source="overlay", options=("lowerdir=l",))
 
 
@@ -57,13 +58,15 @@ def make(value: Spec, rootfs: tuple[Mount, ...] = (OVERLAY,), **options: Any) ->
         (("noatime", "strictatime"), options.Options(flags=1024 | 1 << 24, set=0x20, clear=0x70)),
         (("relatime", "defaults"), options.Options(flags=1 << 21, clear=0x70)),
         (("sync", "shared"), options.Options(flags=16, propagation=1 << 20)),
+        (("rbind", "ridmap"), options.Options(bind=True, bind_recursive=True, idmap=True, idmap_recursive=True)),
+        (("rbind", "idmap"), options.Options(bind=True, bind_recursive=True, idmap=True)),
     ],
 )
 def test_mount_options(words: tuple[str, ...], expected: options.Options) -> None:
     assert options.parse(words) == expected
 
 
-@pytest.mark.parametrize("word", ["tmpcopyup", "idmap"])
+@pytest.mark.parametrize("word", ["tmpcopyup"])
 def test_options_that_are_missing(word: str) -> None:
     with pytest.raises(NotImplementedYet, match=word):
         options.parse((word,))
@@ -79,7 +82,9 @@ def test_options_that_are_missing(word: str) -> None:
         spec(linux={"personality": Personality(domain="LINUX32")}),
         spec(process={"apparmor_profile": "docker-default"}),
         spec(process={"scheduler": Scheduler(policy="SCHED_RR")}),
-        spec(mounts=(Mount(destination="/x", source="/y", uid_mappings=(IdMapping(container_id=0, host_id=1, size=1),)),)),
+        spec(mounts=(Mount(destination="/x", source="/y", uid_mappings=MAPPED, gid_mappings=MAPPED),)),
+        spec(mounts=(Mount(destination="/x", type="tmpfs", uid_mappings=MAPPED, gid_mappings=MAPPED),)),
+        spec(mounts=(Mount(destination="/x", type="cgroup", options=("idmap",)),)),
     ],
 )
 def test_what_is_missing_is_said(value: Spec) -> None:
@@ -223,3 +228,38 @@ def test_errors_in_words(index: int, code: int, text: str, exit_code: int) -> No
     assert str(error) == text
     assert (error.index, error.errno) == (index, code)
     assert plan.exit_code(error) == exit_code
+
+
+@pytest.mark.parametrize(("word", "recursive"), [("idmap", False), ("ridmap", True), ("rw", False)])
+def test_the_mappings_of_a_mount_become_a_user_namespace(word: str, recursive: bool) -> None:
+    """config.md: mappings count with or without the option; `ridmap` is for everything mounted below."""
+    asked = []
+
+    def userns(uids: tuple[IdMapping, ...], gids: tuple[IdMapping, ...]) -> str:
+        asked.append((uids, gids))
+        return "/the/namespace"
+
+    gids = (IdMapping(container_id=0, host_id=2, size=1),)
+    mount = Mount(destination="/x", source="/y", options=("rbind", word), uid_mappings=MAPPED, gid_mappings=gids)
+    plain = Mount(destination="/z", source="/y", options=("rbind",))
+    found = [op for op in make(spec(mounts=(mount, plain)), userns=userns) if isinstance(op, ops.Bind)]
+    assert [(op.userns, op.userns_recursive) for op in found] == [("/the/namespace", recursive), ("", False)]
+    assert asked == [(MAPPED, gids)]
+    assert _core.decode(ops.encode(make(spec(mounts=(mount,)), userns=userns))) > 0
+    error = plan.explain(found, 0, errno.EINVAL)
+    assert str(error).startswith("bind /y to /x with owners mapped: invalid argument (the file system of the source")
+    assert "mapped" not in str(plan.explain(found, 1, errno.EPERM))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"options": ("bind", "idmap")}, "idmap without mappings"),
+        ({"uid_mappings": MAPPED}, "go together"),
+        ({"gid_mappings": MAPPED}, "go together"),
+        ({"gid_mappings": MAPPED, "uid_mappings": (IdMapping(container_id=0, host_id=1 << 32, size=1),)}, "leaves 0-4294967294"),
+    ],
+)
+def test_mappings_that_make_no_sense(members: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidParameter, match=message):
+        make(spec(mounts=(Mount(destination="/x", source="/y", **members),)), userns=lambda uids, gids: "/n")

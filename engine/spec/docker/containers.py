@@ -19,9 +19,9 @@ class Healthcheck(msgspec.Struct, rename=pascal, omit_defaults=True):
     test: StrList = None
     interval: int = 0
     timeout: int = 0
-    retries: int = 0
     start_period: int = 0
     start_interval: int = 0
+    retries: int = 0
 
 
 class Config(msgspec.Struct, rename=pascal):
@@ -107,8 +107,17 @@ class ImageOptions(msgspec.Struct, rename=pascal, omit_defaults=True):
     subpath: str = ""
 
 
+class IdRange(msgspec.Struct, frozen=True):
+    """`size` ids from `container_id` (as the files have them) are shown as `host_id` onwards. The names are those of the OCI runtime
+    specification, capitalised."""
+
+    container_id: int = msgspec.field(name="ContainerID")
+    host_id: int = msgspec.field(name="HostID")
+    size: int = msgspec.field(name="Size")
+
+
 class MountRequest(msgspec.Struct, rename=pascal, omit_defaults=True):
-    """One `--mount`."""
+    """One `--mount`. `uid_mappings`, `gid_mappings`: Knarr's own, the owners that a bind or volume shows."""
 
     target: str = ""
     source: str = ""
@@ -119,6 +128,8 @@ class MountRequest(msgspec.Struct, rename=pascal, omit_defaults=True):
     volume_options: VolumeOptions | None = None
     image_options: ImageOptions | None = None
     tmpfs_options: TmpfsOptions | None = None
+    uid_mappings: list[IdRange] | None = msgspec.field(name="UIDMappings", default=None)
+    gid_mappings: list[IdRange] | None = msgspec.field(name="GIDMappings", default=None)
 
 
 class DeviceMapping(msgspec.Struct, rename=pascal):
