@@ -214,6 +214,14 @@ class Loose(dict):  # type: ignore[type-arg]
     """A map whose absent keys have no value, as Go's templates see every map unless told otherwise; Docker does for labels of events."""
 
 
+class Partial(dict):  # type: ignore[type-arg]
+    """A map of which Docker's daemon leaves out what is empty. `absent`: what templates see instead; JSON stays without it."""
+
+    def __init__(self, data: "dict[str, Any]", absent: "dict[str, Any]"):
+        super().__init__(data)
+        self.absent = absent
+
+
 class Template:
     """A parsed template; `run(data)` gives the text. `functions` replaces some of the built-in ones."""
 
@@ -351,9 +359,9 @@ class Template:
     def _fields(self, value: "Any", names: "list[str]", pos: int, node: str) -> "Any":
         for name in names:
             if isinstance(value, dict):
-                if name not in value and not isinstance(value, Loose):
+                if name not in value and not isinstance(value, Loose) and name not in getattr(value, "absent", ()):
                     raise self._error(pos, node, f'map has no entry for key "{name}"')
-                value = value.get(name)
+                value = value.get(name) if name in value or not isinstance(value, Partial) else value.absent[name]
             elif hasattr(value, "field"):
                 try:
                     value = value.field(name)

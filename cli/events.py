@@ -14,6 +14,10 @@ EVENTS = Command("events", "[OPTIONS]", {"filter": "filter", "format": "string",
     0)
 
 
+_NAMES = (("scope", "Scope"), ("time", "Time"), ("timeNano", "TimeNano"), ("status", "Status"), ("id", "ID"), ("from", "From"))
+"""The members that templates know by other names than JSON."""
+
+
 def events(client: Client, name: str, argv: "list[str]") -> int:
     given, _ = parse(EVENTS, argv)
     moments = {}
@@ -35,7 +39,7 @@ def _writer(form: str) -> "Callable[[dict[str, Any]], str]":
         from cli.codec import ordered_dumps
 
         return ordered_dumps
-    from cli.evaluate import Loose, Template
+    from cli.evaluate import Loose, Partial, Template
     from cli.template import TemplateError
 
     try:
@@ -46,7 +50,8 @@ def _writer(form: str) -> "Callable[[dict[str, Any]], str]":
     def write(event: "dict[str, Any]") -> str:
         actor = event.get("Actor") or {}
         # which attributes there are differs from event to event: one without must not end the stream
-        return template.run({**event, "Actor": {**actor, "Attributes": Loose(actor.get("Attributes") or {})}})
+        shown = {**event, "Actor": {**actor, "Attributes": Loose(actor.get("Attributes") or {})}}
+        return template.run(Partial(shown, {name: event.get(key, "") for key, name in _NAMES}))
 
     return write
 

@@ -77,6 +77,31 @@ def inspect_volumes(client: Client, name: str, argv: "list[str]") -> int:
     return _print(names, lambda ref: client.call("GET", f"/volumes/{quote(ref)}").read(), given)
 
 
+def _complete(data: "Any") -> "Any":
+    """What a template may ask for though the daemon leaves it out where it is empty, as Docker's client knows it from its types."""
+    from cli.evaluate import Partial
+
+    if not isinstance(data, dict):
+        return data
+    if "HostConfig" in data:
+        for member, absent in _ABSENT.items():
+            if isinstance(data.get(member), dict):
+                data[member] = Partial(data[member], absent)
+        data["Mounts"] = [Partial(mount, {"Name": "", "Driver": ""}) for mount in data.get("Mounts") or ()]
+        return Partial(data, {"SizeRw": None, "SizeRootFs": None})
+    pools = (data.get("IPAM") or {}).get("Config")
+    if pools:
+        data["IPAM"]["Config"] = [Partial(pool, {"Subnet": "", "IPRange": "", "Gateway": "", "AuxiliaryAddresses": {}}) for pool in pools]
+    return data
+
+
+_ABSENT: "dict[str, dict[str, Any]]" = {
+    "State": {"Health": None},
+    "HostConfig": dict.fromkeys(("Annotations", "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs")),
+    "Config": {**dict.fromkeys(("ExposedPorts", "Healthcheck", "Shell", "StopTimeout")), "MacAddress": "", "StopSignal": ""},
+}  # of the members of a container
+
+
 def _print(names: "list[str]", find: "Callable[[str], bytes]", given: "dict[str, Any]") -> int:
     """Print what was found, then the errors of what was not."""
     form = given.get("format", "")
@@ -93,7 +118,7 @@ def _print(names: "list[str]", find: "Callable[[str], bytes]", given: "dict[str,
     for name in names:
         try:
             text = find(name)
-            found.append(template.run(loads(text)) if template else text.decode("utf-8", "replace").strip())
+            found.append(template.run(_complete(loads(text))) if template else text.decode("utf-8", "replace").strip())
         except Failure as failure:
             errors.append(("template parsing error: " if failure.text.startswith("template: ") else "") + failure.text)
     if template is not None:

@@ -30,11 +30,11 @@ def client_details(client: Client) -> "dict[str, Any]":
 def _formatted(form: str, value: "dict[str, Any]") -> str:
     if form == "json":
         return ordered_dumps(value)
-    from cli.evaluate import Template
+    from cli.evaluate import Partial, Template
     from cli.template import TemplateError
 
     try:
-        return Template(form).run(value)
+        return Template(form).run(Partial(value, {"DefaultAddressPools": []}))
     except TemplateError as error:
         raise Failure("template parsing error: " + error.text, 64) from None
 

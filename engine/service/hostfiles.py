@@ -77,7 +77,10 @@ def hosts(
         lines += [f"{gateway}\t{name}\n" for gateway in gateways]
     lines += [f"{address}\t{names}\n" for address, names in linked]
     config = record.config
-    own = f"{config.hostname}.{config.domainname} {config.hostname}" if config.domainname else config.hostname
+    own = f"{config.hostname}.{config.domainname}" if config.domainname else config.hostname
+    short, dot, _ = own.partition(".")
+    if dot:
+        own = f"{own} {short}"
     for endpoint in made.endpoints if made is not None else ():
         lines += [f"{address}\t{own}\n" for address in (endpoint.ipv4, endpoint.ipv6) if address]
     return "".join(lines)

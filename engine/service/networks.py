@@ -56,6 +56,7 @@ class Network:
         self.bridge = BridgeOptions.of(record.options) if record.driver == "bridge" else None
         self.macvlan = MacvlanOptions.of(record.options) if record.driver == "macvlan" else None
         self.index = 0
+        self.making: trio.Event | None = None  # while it is not known whether it comes to be
         self.gone = False  # removed, or about to be: nothing is made for it any more
         self.lock = trio.Lock()  # of what makes and removes the host's side
         self.endpoints: dict[str, tuple[str, Endpoint]] = {}  # by endpoint id: the container's id with it
@@ -174,13 +175,12 @@ class Networks:
         network = Network(record)
         # A link of a given name may be somebody else's until it was looked for.
         record.foreign_link = network.macvlan is not None or (network.bridge is not None and bool(network.bridge.name))
+        network.making = trio.Event()
         self._add(network)
         try:
             self._store.put(record.id, _ENCODER.encode(record))
             if not record.config_only:
                 await self.activate(network, new=True)
-                if network.gone:
-                    raise NotFound(f"network {network.name} not found", hint="it was removed while it was made")
                 self._store.put(record.id, _ENCODER.encode(record))
             await self._context.durability.reached()
         except BaseException as error:
@@ -192,6 +192,9 @@ class Networks:
             if isinstance(error, (OSError, DatabaseError)):
                 raise KnarrError(f"create network {record.name}: {error}") from error
             raise
+        finally:
+            network.making.set()
+            network.making = None
         self.publish(network, "create")
         return record.id, "\n".join(networkcreate.warnings(record))
 
@@ -264,6 +267,9 @@ class Networks:
     async def remove(self, ref: str) -> None:
         """Remove a network. Raises NotFound, Forbidden for a predefined one or one in use."""
         network = self.network(ref)
+        if network.making is not None:
+            await network.making.wait()
+            network = self.network(network.id)
         if network.record.predefined:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
         if network.record.config_only:

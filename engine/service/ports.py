@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+import trio
+
 from engine.network import firewall, ports
 from engine.network.firewall import Port
-from engine.network.ports import Ports, Reservation
+from engine.network.ports import Ports, PortUnavailable, Reservation
 from engine.service.dns import Dns
 from engine.service.networks import Networks
 from engine.spec.network import Published, Sandbox
@@ -18,10 +20,12 @@ from engine.spec.network import Published, Sandbox
 log = logging.getLogger("knarr.ports")
 
 _BACKLOG = 128  # of a relayed port
+_LET_GO_SECONDS = 1.0  # for knarr-netd to close its half of a relay's socket
+_POLL = 0.001
 
 
 class PublishedPorts:
-    """Ports by container id. For the event loop's thread; every call is short."""
+    """Ports by container id. For the event loop's thread; every call but `reserve` is short."""
 
     def __init__(self, networks: Networks, dns: Dns) -> None:
         self._networks = networks
@@ -30,6 +34,7 @@ class PublishedPorts:
         self._host_ipv6 = ports.host_has_ipv6()
         self._reservations: dict[str, list[Reservation]] = {}
         self._relays: dict[str, list[str]] = {}  # keys by container id
+        self._given_up: dict[tuple[str, int], float] = {}  # relayed ports that ended just now -> when
 
     def plan(
         self, made: Sandbox, bindings: ports.Bindings | None, exposed: Iterable[str] = (), *, publish_all: bool = False
@@ -50,13 +55,26 @@ class PublishedPorts:
             modes=(options.gateway_mode_ipv4, options.gateway_mode_ipv6),
         )
 
-    def reserve(self, container_id: str, wanted: Sequence[ports.Wanted]) -> list[Published]:
-        """Hold host ports; with the numbers that were chosen. Raises PortUnavailable when one is taken."""
+    async def reserve(self, container_id: str, wanted: Sequence[ports.Wanted]) -> list[Published]:
+        """Hold host ports; with the numbers that were chosen. Raises PortUnavailable when one is taken. One that was relayed until just
+        now is waited for: knarr-netd has its socket, too, and may not have come to close it."""
         if not wanted:
             return []
-        reservation = self._ports.reserve(wanted)
+        while True:
+            try:
+                reservation = self._ports.reserve(wanted)
+                break
+            except PortUnavailable:
+                if not self._is_given_up(wanted):
+                    raise
+            await trio.sleep(_POLL)
         self._reservations.setdefault(container_id, []).append(reservation)
         return list(reservation.ports)
+
+    def _is_given_up(self, wanted: Sequence[ports.Wanted]) -> bool:
+        since = trio.current_time() - _LET_GO_SECONDS
+        self._given_up = {port: moment for port, moment in self._given_up.items() if moment > since}
+        return any(protocol == one.protocol and one.first <= number <= one.last for one in wanted for protocol, number in self._given_up)
 
     def unreserve(self, container_id: str, kept: Sequence[Published]) -> None:
         """Let go of what is not in `kept`."""
@@ -103,7 +121,7 @@ class PublishedPorts:
             keys.append(key)
         for key in self._relays.get(container_id, ()):
             if key not in keys:
-                self._dns.unrelay(key)
+                self._unrelay(key)
         self._relays[container_id] = keys
 
     def adopt(self, container_id: str, published: list[Published]) -> None:
@@ -113,10 +131,15 @@ class PublishedPorts:
         for problem in problems:
             log.info("container %s: a port that it has published stays so, unreserved: %s", container_id[:12], problem)
 
+    def _unrelay(self, key: str) -> None:
+        self._dns.unrelay(key)
+        _, protocol, _, number = key.split("/")
+        self._given_up[protocol, int(number)] = trio.current_time()
+
     def leave(self, container_id: str) -> None:
-        """The container ended: its ports are free at once."""
+        """The container ended: its ports are free at once, but see `reserve`."""
         for key in self._relays.pop(container_id, ()):
-            self._dns.unrelay(key)
+            self._unrelay(key)
         for reservation in self._reservations.pop(container_id, ()):
             reservation.close()
 

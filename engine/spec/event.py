@@ -42,7 +42,7 @@ class Event(msgspec.Struct, frozen=True):
             image=self.attributes.get("image", "") if old and self.type == "container" else "",
             type=self.type,
             action=self.action,
-            actor=Actor(self.id, self.attributes),
+            actor=Actor(self.id, dict(sorted(self.attributes.items()))),
             scope=self.scope,
             time=self.time // 1_000_000_000,
             time_nano=self.time,

@@ -16,6 +16,7 @@ from engine.api.version import Version
 from engine.api.views.times import duration, rfc3339
 from engine.service import attached
 from engine.service.attached import Attachment, Known
+from engine.service.networkmode import split_link
 from engine.spec.container import ContainerRecord, State
 from engine.spec.docker.containers import Config, HostConfig
 from engine.spec.health import described
@@ -40,7 +41,7 @@ def _absent(value: object) -> bool:
 
 def config(value: Config) -> Json:
     """The `Config` member. In it a command is always a list."""
-    shown: Json = msgspec.to_builtins(value)
+    shown: Json = msgspec.to_builtins(value, order="deterministic")  # Go sorts the keys of a map
     for name in _OMIT_CONFIG:
         if _absent(shown[name]):
             del shown[name]
@@ -52,12 +53,14 @@ def config(value: Config) -> Json:
     return shown
 
 
-def host_config(value: HostConfig) -> Json:
-    """The `HostConfig` member."""
-    shown: Json = msgspec.to_builtins(value)
-    for name in _OMIT_HOST:
-        if shown[name] is not False and _absent(shown[name]):
-            del shown[name]
+def host_config(value: HostConfig, name: str = "") -> Json:
+    """The `HostConfig` member. `name`: the container's."""
+    shown: Json = msgspec.to_builtins(value, order="deterministic")
+    if value.links:  # in dockerd's form; `split_link` reads both
+        shown["Links"] = [f"/{other}:/{name}/{alias}" for other, alias in map(split_link, value.links)]
+    for member in _OMIT_HOST:
+        if shown[member] is not False and _absent(shown[member]):
+            del shown[member]
     shown["ConsoleSize"] = shown["ConsoleSize"] or (0, 0)
     shown["OomKillDisable"] = bool(value.oom_kill_disable)
     shown["RestartPolicy"] = {
@@ -272,7 +275,7 @@ def inspect(
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": exec_ids or None,
-        "HostConfig": host_config(record.host_config),
+        "HostConfig": host_config(record.host_config, record.name),
         "GraphDriver": {
             "Data": {
                 "ID": record.id,

@@ -64,7 +64,7 @@ def network(record: NetworkRecord, version: Version, members: Iterable[tuple[Con
         "ConfigFrom": {"Network": record.config_from},
         "ConfigOnly": record.config_only,
         "Containers": {container.id: member(container, endpoint) for container, endpoint in members},
-        "Options": record.options,
-        "Labels": record.labels,
+        "Options": dict(sorted(record.options.items())),  # as Go sorts the keys of a map
+        "Labels": dict(sorted(record.labels.items())),
     }
     return shown

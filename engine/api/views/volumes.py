@@ -20,10 +20,10 @@ def volume(record: VolumeRecord, path: str) -> Json:
     return {
         "CreatedAt": rfc3339(record.created_at // _SECOND * _SECOND),
         "Driver": record.driver,
-        "Labels": record.labels,
+        "Labels": record.labels and dict(sorted(record.labels.items())),
         "Mountpoint": path,
         "Name": record.name,
-        "Options": record.options,
+        "Options": record.options and dict(sorted(record.options.items())),
         "Scope": "local",
     }
 
