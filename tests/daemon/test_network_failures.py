@@ -19,7 +19,7 @@ import pytest
 
 from tests.lib import busybox
 from tests.lib.daemon import Daemon
-from tests.lib.leaks import elements, network_tag
+from tests.lib.leaks import elements, link, network_tag, processes
 from tests.lib.netns import Echo, Namespace, eventually
 from tests.lib.site import HOST, Box, Site, site
 
@@ -75,6 +75,15 @@ def created(place: Site, host: dict[str, Any], endpoints: dict[str, Any] | None 
 def state(place: Site, container: str) -> dict[str, Any]:
     found: dict[str, Any] = place.engine.api("GET", f"/containers/{container}/json").json()["State"]
     return found
+
+
+def stored(daemon: Daemon) -> list[str]:
+    """What the disk says of the state of each container."""
+    db = sqlite3.connect(f"file:{daemon.data_root}/meta.db?mode=ro", uri=True)
+    try:
+        return [json.loads(raw)["state"].get("status", "created") for (raw,) in db.execute("SELECT record FROM containers")]
+    finally:
+        db.close()
 
 
 @contextmanager
@@ -381,8 +390,12 @@ def test_a_host_that_was_switched_off(place: Site) -> None:
     gone = place.box("--network", other)
     before = box.inspect()["NetworkSettings"]["Networks"]
     daemon = daemon_of(place)
+    assert eventually(lambda: stored(daemon).count("running") == 3)
     daemon.kill()
     daemon.kill_containers()
+    for pid in processes():
+        if link(f"/proc/{pid}/cwd") == str(daemon.exec_root):  # the name server
+            os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not any(os.path.exists(f"/proc/{one.pid}") for one in (box, joined, gone)))
     for name in place.host.links():
         if name.startswith(("br-", "knarr")):
@@ -391,7 +404,7 @@ def test_a_host_that_was_switched_off(place: Site) -> None:
     shutil.rmtree(daemon.exec_root)
     with place.host:
         daemon.start()
-    assert eventually(lambda: state(place, box.id)["Running"] and state(place, joined.id)["Running"], 10)
+    assert eventually(lambda: state(place, box.id)["Pid"] and state(place, joined.id)["Pid"], 10), daemon.log_tail()
     place.boxes[:] = [Box(place, one.id) if one is not gone else one for one in place.boxes]
     box = place.boxes[0]
     after = box.inspect()["NetworkSettings"]["Networks"]
