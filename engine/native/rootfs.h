@@ -20,6 +20,7 @@
 #define MOVE_EMPTY_BOTH 68 /* MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH */
 #define AT_TREE 0x8000     /* AT_RECURSIVE */
 #define ATTR_READONLY 1    /* MOUNT_ATTR_RDONLY */
+#define ATTR_NOSUID 2      /* MOUNT_ATTR_NOSUID */
 #define ATTR_IDMAP 0x100000 /* MOUNT_ATTR_IDMAP */
 
 struct attributes { /* struct mount_attr of the kernel, whose header collides with glibc's */
@@ -277,9 +278,10 @@ static int clone_part(const char *source, const char *part, int recursive) {
     return tree;
 }
 
-/* Show a tree's owners as a user namespace has them; `path` is the namespace's file. */
-static int set_owners(int tree, const char *path, int recursive) {
-    struct attributes a = {.set = ATTR_IDMAP};
+/* Show a tree's owners as a user namespace has them; `path` is the namespace's file. `nosuid` goes as far as the mapping: whoever a file
+ * belongs to must not make a set-user-ID program of whoever it is shown as. */
+static int set_owners(int tree, const char *path, int recursive, uint64_t nosuid) {
+    struct attributes a = {.set = ATTR_IDMAP | nosuid};
     int error, fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return errno;
@@ -312,7 +314,8 @@ static int op_bind(struct child *c, struct plan_op *op) {
         c->tree[index] = tree;
         return 0;
     }
-    if (op->slots > 3 && op->slot[3].text && (error = set_owners(tree, op->slot[3].text, bits & BIND_OWNERS_RECURSIVE)) != 0)
+    if (op->slots > 3 && op->slot[3].text &&
+        (error = set_owners(tree, op->slot[3].text, bits & BIND_OWNERS_RECURSIVE, a.set & ATTR_NOSUID)) != 0)
         return error;
     if ((a.set || a.clear) && (error = set_attributes(tree, (bits & BIND_ATTRIBUTES_RECURSIVE) != 0, a)) != 0)
         return error;

@@ -204,7 +204,7 @@ class Bind(Op, frozen=True):
     keep it under that number, before the propagation of the old tree changes; `kept` >= 0: take it from there.
 
     `part`: a relative path below the directory `source` that is meant; no link in it leads out. `userns`: the path of a user namespace's
-    file; the mount shows owners as that namespace has them, with `userns_recursive` everything mounted below too.
+    file; the mount shows owners as that namespace has them, with `userns_recursive` (then nosuid in `set` is, too) all mounted below.
     """
 
     source: str

@@ -228,13 +228,16 @@ def _mount_volume(item: MountRequest, options: VolumeOptions, destination: str, 
 
 
 def _owners(item: MountRequest, point: MountPoint, prefix: str) -> MountPoint:
-    """The mount with the mappings of owners that were asked for; ids of the kind that has none stay as they are."""
+    """The mount with the mappings of owners that were asked for; ids of the kind that has none stay as they are.
+
+    With nosuid: who may write as the owner that a file has could else make set-user-ID programs of the one that is shown, of root perhaps.
+    """
     if not (item.uid_mappings or item.gid_mappings):
         return point
     recursive = "rbind" in point.options
     return msgspec.structs.replace(
         point,
-        options=(*point.options, "ridmap" if recursive else "idmap"),
+        options=(*point.options, "nosuid", "ridmap" if recursive else "idmap"),
         uid_mappings=_mapping(item.uid_mappings, "UIDMappings", prefix),
         gid_mappings=_mapping(item.gid_mappings, "GIDMappings", prefix),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,28 @@ def test_the_container_is_in_the_namespace_it_would_be_in_without(knarr: Knarr, 
     assert said.count("user:") == 1
 
 
+def tells_its_user() -> bytes:
+    """A program that exits with its effective user id: geteuid(2) and exit(2) behind the smallest ELF head."""
+    code = bytes.fromhex("b86b0000000f0589c7b83c0000000f05")
+    at = 0x400000
+    head = b"\x7fELF" + bytes((2, 1, 1)) + bytes(9)
+    head += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, at + 120, 64, 0, 0, 64, 56, 1, 64, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, at, at, 120 + len(code), 120 + len(code), 4096)
+    return head + segment + code
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="a program in machine code")
+def test_who_owns_a_file_makes_no_program_of_who_is_shown(knarr: Knarr, folder: Path) -> None:
+    program = folder / "program"
+    program.write_bytes(tells_its_user())
+    os.chown(program, 6, 6)
+    program.chmod(0o6755)
+    mount = f"type=bind,source={folder},target=/m"
+    say = ("--user", "77", "busybox", "/m/program")
+    assert knarr("run", "--rm", *NET, "--mount", mount, *say, check=False).returncode == 6
+    assert knarr("run", "--rm", *NET, "--mount", mount + ",idmap=b:6:0:1", *say, check=False).returncode == 77
+
+
 def test_read_only(knarr: Knarr, folder: Path) -> None:
     mount = ("--mount", f"type=bind,source={folder},target=/m,readonly,{MAP}")
     assert owners(knarr, *mount)["root"] == (1000, 2000)
@@ -109,14 +132,21 @@ def test_read_only(knarr: Knarr, folder: Path) -> None:
 
 
 def test_what_is_mounted_below(knarr: Knarr, folder: Path) -> None:
-    """It is mapped too, unless it is not shown at all."""
+    """It is mapped too, unless it is not shown at all, and stays read-only if it was."""
     (folder / "below").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(folder / "below")], check=True)
     try:
         (folder / "below/file").touch()
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder / "below")], check=True)
         mount = f"type=bind,source={folder},target=/m,{MAP}"
         assert owners(knarr, "--mount", mount, path="/m/below") == {"file": (1000, 2000)}
         assert "file" not in run(knarr, "--mount", mount + ",bind-recursive=disabled", command="ls /m/below")
+        table = {
+            words[4]: words[5].split(",")
+            for words in map(str.split, run(knarr, "--mount", mount, command="cat /proc/self/mountinfo").splitlines())
+        }
+        assert {"rw", "nosuid", "idmapped"} <= set(table["/m"])
+        assert {"ro", "nosuid", "idmapped"} <= set(table["/m/below"])
     finally:
         subprocess.run(["umount", str(folder / "below")], check=True)
 

@@ -98,7 +98,7 @@ def test_no_process_is_left() -> None:
 def test_a_request_for_a_bind() -> None:
     found = point(UIDMappings=ranges((0, 1000, 1), (5, 1005, 10)))
     assert (triples(found.uid_mappings), triples(found.gid_mappings)) == ([(0, 1000, 1), (5, 1005, 10)], IDENTITY)
-    assert found.options == ("rbind", "rw", "rprivate", "ridmap")
+    assert found.options == ("rbind", "rw", "rprivate", "nosuid", "ridmap")
     assert point(GIDMappings=ranges((0, 1, 1)), BindOptions={"NonRecursive": True}).options[-1] == "idmap"
     assert triples(point(Type="volume", Source="v", GIDMappings=ranges((0, 1, 1))).gid_mappings) == [(0, 1, 1)]
     plain = point(UIDMappings=[], GIDMappings=None)
@@ -107,7 +107,7 @@ def test_a_request_for_a_bind() -> None:
 
 def test_who_takes_it_over_read_only_keeps_the_mapping() -> None:
     found = mountspec.taken_over(point(UIDMappings=ranges((0, 1000, 1))), False)
-    assert found.options == ("rbind", "rro", "rprivate", "ridmap")
+    assert found.options == ("rbind", "rro", "rprivate", "nosuid", "ridmap")
     assert triples(found.uid_mappings) == [(0, 1000, 1)]
 
 
