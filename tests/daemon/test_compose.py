@@ -189,12 +189,13 @@ def test_a_profile_is_run_on_demand(app: Project) -> None:
 
 def test_down_leaves_nothing(app: Project) -> None:
     """The last of the module: takes the application down."""
-    app.compose("down", "-t", "5")
-    assert app.containers() == []
-    assert app.listed("networks") == []
-    assert len(app.listed("volumes", "Volumes")) == 1, "data stay unless -v is given"
-    app.compose("up", "-d")
-    assert app.visit()["visits"] > 1, "and are there again"
+    if app.version == "2":
+        app.compose("down", "-t", "5")
+        assert app.containers() == []
+        assert app.listed("networks") == []
+        assert len(app.listed("volumes", "Volumes")) == 1, "data stay unless -v is given"
+        app.compose("up", "-d")
+        assert app.visit()["visits"] > 1, "and are there again"
     app.compose("down", "-v", "-t", "5")
     assert (app.containers(), app.listed("networks"), app.listed("volumes", "Volumes")) == ([], [], [])
     assert app.curl("/", "-o", "/dev/null", "-w", "%{http_code}", check=False) == "000", "nobody listens on the port"
