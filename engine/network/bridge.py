@@ -31,13 +31,14 @@ _TEMPORARY_SCOPES: Final = (wire.RT_SCOPE_LINK, 254)  # of link-local and of the
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How a bridge is. `mac`: of a bridge that is made, "" for one by chance (one that is there keeps its own, which neighbours know);
     `ipv6`: whether it has IPv6 at all; `route_localnet`: packets for 127.0.0.0/8 may come in on it after the firewall changed their
-    destination; `snooping`: of multicast groups."""
+    destination; `snooping`: of multicast groups; `group`: a number that rules may match, 0 for none."""
 
     mtu: int = 1500
     mac: str = ""
     ipv6: bool = False
     route_localnet: bool = False
     snooping: bool = True
+    group: int = 0
 
 
 class Ensured(msgspec.Struct, frozen=True):
@@ -70,7 +71,9 @@ def ensure(name: str, gateways: Sequence[tuple[str, int]], host: Rtnetlink, opti
         _set_sysctls(name, options)
     requests = [] if created or not owned else _corrections(link, options)
     requests += _address_changes(link.index, [] if created else host.addresses(link.index), gateways, owned)
-    if not link.up:
+    if created or owned:
+        requests.append(wire.set_link(link.index, up=True, group=options.group))
+    elif not link.up:
         requests.append(wire.set_link(link.index, up=True))
     try:
         host.batch(requests)

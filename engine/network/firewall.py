@@ -104,8 +104,8 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the firewall depends on. Subnets of different bridges must not overlap.
 
-    `drop_foreign_forward`: what is forwarded and has nothing to do with our bridges is dropped: for hosts that were no router before we
-    switched forwarding on.
+    `drop_foreign_forward`: what is forwarded and has nothing to do with our bridges, or another Knarr's, is dropped: for hosts that were no
+    router before we switched forwarding on.
     """
 
     bridges: tuple[Bridge, ...] = ()
@@ -148,6 +148,9 @@ _PUBLISHED: Final = Match("ct status", "dnat")
 _ECHO: Final = {4: Match("meta l4proto", "icmp"), 6: Match("meta l4proto", "ipv6-icmp")}
 _IP6: Final = Match("meta protocol", "ip6")
 _SAFE: Final = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+BRIDGES: Final = 0x4B6E6172  # the group of the bridges of every daemon on this host: each has its own rules, and none drops what is others'
 
 
 def group(name: str) -> int:
@@ -311,7 +314,8 @@ def _base_chains(drop_foreign_forward: bool) -> tuple[Chain, ...]:
         (Dispatch(("oifname",), "into"),),
     )
     if drop_foreign_forward:
-        forward += ((In(("iifname",), "bridges", negated=True), DROP),)
+        others = Match("iifgroup", str(BRIDGES), negated=True), Match("oifgroup", str(BRIDGES), negated=True)
+        forward += ((In(("iifname",), "bridges", negated=True), *others, DROP),)
     postrouting: tuple[Rule, ...] = (
         (Dispatch(("oifname",), "back"),),
         (Dispatch(("ip saddr",), "source4"),),

@@ -162,6 +162,7 @@ def make_bundle(context: Context, container: Container) -> None:
     """The volatile folder, with what can be said before the start: addresses come with it. Raises OSError, InvalidParameter."""
     record = container.record
     hc = record.host_config
+    container.resolv_conf = ""
     if hc.network_mode not in ("host", "none"):
         bundle.make(container.bundle, "", record.config.hostname, "")
         return

@@ -245,12 +245,15 @@ class Endpoints:
                 with trio.move_on_after(_TEARDOWN_DELAY):
                     await self._hurry.wait()
             self._forget_names(container_id)
-            self._networks.firewall.sync()
+            try:
+                self._networks.firewall.sync()
+            except (OSError, KnarrError) as error:
+                log.warning("container %s has ended: %s", container_id[:12], error)  # gone with the next change that is possible
             self._forget_datagrams(datagrams)
             if links:
                 with trio.CancelScope(shield=True):
                     await blocking("kernel", _release, links)
-        except (OSError, KnarrError) as error:
+        except OSError as error:
             log.warning("removing links %s: %s", ", ".join(links), error)
         finally:
             if namespace >= 0:

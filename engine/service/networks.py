@@ -20,8 +20,8 @@ from engine.aio.scopes import shielded
 from engine.config import DEFAULT_EXEC_ROOT
 from engine.errors import Conflict, Forbidden, InvalidParameter, KnarrError, NotFound
 from engine.linux.rtnetlink import Rtnetlink
-from engine.network import bridge, macvlan
-from engine.network.ipam import Allocator
+from engine.network import bridge, firewall, macvlan
+from engine.network.ipam import Allocator, overlaps
 from engine.network.pair import DEFAULT_MTU
 from engine.service import imagefilter, networkcreate, networkmode
 from engine.service.attached import Known
@@ -52,14 +52,18 @@ class Network:
     """A network as it is used. `index`: the host's index of its link, 0 while that is not made."""
 
     def __init__(self, record: NetworkRecord) -> None:
-        self.record = record
-        self.bridge = BridgeOptions.of(record.options) if record.driver == "bridge" else None
-        self.macvlan = MacvlanOptions.of(record.options) if record.driver == "macvlan" else None
         self.index = 0
         self.making: trio.Event | None = None  # while it is not known whether it comes to be
         self.gone = False  # removed, or about to be: nothing is made for it any more
         self.lock = trio.Lock()  # of what makes and removes the host's side
         self.endpoints: dict[str, tuple[str, Endpoint]] = {}  # by endpoint id: the container's id with it
+        self.become(record)
+
+    def become(self, record: NetworkRecord) -> None:
+        """Have another record, and all addresses free."""
+        self.record = record
+        self.bridge = BridgeOptions.of(record.options) if record.driver == "bridge" else None
+        self.macvlan = MacvlanOptions.of(record.options) if record.driver == "macvlan" else None
         shown = f"{record.name} ({record.id})"
         allocators = [] if record.config_only else [(pool, Allocator(pool, shown)) for pool in record.pools]
         self.v4 = [pair for pair in allocators if pair[1].version == 4]
@@ -214,6 +218,8 @@ class Networks:
                 log.warning("network %s: its link %s was removed by somebody, it is made again", network.name, network.record.link)
                 self.forget_bridge(network.index)
                 network.index = 0
+            if network.is_default and not network.endpoints and not network.record.foreign_link:
+                await self._choose_again(network)
             index = await blocking("kernel", self._make, network, new)
             if network.bridge is not None:
                 self.firewall.add_bridge(network.record, network.bridge)
@@ -223,6 +229,23 @@ class Networks:
                     self.firewall.remove_bridge(network.id)
                     raise
             network.index = index
+
+    async def _choose_again(self, network: Network) -> None:
+        """Before the default bridge is made: no link has kept the subnet that was chosen for it, and another daemon of this host or its
+        administrator may use it by now."""
+        chosen = [pool.subnet for pool in network.record.pools if not pool.given_subnet]
+        if not chosen:
+            return
+        in_use = await blocking("kernel", _hosts_subnets, [other.record.link for other in self.by_id.values()])
+        if not any(overlaps(subnet, used) for subnet in chosen for used in in_use if not used.endswith("/0")):
+            return
+        settings, exec_root = self._context.settings, self._context.layout.exec_root
+        others = [other.record for other in self.by_id.values() if other is not network]
+        record = networkcreate.predefined(settings, exec_root, others, lambda: in_use)[0]
+        record.id, record.created_at = network.id, network.record.created_at
+        log.warning("network bridge: this host uses %s, the network has another subnet now", ", ".join(chosen))
+        self._store.put(record.id, _ENCODER.encode(record))
+        network.become(record)
 
     def _make(self, network: Network, new: bool) -> int:
         """In a worker thread: the bridge, and forwarding; or a macvlan's parent. The link's index."""
@@ -246,7 +269,9 @@ class Networks:
             for pool, allocator in (*([] if options.inhibit_ipv4 else network.v4), *network.v6)
             if pool.gateway and not self._isolated(record, options, allocator.version)
         ]
-        wanted = bridge.Options(mtu=options.mtu or DEFAULT_MTU, ipv6=record.ipv6, route_localnet=not record.internal)
+        wanted = bridge.Options(
+            mtu=options.mtu or DEFAULT_MTU, ipv6=record.ipv6, route_localnet=not record.internal, group=firewall.BRIDGES
+        )
         found = bridge.ensure(record.link, gateways, host, wanted, owned=not record.foreign_link)
         if not new:
             self.plug(network, found.index)

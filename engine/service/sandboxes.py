@@ -79,6 +79,8 @@ class Sandboxes:
             try:
                 made = await blocking("kernel", _prepare, kind)
             except (OSError, KnarrError) as error:
+                if self._waiting.get(kind) is not waiting:  # its bridge is gone
+                    return
                 log.warning("making a network namespace ahead: %s", error)  # whoever needs one is told by its own attempt
                 await trio.sleep(_RETRY_SECONDS)
                 return

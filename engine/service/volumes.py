@@ -404,7 +404,7 @@ class Volumes:
             self.delete_later(os.path.basename(doomed), doomed)
         volumes = {record.name: record for record in self.store.all() if record.mounted}
         for record in self.containers():
-            if record.state.running and any(point.type == "volume" for point in record.mount_points):
+            if record.state.alive and any(point.type == "volume" for point in record.mount_points):
                 self._acquired.add(record.id)
                 for point in record.mount_points:
                     if point.type == "volume" and point.name in volumes:

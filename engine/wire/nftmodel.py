@@ -69,6 +69,7 @@ KEYS: Final = {
     "iifname": Key("ifname", META, (6,)),
     "oifname": Key("ifname", META, (7,)),
     "iifgroup": Key("devgroup", META, (21,)),
+    "oifgroup": Key("devgroup", META, (22,)),
     "meta protocol": Key("ether_type", META, (1,)),
     "meta nfproto": Key("nf_proto", META, (15,)),
     "meta l4proto": Key("inet_proto", META, (16,)),

@@ -10,18 +10,19 @@ import signal
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.daemon.test_races import Later
 from tests.lib import busybox
 from tests.lib.daemon import Daemon
 from tests.lib.leaks import elements, link, network_tag, processes
 from tests.lib.netns import Echo, Namespace, eventually
-from tests.lib.site import HOST, Box, Site, site
+from tests.lib.site import CLIENT, HOST, Box, Site, site
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -332,18 +333,9 @@ def test_a_container_that_ends_while_it_is_connected(place: Site) -> None:
     networks = [place.network() for _ in range(3)]
     for delay in range(6):
         box = place.box("--network", networks[0])
-        calls = [threading.Thread(target=place.engine.api, args=("POST", f"/containers/{box.id}/kill"))]
-        statuses: list[int] = []
-        for network in networks[1:]:
-            target = f"/networks/{network}/connect"
-            calls.insert(delay % 3, threading.Thread(
-                target=lambda target=target, box=box: statuses.append(place.engine.api("POST", target, {"Container": box.id}).status)
-            ))  # fmt: skip
-        for call in calls:
-            call.start()
-        for call in calls:
-            call.join()
-        assert statuses == [200, 200]
+        calls = [Later(daemon_of(place), "POST", f"/networks/{network}/connect", {"Container": box.id}) for network in networks[1:]]
+        calls.insert(delay % 3, Later(daemon_of(place), "POST", f"/containers/{box.id}/kill"))
+        assert sorted(call.result().status for call in calls) == [200, 200, 204]
         place.remove(box)
     for network in networks:
         assert json.loads(place.engine.out("network", "inspect", network))[0]["Containers"] == {}
@@ -417,3 +409,37 @@ def test_a_host_that_was_switched_off(place: Site) -> None:
         assert place.client.reaches(HOST, 8092)
         assert gone.host.reaches(box.ip(other), 80)
     assert os.stat(f"/proc/{place.boxes[1].pid}/ns/net").st_ino == os.stat(f"/proc/{box.pid}/ns/net").st_ino
+
+
+def test_two_daemons_on_one_host(place: Site, own_daemon: Callable[..., Daemon]) -> None:
+    """Neither makes links before it needs them, so neither sees what the other has chosen for its default bridge."""
+    other = own_daemon()
+    with place.host:
+        other.start()
+    busybox.load(other)
+    box = place.box("-p", "8080:80")
+    guest = other.out("run", "-d", "-p", "8081:80", busybox.NAME, "sleep", "1000")
+    shown = other.api("GET", f"/containers/{guest}/json").json()
+    network = other.api("GET", "/networks/bridge").json()["IPAM"]["Config"][0]
+    assert network["Subnet"] != place.engine.api("GET", "/networks/bridge").json()["IPAM"]["Config"][0]["Subnet"]
+    assert shown["NetworkSettings"]["Networks"]["bridge"]["Gateway"] == network["Gateway"]
+    inside = Namespace.of(shown["State"]["Pid"])
+    try:
+        with Echo(box.host, 80), Echo(inside, 80), Echo(place.client, 9000):
+            assert place.client.reaches(HOST, 8080)
+            assert place.client.reaches(HOST, 8081)
+            assert box.host.reaches(CLIENT, 9000)
+            assert inside.reaches(CLIENT, 9000)
+            assert inside.kept_from(box.ip(), 80)
+            daemon_of(place).stop()
+            assert inside.reaches(CLIENT, 9000)
+            other.stop()
+            assert box.host.reaches(CLIENT, 9000)
+    finally:
+        inside.close()
+        with place.host:
+            for daemon in (daemon_of(place), other):
+                if daemon.process is None:
+                    daemon.start()
+        other.remove_all()
+        other.stop()
