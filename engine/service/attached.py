@@ -78,7 +78,8 @@ def attachments(record: ContainerRecord, sandbox: Sandbox | None, known: Known) 
             name = network.name if network is not None else endpoint.network_id
             found[name] = Attachment(name=name, settings=asked.get(name) or EndpointSettings(), network=network, endpoint=endpoint)
     else:
-        for name in (first, *asked):
+        left_all = record.networking.endpoints_config == {}
+        for name in () if left_all else (first, *asked):
             found[name] = Attachment(name=name, settings=asked.get(name) or EndpointSettings(), network=known.find(name))
     return [found[name] for name in sorted(found)]
 

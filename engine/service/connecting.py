@@ -179,7 +179,7 @@ class Changes:
         if record.host_config.network_mode in own and others:
             # Its first network is another one now; without any it stays in the mode's network at the next start, as in Docker.
             record.host_config.network_mode = others[0].name
-        record.networking = msgspec.structs.replace(record.networking, endpoints_config=asked or None)
+        record.networking = msgspec.structs.replace(record.networking, endpoints_config=asked)  # {}: of none, until the next start
 
     async def _disconnect_now(self, container: Container, network: Network, made: Sandbox) -> None:
         endpoint = next((endpoint for endpoint in made.endpoints if endpoint.network_id == network.id), None)
