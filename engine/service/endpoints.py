@@ -465,6 +465,10 @@ class Endpoints:
             self._all_known = False
             raise
         if made is None:
+            mode = container.record.host_config.network_mode
+            if mode not in ("host", "none") and not mode.startswith("container:"):
+                self._all_known = False
+                raise KnarrError(f"there is no {container.bundle}/network.json")
             return
         for endpoint in made.endpoints:
             network = self._networks.by_id.get(endpoint.network_id)

@@ -195,6 +195,21 @@ def test_a_start_that_the_firewall_refuses_leaves_nothing(place: Site) -> None:
     place.engine.docker("rm", container)
 
 
+def test_volumes_and_containers_of_a_start_that_its_network_refused(place: Site) -> None:
+    options = {"type": "tmpfs", "device": "tmpfs", "o": "size=1m"}
+    assert place.engine.api("POST", "/volumes/create", {"Name": "scratch", "DriverOpts": options}).status == 201
+    network = place.network()
+    kept = created(place, {"NetworkMode": network, "Binds": ["scratch:/scratch"]})
+    thrown_away = created(place, {"NetworkMode": network, "Binds": ["scratch:/scratch"], "AutoRemove": True})
+    place.engine.docker("network", "rm", place.networks.pop())
+    for container in (kept, thrown_away):
+        assert place.engine.api("POST", f"/containers/{container}/start").status == 404
+    assert place.engine.api("GET", f"/containers/{thrown_away}/json").status == 404
+    assert eventually(lambda: str(daemon_of(place).data_root) not in Path("/proc/self/mountinfo").read_text())
+    assert place.engine.api("DELETE", f"/containers/{kept}").status == 204
+    assert place.engine.api("DELETE", "/volumes/scratch").status == 204
+
+
 def test_a_restart_that_the_firewall_refuses_is_tried_again(place: Site) -> None:
     network = place.network()
     box = place.box("--network", network, "--restart", "always")
@@ -215,13 +230,17 @@ def test_a_daemon_starts_where_the_firewall_refuses_everything(place: Site) -> N
     assert first.ip() in place.engine.out("exec", second.id, "nslookup", "first", "127.0.0.11")
 
 
-def test_a_damaged_note_of_a_containers_network(place: Site) -> None:
+@pytest.mark.parametrize("text", ["{", None])
+def test_a_damaged_note_of_a_containers_network(place: Site, text: str | None) -> None:
     box = place.box("--network", place.network())
     daemon_of(place).kill()
-    (bundle(place, box) / "network.json").write_text("{")
+    (bundle(place, box) / "network.json").unlink()
+    if text is not None:
+        (bundle(place, box) / "network.json").write_text(text)
     with place.host:
         daemon_of(place).start()
     assert state(place, box.id)["Running"]
+    assert "eth0" in box.host.links()
     assert place.engine.api("POST", f"/containers/{box.id}/restart?t=0").status == 204
     assert box.ip()
 
