@@ -51,7 +51,7 @@ def run(client: Client, name: str, argv: "list[str]") -> int:
     try:
         identity, stream, waiter = _create(client, given, request, not detach)
     except Failure as failure:
-        raise with_help(failure, "run") from None
+        raise start_failure(failure) from None
     if detach:
         return _start_detached(client, given, identity)
     code = _foreground(client, given, request, identity, stream, waiter)
@@ -177,6 +177,7 @@ def _start_detached(client: Client, given: "dict[str, Any]", identity: str) -> i
     try:
         client.post(query(f"/containers/{identity}/start", detachKeys=given.get("detach-keys")))
     except DaemonError as error:
+        output(identity + "\n")  # scripts keep it in a variable, and may remove the container
         raise start_failure(error) from None
     output(identity + "\n")
     if given.get("trace"):

@@ -47,7 +47,7 @@ def config(value: ContainerConfig, version: Version) -> Json:
         Labels=value.labels,
     )
     if value.exposed_ports:
-        shown["ExposedPorts"] = value.exposed_ports
+        shown["ExposedPorts"] = dict(sorted(value.exposed_ports.items()))  # as Go sorts the keys of a map
     if value.healthcheck:
         shown["Healthcheck"] = msgspec.to_builtins(value.healthcheck)
     if value.args_escaped:
