@@ -91,7 +91,8 @@ def less(first: "Any", second: "Any") -> bool:
 def index(value: "Any", *keys: "Any") -> "Any":
     for key in keys:
         if isinstance(value, dict):
-            value = value.get(key)
+            # What Docker indexes are maps of strings mostly, labels above all: without the key they give an empty one.
+            value = value.get(key) if key in value or not all(isinstance(one, str) for one in value.values()) else ""
         elif isinstance(value, (list, str)):
             if not isinstance(key, int):
                 raise ValueError(f"cannot index slice/array with type {'string' if isinstance(key, str) else type(key).__name__}")

@@ -151,6 +151,7 @@ def test_templates_over_what_the_daemon_leaves_out(knarr: Knarr) -> None:
     form += "[{{.Config.StopSignal}}{{(index .Mounts 0).Name}}]"
     assert knarr.out("inspect", "-f", form, "plain") == "null null null []"
     assert "Health" not in knarr.out("inspect", "-f", "{{json .State}}", "plain")
+    assert knarr.out("inspect", "-f", '[{{index .Config.Labels "none"}}]', "plain") == "[]"
     assert b'map has no entry for key "Nope"' in knarr("inspect", "-f", "{{.State.Nope}}", "plain", check=False).stderr
     knarr("network", "create", "--subnet", SUBNET, OWN)
     try:
@@ -166,6 +167,11 @@ def test_a_detached_run_that_fails_still_says_whom_to_remove(knarr: Knarr) -> No
     failed = knarr("run", "-d", "--network", "none", "busybox", "nosuchprogram", check=False)
     assert failed.returncode == 127
     assert knarr.out("rm", failed.stdout.decode().strip()) == failed.stdout.decode().strip()
+
+
+def test_a_folder_on_a_file(knarr: Knarr, tmp_path: Path) -> None:
+    failed = knarr("run", "--rm", "--network", "none", "-v", f"{tmp_path}:/etc/hosts", "busybox", check=False)
+    assert failed.returncode == 125 and b"one of the two is a directory and the other is not" in failed.stderr
 
 
 def netd(daemon: Daemon) -> int:
