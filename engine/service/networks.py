@@ -21,7 +21,7 @@ from engine.config import DEFAULT_EXEC_ROOT
 from engine.errors import Conflict, Forbidden, InvalidParameter, KnarrError, NotFound
 from engine.linux.rtnetlink import Rtnetlink
 from engine.network import bridge, firewall, macvlan
-from engine.network.ipam import Allocator, overlaps
+from engine.network.ipam import Allocator, mac_of, overlaps
 from engine.network.pair import DEFAULT_MTU
 from engine.service import imagefilter, networkcreate, networkmode
 from engine.service.attached import Known
@@ -270,7 +270,11 @@ class Networks:
             if pool.gateway and not self._isolated(record, options, allocator.version)
         ]
         wanted = bridge.Options(
-            mtu=options.mtu or DEFAULT_MTU, ipv6=record.ipv6, route_localnet=not record.internal, group=firewall.BRIDGES
+            mtu=options.mtu or DEFAULT_MTU,
+            mac=_bridge_mac(record, gateways),
+            ipv6=record.ipv6,
+            route_localnet=not record.internal,
+            group=firewall.BRIDGES,
         )
         found = bridge.ensure(record.link, gateways, host, wanted, owned=not record.foreign_link)
         if not new:
@@ -458,6 +462,13 @@ class Networks:
         record = network.record
         shown = {"name": record.name, "type": record.driver, **attributes}
         self._context.events.publish(Event.make("network", action, record.id, shown))
+
+
+def _bridge_mac(record: NetworkRecord, gateways: list[tuple[str, int]]) -> str:
+    """The same whenever the bridge is made. One without an address of its own has the lowest of its ports', which changes as those come and
+    go, and containers that know the old one reach nothing for some seconds."""
+    ipv4 = next((address for address, _ in gateways if ":" not in address), "")
+    return mac_of(ipv4) if ipv4 else f"02:42:{bytes.fromhex(record.id[:8]).hex(':')}"
 
 
 def _is_there(network: Network) -> bool:

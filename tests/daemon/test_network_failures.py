@@ -116,6 +116,24 @@ def test_a_bridge_that_somebody_deleted_is_made_again(place: Site) -> None:
         assert first.host.reaches(second.ip(), 80)
 
 
+def test_a_bridge_keeps_its_address(place: Site) -> None:
+    """Containers know it as their gateway's; ports that come and go must not change it."""
+    network = place.network()
+
+    def address() -> str:
+        return str(json.loads(place.host.ip("-j", "link", "show", bridge_of(place, network)))[0]["address"])
+
+    found = address()
+    for _ in range(3):
+        place.box("--network", network)
+        assert address() == found
+    again(place)
+    place.box("--network", network)
+    place.host.ip("link", "del", bridge_of(place, network))
+    place.box("--network", network)
+    assert address() == found
+
+
 def test_a_bridge_that_was_deleted_while_the_daemon_was_dead(place: Site) -> None:
     network = place.network()
     first, second = place.box("--network", network), place.box("--network", network)
