@@ -29,8 +29,8 @@ _HINTS = {
     ("Mount", E.EINVAL): "an unknown mount option, or a bad value of one",
     ("Bind", E.ENOENT): "the source does not exist",
     ("Bind", E.EXDEV): "a symbolic link in the path leads out of the volume",
-    ("Bind", E.ENOTDIR): "one of the two is a directory and the other is not",
-    ("Bind", E.EINVAL): "one of the two is a directory and the other is not: is the host's path what it should be?",  # of move_mount(2)
+    ("Bind", E.ENOTDIR): "a directory over a file, or a file over a directory: see what the host's path is",
+    ("Bind", E.EINVAL): "a directory over a file, or a file over a directory: see what the host's path is",  # of move_mount(2)
     ("Sysctl", E.ENOENT): "the kernel has no such parameter, or it is not one of a namespace",
     ("Sysctl", E.EINVAL): "the kernel does not take this value",
     ("Cwd", E.ENOENT): "set another working directory with --workdir",

@@ -171,7 +171,7 @@ def test_a_detached_run_that_fails_still_says_whom_to_remove(knarr: Knarr) -> No
 
 def test_a_folder_on_a_file(knarr: Knarr, tmp_path: Path) -> None:
     failed = knarr("run", "--rm", "--network", "none", "-v", f"{tmp_path}:/etc/hosts", "busybox", check=False)
-    assert failed.returncode == 125 and b"one of the two is a directory and the other is not" in failed.stderr
+    assert failed.returncode == 125 and b"a directory over a file" in failed.stderr
 
 
 def netd(daemon: Daemon) -> int:
