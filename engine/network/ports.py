@@ -161,6 +161,9 @@ class Ports:
     def __init__(self) -> None:
         self._taken: dict[tuple[str, int], list[str]] = {}
         self._cursor: dict[str, int] = {}
+        self._sockets = 0
+        # Each port takes a descriptor; without any the daemon could do nothing else.
+        self._sockets_max = os.sysconf("SC_OPEN_MAX") * 3 // 4
 
     def reserve(self, wanted: Iterable[Wanted]) -> Reservation:
         """Holds everything that is wanted, or nothing. Raises PortUnavailable."""
@@ -231,7 +234,10 @@ class Ports:
         if any(_clash(one.host_ip, other) for other in taken):
             raise PortUnavailable(f"Bind for {_joined(one)} failed: port is already allocated")
         try:
+            if self._sockets >= self._sockets_max:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             held = bound(one)
+            self._sockets += held is not None
         except OSError as error:
             number = error.errno or 0
             failure = PortUnavailable(f"failed to bind host port {_joined(one)}/{one.protocol}: {os.strerror(number).lower()}")
@@ -243,7 +249,10 @@ class Ports:
     def _mark(self, one: Published) -> None:
         self._taken.setdefault((one.protocol, one.host_port), []).append(one.host_ip)
 
-    def _free(self, one: Published) -> None:
+    def _free(self, one: Published, held: socket.socket | None) -> None:
+        if held is not None:
+            held.close()
+            self._sockets -= 1
         key = one.protocol, one.host_port
         if one.host_port:
             self._taken[key].remove(one.host_ip)
@@ -279,9 +288,7 @@ class Reservation:
         """Gives some of them up."""
         for one in some:
             held = self._held.pop(one)
-            self._owner._free(one)
-            if held is not None:
-                held.close()
+            self._owner._free(one, held)
 
     def close(self) -> None:
         """Gives all of them up."""

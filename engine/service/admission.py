@@ -130,7 +130,7 @@ def _strings(request: CreateRequest) -> None:
         if "\0" in word:
             raise InvalidParameter(f"invalid argument: {word!r} contains a NUL byte")
     for name, value in (("hostname", request.hostname), ("domainname", request.domainname)):
-        if len(value) > 64 or "\0" in value or "/" in value:
+        if len(value) > 64 or not value.isprintable() or "/" in value or " " in value:  # it is a word in /etc/hosts, also in others'
             raise InvalidParameter(f"invalid {name}: {value!r} (at most 64 characters)")
     if request.stop_signal:
         signal_number(request.stop_signal)

@@ -283,7 +283,10 @@ class Dns:
         self._wake.set()
 
     def _add(self, message: bytes, fds: Sequence[int] = ()) -> None:
-        """Send soon; at once when descriptors go with it."""
+        """Send soon; at once when descriptors go with it. What no packet can hold is not said: netd would take it for damage, and end."""
+        if len(message) > messages.PACKET_LIMIT:
+            log.error("knarr-netd is not told of names: their %d bytes are more than a packet holds", len(message))
+            return
         if self._batch_size + len(message) > _BATCH_LIMIT:
             self.flush()
         self._batch.append(message)

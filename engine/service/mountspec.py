@@ -25,6 +25,7 @@ _MODES = {
     "nocopy": "copy",
     **dict.fromkeys(("consistent", "cached", "delegated", "default"), "consistency"),  # Docker Desktop's hints
 }
+_MOUNTS_MAX = 512  # each is one step of a start or two, and a start has 1024 at most
 _TMPFS_DEFAULTS = ("noexec", "nosuid", "nodev")  # Docker's defaults for --tmpfs
 _OPTIONS = {"bind": "bind_options", "volume": "volume_options", "image": "image_options", "tmpfs": "tmpfs_options"}
 _OPTION_NAMES = {"bind": "BindOptions", "volume": "VolumeOptions", "image": "ImageOptions", "tmpfs": "TmpfsOptions"}
@@ -51,6 +52,8 @@ def requested(hc: HostConfig) -> list[Request]:
     found = [_bind(text, driver) for text in hc.binds or ()]
     found += [_mount(item, driver) for item in hc.mounts or ()]
     found += [Request(point=_tmpfs(target, options)) for target, options in (hc.tmpfs or {}).items()]
+    if len(found) > _MOUNTS_MAX:
+        raise InvalidParameter(f"{len(found)} mounts: a container may have {_MOUNTS_MAX}")
     seen: set[str] = set()
     for request in found:
         destination = request.point.destination

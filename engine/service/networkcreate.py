@@ -25,9 +25,13 @@ from engine.spec.networksettings import NetworkSettings, address_pools
 
 PREDEFINED = ("bridge", "host", "none", "default")  # "default" is what HostConfig.NetworkMode calls the first
 
+_NAME_MAX = 255
 _CIDR = re.compile(r"[0-9a-fA-F:.]{2,45}/(0|[1-9][0-9]{0,2})")
 _OVERLAP = "Pool overlaps with other one on this address space"
 _LINK_LOCAL = "fe80::/64"
+# Each is compared with all others, in the one thread that everybody waits for.
+_POOLS_MAX = 64
+_RESERVED_MAX = 1024
 
 
 def define(
@@ -147,6 +151,8 @@ def _check_name(name: str, driver: str, existing: list[NetworkRecord]) -> None:
         )
     if not name.strip():
         raise InvalidParameter("invalid name: name is empty")
+    if len(name.encode(errors="surrogateescape")) > _NAME_MAX:
+        raise InvalidParameter(f"invalid name: it is longer than {_NAME_MAX} bytes")
     if not name.isprintable():  # it would act on the terminals that lists are shown in
         raise InvalidParameter(f"invalid name: {name!r} has a character that cannot be printed")
     if any(record.name == name for record in existing):
@@ -165,6 +171,8 @@ def _family(asked: bool | None, options: dict[str, str], name: str, default: boo
 def _check_ipam(configs: Sequence[IPAMConfig], ipv4: bool, ipv6: bool) -> list[Pool]:
     """The pools of a request, addresses as given. All mistakes of all pools are told at once. Raises InvalidParameter."""
     wrong: list[str] = []
+    if len(configs) > _POOLS_MAX or sum(len(config.auxiliary_addresses or ()) for config in configs) > _RESERVED_MAX:
+        raise InvalidParameter(f"invalid network config: more than {_POOLS_MAX} subnets, or {_RESERVED_MAX} auxiliary addresses")
     for config in configs:
         if not (subnet := _prefix(config.subnet)):
             wrong.append(f"invalid subnet {config.subnet}: invalid CIDR block notation")

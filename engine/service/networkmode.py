@@ -14,9 +14,12 @@ from engine.errors import InvalidParameter, NotImplementedYet
 from engine.service.hostfiles import split_extra_host
 from engine.spec.docker.containers import CreateRequest, EndpointSettings, HostConfig, NetworkingConfig
 from engine.spec.network import NetworkRecord
+from engine.spec.networkoptions import is_link_name
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,253}")  # of an alias: what can stand in a DNS question
+_NAMES_MAX = 16 * 1024  # bytes: what knarr-netd is told of a container has to fit into one packet
+_SERVERS_MAX = 64
 _DOCKERS = "com.docker.network."
 IFNAME = _DOCKERS + "endpoint.ifname"
 _SHARED = "container"  # the mode's word before the colon
@@ -47,7 +50,7 @@ def choose(hc: HostConfig, request: CreateRequest, settings: Settings) -> tuple[
         _check_mac(request.mac_address)
     for value in endpoints.values():
         if value is not None:
-            _check_values(value)
+            _check_values(value)  # here, too: a network that does not exist yet is not asked
     for entry in hc.extra_hosts or ():
         split_extra_host(entry)
     _check_dns(hc)
@@ -83,6 +86,8 @@ def _check_mode(mode: str, hc: HostConfig, request: CreateRequest) -> None:
 
 
 def _check_values(settings: EndpointSettings) -> None:
+    if sum(map(len, (*(settings.aliases or ()), *(settings.links or ())))) > _NAMES_MAX:
+        raise InvalidParameter(f"aliases and links in one network are longer than {_NAMES_MAX} bytes")
     if settings.mac_address:
         _check_mac(settings.mac_address)
     for alias in settings.aliases or ():
@@ -98,8 +103,12 @@ def _check_mac(text: str) -> None:
 
 
 def _check_dns(hc: HostConfig) -> None:
+    if len(hc.dns or ()) > _SERVERS_MAX:
+        raise InvalidParameter(f"{len(hc.dns or ())} DNS servers: {_SERVERS_MAX} at most are possible, three are asked")
     for server in hc.dns or ():
         try:
+            if not server.isprintable() or " " in server:  # in the zone, where anything goes
+                raise ValueError(server)
             ipaddress.ip_address(server.partition("%")[0])
         except ValueError:
             raise InvalidParameter(f"invalid DNS server: {server!r} is no IP address")
@@ -111,11 +120,15 @@ def _check_dns(hc: HostConfig) -> None:
 def check(name: str, settings: EndpointSettings, network: NetworkRecord | None) -> None:
     """Whether a network can give an endpoint what is asked; None for host and none. Raises NotImplementedYet, InvalidParameter in dockerd's
     form."""
+    _check_values(settings)
     if settings.ipam_config is not None and settings.ipam_config.link_local_ips:
         raise NotImplementedYet("--link-local-ip")
     for option in settings.driver_opts or ():
         if option.startswith(_DOCKERS) and option != IFNAME:
             raise NotImplementedYet(f"--network driver-opt={option}")
+    ifname = (settings.driver_opts or {}).get(IFNAME, "")
+    if ifname and not is_link_name(ifname):
+        raise InvalidParameter(f"invalid value for {IFNAME}: {ifname!r} cannot be the name of an interface")
     problems = list(_problems(settings, network))
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(f"* {problem}" for problem in problems)

@@ -19,6 +19,7 @@ from engine.spec.network import Published, Sandbox
 
 log = logging.getLogger("knarr.ports")
 
+_AT_ONCE = 128  # ports, while others wait: 3 ms
 _BACKLOG = 128  # of a relayed port
 _LET_GO_SECONDS = 1.0  # for knarr-netd to close its half of a relay's socket
 _POLL = 0.001
@@ -61,15 +62,21 @@ class PublishedPorts:
         if not wanted:
             return []
         while True:
+            found: list[Reservation] = []
             try:
-                reservation = self._ports.reserve(wanted)
+                for start in range(0, len(wanted), _AT_ONCE):
+                    if start:
+                        await trio.lowlevel.checkpoint()
+                    found.append(self._ports.reserve(wanted[start : start + _AT_ONCE]))
                 break
-            except PortUnavailable:
-                if not self._is_given_up(wanted):
+            except BaseException as error:
+                for reservation in found:
+                    reservation.close()
+                if not isinstance(error, PortUnavailable) or not self._is_given_up(wanted):
                     raise
             await trio.sleep(_POLL)
-        self._reservations.setdefault(container_id, []).append(reservation)
-        return list(reservation.ports)
+        self._reservations.setdefault(container_id, []).extend(found)
+        return [one for reservation in found for one in reservation.ports]
 
     def _is_given_up(self, wanted: Sequence[ports.Wanted]) -> bool:
         since = trio.current_time() - _LET_GO_SECONDS
