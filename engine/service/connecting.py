@@ -58,7 +58,7 @@ class Changes:
                 with told(container, f"connect it to network {network.name}"):
                     connected = await self._connect_now(container, network, settings, made)
             before, mode = record.networking, record.host_config.network_mode
-            if mode == "none":  # which it was taken out of
+            if mode == "none" or before.endpoints_config == {}:  # it was taken out of its mode's network, and does not go back
                 record.host_config.network_mode = network.name
             record.networking = msgspec.structs.replace(before, endpoints_config=asked)
             try:
@@ -71,6 +71,12 @@ class Changes:
             await self._context.durability.reached()
         if connected:
             self._networks.publish(network, "connect", container=container.id)
+
+    def _is_out(self, container: Container) -> bool:
+        """Whether a container of `--network none` was taken out of that, and can be put into others."""
+        if container.record.state.alive:
+            return self._endpoints.sandbox(container.id) is not None
+        return container.record.networking.endpoints_config == {}
 
     @staticmethod
     def _save(container: Container) -> None:
@@ -88,7 +94,7 @@ class Changes:
             raise Forbidden(_SHARED)
         if network.record.driver == "host":
             raise Forbidden(_HOST)
-        if network.record.driver == "null" or (mode == "none" and self._endpoints.sandbox(container.id) is None):
+        if network.record.driver == "null" or (mode == "none" and not self._is_out(container)):
             raise Forbidden(_NONE)
         if network.record.config_only:
             raise Forbidden(f"configuration network {network.name!r} cannot be used by a container")

@@ -105,6 +105,8 @@ class Endpoints:
         mode = record.host_config.network_mode
         if mode == "host" or mode.startswith("container:"):
             return Joining()
+        if record.networking.endpoints_config == {}:  # taken out of all, it starts in its mode's network again
+            record.networking = msgspec.structs.replace(record.networking, endpoints_config=None)
         if mode == "none":
             with told(container, "make a network namespace"):
                 return Joining(await self.sandboxes.take(_BARE))

@@ -111,6 +111,19 @@ def test_out_of_none_and_into_a_network(clean: Engine, network: str) -> None:
     assert list(inspect(clean, id)["NetworkSettings"]["Networks"]) == [network]
 
 
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("mode", ["bridge", "none"])
+def test_out_of_its_only_network_for_good(clean: Engine, network: str, mode: str, running: bool) -> None:
+    id = (run if running else create)(clean, "moves", mode)
+    assert change(clean, "disconnect", id, mode) == (200, "")
+    assert inspect(clean, id)["NetworkSettings"]["Networks"] == {}
+    assert change(clean, "connect", id, EndpointConfig={"IPAMConfig": {"IPv4Address": "10.213.21.9"}}) == (200, "")
+    for _ in range(2):
+        assert clean.api("POST", f"/containers/{id}/restart?t=0").status == 204
+        found = inspect(clean, id)["NetworkSettings"]["Networks"]
+        assert {name: one["IPAddress"] for name, one in found.items()} == {network: "10.213.21.9"}
+
+
 def test_links_are_of_the_default_network(clean: Engine, network: str) -> None:
     run(clean, "else", network)
     run(clean, "peer", "bridge")
