@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,9 @@ from engine.config import DEFAULT_EXEC_ROOT
 from engine.errors import Conflict, Forbidden, InvalidParameter, KnarrError, NotFound
 from engine.linux.rtnetlink import Rtnetlink
 from engine.network import bridge, firewall, macvlan
-from engine.network.ipam import Allocator, mac_of, overlaps
+from engine.network.ipam import Allocator, overlaps
 from engine.network.pair import DEFAULT_MTU
-from engine.service import imagefilter, networkcreate, networkmode
+from engine.service import hostlinks, imagefilter, networkcreate, networkmode
 from engine.service.attached import Known
 from engine.service.firewall import Firewall
 from engine.spec.container import ContainerRecord
@@ -110,8 +109,8 @@ class Networks:
                 log.error("network %s: its record is damaged and left out: %s", network_id[:12], error)
         settings, layout = self._context.settings, self._context.layout
         known = [network.record for network in self.by_id.values()]
-        addresses = _addresses(settings.bridge) if settings.bridge not in ("", "none") else None
-        for record in networkcreate.predefined(settings, layout.exec_root, known, lambda: _hosts_subnets([]), addresses=addresses):
+        addresses = hostlinks.addresses(settings.bridge) if settings.bridge not in ("", "none") else None
+        for record in networkcreate.predefined(settings, layout.exec_root, known, lambda: hostlinks.hosts_subnets([]), addresses=addresses):
             old = self.by_name.get(record.name)
             if old is not None and old.record == record:
                 continue
@@ -173,7 +172,9 @@ class Networks:
 
     async def create(self, request: NetworkCreate) -> tuple[str, str]:
         """Make a network; (id, warning). Durable on return. Raises KnarrError, nothing is left then."""
-        in_use = await blocking("kernel", _hosts_subnets, [network.record.link for network in self.by_id.values() if network.index])
+        in_use = await blocking(
+            "kernel", hostlinks.hosts_subnets, [network.record.link for network in self.by_id.values() if network.index]
+        )
         known = [network.record for network in self.by_id.values()]
         record = networkcreate.define(request, self._context.settings, known, in_use)
         network = Network(record)
@@ -207,12 +208,14 @@ class Networks:
         removed, KnarrError, OSError."""
         if network.record.config_only:
             raise Forbidden("cannot create endpoint on configuration-only network")
-        if network.record.driver not in ("bridge", "macvlan") or (not network.gone and _is_there(network)):
+        if network.record.driver not in ("bridge", "macvlan") or (
+            not network.gone and hostlinks.is_there(network.record.link, network.index)
+        ):
             return
         async with network.lock:
             if network.gone:
                 raise NotFound(f"network {network.name} not found")
-            if _is_there(network):
+            if hostlinks.is_there(network.record.link, network.index):
                 return
             if network.index:
                 log.warning("network %s: its link %s was removed by somebody, it is made again", network.name, network.record.link)
@@ -236,7 +239,7 @@ class Networks:
         chosen = [pool.subnet for pool in network.record.pools if not pool.given_subnet]
         if not chosen:
             return
-        in_use = await blocking("kernel", _hosts_subnets, [other.record.link for other in self.by_id.values()])
+        in_use = await blocking("kernel", hostlinks.hosts_subnets, [other.record.link for other in self.by_id.values()])
         if not any(overlaps(subnet, used) for subnet in chosen for used in in_use if not used.endswith("/0")):
             return
         settings, exec_root = self._context.settings, self._context.layout.exec_root
@@ -271,7 +274,7 @@ class Networks:
         ]
         wanted = bridge.Options(
             mtu=options.mtu or DEFAULT_MTU,
-            mac=_bridge_mac(record, gateways),
+            mac=hostlinks.bridge_mac(record, gateways),
             ipv6=record.ipv6,
             route_localnet=not record.internal,
             group=firewall.BRIDGES,
@@ -337,7 +340,7 @@ class Networks:
             self.firewall.remove_bridge(network.id)
             self.firewall.sync()
         if network.record.driver in ("bridge", "macvlan") and not network.record.foreign_link:
-            await blocking("kernel", _remove_link, network.record)
+            await blocking("kernel", hostlinks.remove_link, network.record)
 
     async def _take_back(self, network: Network) -> None:
         """What there is of a network that could not be made."""
@@ -353,7 +356,7 @@ class Networks:
             with Rtnetlink() as host:
                 for network in self.by_id.values():
                     if network.record.link and not network.record.foreign_link and not network.record.config_only:
-                        _remove(network.record, host)
+                        hostlinks.remove(network.record, host)
         except OSError as error:
             log.warning("removing the links of networks: %s", error)
         self.firewall.clean()
@@ -462,44 +465,3 @@ class Networks:
         record = network.record
         shown = {"name": record.name, "type": record.driver, **attributes}
         self._context.events.publish(Event.make("network", action, record.id, shown))
-
-
-def _bridge_mac(record: NetworkRecord, gateways: list[tuple[str, int]]) -> str:
-    """The same whenever the bridge is made. One without an address of its own has the lowest of its ports', which changes as those come and
-    go, and containers that know the old one reach nothing for some seconds."""
-    ipv4 = next((address for address, _ in gateways if ":" not in address), "")
-    return mac_of(ipv4) if ipv4 else f"02:42:{bytes.fromhex(record.id[:8]).hex(':')}"
-
-
-def _is_there(network: Network) -> bool:
-    """Whether its link is the one that was made or found. Some microseconds: every start asks."""
-    try:
-        return network.index != 0 and socket.if_nametoindex(network.record.link) == network.index
-    except OSError:
-        return False
-
-
-def _hosts_subnets(without: list[str]) -> list[str]:
-    """May run in a worker thread. What the host has, but for the links named."""
-    with Rtnetlink() as host:
-        return bridge.hosts_subnets(host, without=without)
-
-
-def _remove_link(record: NetworkRecord) -> None:
-    """In a worker thread."""
-    with Rtnetlink() as host:
-        _remove(record, host)
-
-
-def _remove(record: NetworkRecord, host: Rtnetlink) -> None:
-    if record.driver == "bridge":
-        bridge.remove(record.link, host)
-    elif record.driver == "macvlan":
-        macvlan.remove_parent(record.link, host)
-
-
-def _addresses(link: str) -> list[str] | None:
-    """The addresses of a host link in CIDR form, None when there is no such link."""
-    with Rtnetlink() as host:
-        found = host.link(name=link)
-        return None if found is None else [f"{one.address}/{one.prefix}" for one in host.addresses(found.index)]
