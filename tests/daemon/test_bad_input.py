@@ -61,7 +61,7 @@ REQUESTS: dict[str, bytes] = {
     "junk behind json": create(b'{"Image":"busybox"} {"Image":"busybox"}'),
     "unknown image": create(b'{"Image":"no/such:image","Cmd":["true"]}'),
     "malformed image": create(b'{"Image":"UPPER/../case","Cmd":["true"]}'),
-    "unknown network": create(b'{"Image":"busybox","Cmd":["true"],"HostConfig":{"NetworkMode":"nowhere"}}'),
+    "half a network mode": create(b'{"Image":"busybox","Cmd":["true"],"HostConfig":{"NetworkMode":"container:"}}'),
     "unknown mount type": create(b'{"Image":"busybox","Cmd":["true"],"HostConfig":{"Mounts":[{"Type":"wild","Target":"/x"}]}}'),
     "unknown ulimit": create(b'{"Image":"busybox","Cmd":["true"],"HostConfig":{"Ulimits":[{"Name":"wild","Soft":1,"Hard":1}]}}'),
     "unknown capability": create(b'{"Image":"busybox","Cmd":["true"],"HostConfig":{"CapAdd":["CAP_WILD"]}}'),
