@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.errors import Conflict, InvalidParameter, KnarrError
+from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
 from engine.linux import devices as host_devices
 from engine.linux import seccomp
 from engine.runtime import ops, plan
 from engine.service import admission, bundle, hostfiles, mounts, names, specgen, users
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
+from engine.service.networkmode import split_link
 from engine.service.resolvconf import resolv_conf
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import Config, CreateRequest, HostConfig, ThrottleDevice
@@ -296,6 +297,15 @@ def find_image(context: Context, request: CreateRequest, platform: str) -> Image
     return context.images.get(request.image, platform)
 
 
+def _check_links(links: list[str], find: Callable[[str], ContainerRecord]) -> None:
+    """Raises InvalidParameter when a --link leads to no container."""
+    for ref, _ in map(split_link, links):
+        try:
+            find(ref)
+        except NotFound as error:
+            raise InvalidParameter(f"could not get container for {ref}: {error.message}") from None
+
+
 async def create(
     context: Context,
     asked_name: str | None,
@@ -314,6 +324,8 @@ async def create(
     container_id = new_id(by_id)
     name = choose_name(asked_name, container_id, by_name)
     made, warnings = record(context, container_id, name, request, image)
+    if made.host_config.links:
+        _check_links(made.host_config.links, find)
     found = mounts.resolve(context, made.config, made.host_config, find)
     made.mount_points = found.points
     container = Container(context, made)

@@ -129,6 +129,9 @@ def test_links_are_of_the_default_network(clean: Engine, network: str) -> None:
     run(clean, "peer", "bridge")
     refused = clean.api("POST", f"/containers/{create(clean, 'bad', 'bridge', Links=[f'{OWN}-else:x'])}/start")
     assert refused.json()["message"] == f"Cannot link to /{OWN}-else, as it does not belong to the default network"
+    body = {"Image": "busybox", "HostConfig": {"Links": ["nobody:x"]}}
+    reply = clean.api("POST", "/containers/create", body)
+    assert (reply.status, reply.json()["message"]) == (400, "could not get container for nobody: No such container: nobody")
     id = run(clean, "links", "bridge", Links=[f"{OWN}-peer:p"])
     assert inspect(clean, id)["HostConfig"]["Links"] == [f"/{OWN}-peer:/{OWN}-links/p"]
 
