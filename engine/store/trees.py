@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from engine import _core
 
@@ -19,6 +19,7 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBL
 _DEPTH = 64
 # 15 names of 255 bytes fit into a path of 4096.
 _STEP = 15
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _INSIDE = 0x04 | 0x08  # RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH of openat2(2)
 
 Place = tuple[bytes, ...]
@@ -110,6 +111,54 @@ def walk(top: int) -> Iterator[tuple[Place, os.stat_result]]:
             os.close(fd)
 
 
+def infos(top: int) -> Iterator[os.stat_result]:
+    """lstat's answers for everything below the open folder `top`. An entry costs the same however deep it is, unlike in `walk`, and others
+    may change the tree meanwhile: what goes is not counted, and what is in a folder that is moved perhaps not. Raises OSError."""
+    fd = os.dup(top)
+    above: list[tuple[tuple[int, int], list[bytes]]] = []  # from the top down: which folder, and folders in it still to visit
+    try:
+        pending = yield from _scan(fd)
+        while pending or above:
+            if pending:
+                name = pending.pop()
+                try:
+                    child = os.open(name, _OPEN, dir_fd=fd)
+                except OSError as error:
+                    if error.errno in _GONE:
+                        continue
+                    raise
+                info = os.fstat(fd)
+                above.append(((info.st_dev, info.st_ino), pending))
+                os.close(fd)
+                fd = child
+                pending = yield from _scan(fd)
+                continue
+            identity, pending = above.pop()
+            parent = os.open("..", _OPEN, dir_fd=fd)
+            os.close(fd)
+            fd = parent
+            info = os.fstat(fd)
+            if (info.st_dev, info.st_ino) != identity:
+                return  # moved: what is above it now is none of ours
+    finally:
+        os.close(fd)
+
+
+def _scan(fd: int) -> Generator[os.stat_result, None, list[bytes]]:
+    """lstat's answers for what is in a folder; returns the names of the folders."""
+    folders: list[bytes] = []
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            try:
+                info = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(info.st_mode):
+                folders.append(os.fsencode(entry.name))
+            yield info
+    return folders
+
+
 def _open_below(top: int, place: Place) -> int:
     """A folder by its components, which together may be longer than a path can be."""
     fd = os.dup(top)
@@ -129,7 +178,7 @@ def usage(path: str | int) -> tuple[int, int]:
     inodes = 0
     top = os.open(path, _OPEN) if isinstance(path, str) else os.dup(path)
     try:
-        for _, info in walk(top):
+        for info in infos(top):
             if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
                 key = (info.st_dev, info.st_ino)
                 if key in seen:

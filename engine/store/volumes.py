@@ -17,7 +17,7 @@ from engine.linux import mounts
 from engine.spec.volume import VolumeRecord
 from engine.store.db import Database
 from engine.store.layout import Layout
-from engine.store.trees import remove_tree, walk
+from engine.store.trees import infos, remove_tree
 
 _ENCODER = msgspec.json.Encoder()
 _DOOMED = ".removed-"  # no volume's name begins with a dot
@@ -155,7 +155,7 @@ def tree_size(path: str) -> int:
     seen: set[tuple[int, int]] = set()
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for _, info in walk(top):
+        for info in infos(top):
             if stat.S_ISDIR(info.st_mode):
                 continue
             if info.st_nlink > 1:
