@@ -33,6 +33,8 @@ _SHARED = "container sharing network namespace with another container or host ca
 _HOST = "container cannot be disconnected from host network or connected to host network"
 _NONE = "container cannot be connected to multiple networks with one of the networks in private (none) mode"
 
+_END_SECONDS = 1.0
+
 Bindings = Mapping[str, list[PortBinding] | None]
 
 
@@ -119,7 +121,7 @@ class Changes:
             self._endpoints.change(container, after, fds)
             return True
         except BaseException as error:
-            there = self._endpoints.sandbox(container.id) is made
+            there = not await self._has_ended(container, made, error)
             if there:
                 with trio.CancelScope(shield=True):
                     await self._take_back(container, endpoint, after, made)
@@ -140,6 +142,15 @@ class Changes:
             return nameserver.open_in(namespace) if after.resolver and not before.resolver else None
         finally:
             os.close(namespace)
+
+    async def _has_ended(self, container: Container, made: Sandbox, error: BaseException) -> bool:
+        """Whether a change failed because the container is no more. Its process may be gone a moment before its end is told."""
+        if isinstance(error, (FileNotFoundError, ProcessLookupError)):
+            exited = container.exited
+            if self._endpoints.sandbox(container.id) is made:
+                with trio.move_on_after(_END_SECONDS):
+                    await exited.wait()
+        return self._endpoints.sandbox(container.id) is not made
 
     async def _take_back(self, container: Container, endpoint: Endpoint, before: Sandbox, after: Sandbox) -> None:
         """The link of a connect that failed, and the routes: the container goes on."""
@@ -194,8 +205,8 @@ class Changes:
         after = msgspec.structs.replace(made, endpoints=[other for other in made.endpoints if other is not endpoint])
         try:
             await blocking("kernel", self._detach, container.record.state.pid, endpoint, made, after)
-        except (OSError, KnarrError):
-            if self._endpoints.sandbox(container.id) is made:
+        except (OSError, KnarrError) as error:
+            if not await self._has_ended(container, made, error):
                 raise
         if self._endpoints.sandbox(container.id) is not made:  # it ended meanwhile
             return
