@@ -324,7 +324,7 @@ async def create(
     container_id = new_id(by_id)
     name = choose_name(asked_name, container_id, by_name)
     made, warnings = record(context, container_id, name, request, image)
-    if made.host_config.links:
+    if made.host_config.links and made.host_config.network_mode == "bridge":  # elsewhere a link is a name, which may come to be later
         _check_links(made.host_config.links, find)
     found = mounts.resolve(context, made.config, made.host_config, find)
     made.mount_points = found.points

@@ -56,8 +56,9 @@ def config(value: Config) -> Json:
 def host_config(value: HostConfig, name: str = "") -> Json:
     """The `HostConfig` member. `name`: the container's."""
     shown: Json = msgspec.to_builtins(value, order="deterministic")
-    if value.links:  # in dockerd's form; `split_link` reads both
-        shown["Links"] = [f"/{other}:/{name}/{alias}" for other, alias in map(split_link, value.links)]
+    if value.links:  # in dockerd's form, `split_link` reads both; in networks with names they are the endpoint's
+        legacy = value.network_mode in ("", "default", "bridge")
+        shown["Links"] = None if not legacy else [f"/{other}:/{name}/{alias}" for other, alias in map(split_link, value.links)]
     for member in _OMIT_HOST:
         if shown[member] is not False and _absent(shown[member]):
             del shown[member]
