@@ -93,7 +93,8 @@ def _mount(given: Mapping[str, str], path: str) -> None:
             _core.mount(None, path, None, opts.propagation, None)
     except OSError as error:
         mounts.unmount_below(path)
-        raise KnarrError(f"failed to mount local volume: options {','.join(words)} of {path}: {os.strerror(error.errno or 0).lower()}") from error
+        cause = os.strerror(error.errno or 0).lower()
+        raise KnarrError(f"failed to mount local volume: options {','.join(words)} of {path}: {cause}") from error
 
 
 def _hint(kind: str, number: int) -> str:

@@ -54,7 +54,10 @@ def tree(top: Path) -> dict[str, str]:
     found = {}
     for path in sorted(top.rglob("*")):
         name = str(path.relative_to(top))
-        found[name] = "->" + os.readlink(path) if path.is_symlink() else "/" if path.is_dir() else path.read_text() if path.is_file() else "?"
+        if path.is_symlink():
+            found[name] = "->" + os.readlink(path)
+        else:
+            found[name] = "/" if path.is_dir() else path.read_text() if path.is_file() else "?"
     return found
 
 
