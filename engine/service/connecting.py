@@ -18,9 +18,9 @@ from engine.linux import namespaces
 from engine.linux.rtnetlink import Rtnetlink
 from engine.network import nameserver, ports, sandbox
 from engine.service import networkmode
-from engine.service.container import Container
+from engine.service.container import Container, told
 from engine.service.context import Context
-from engine.service.endpoints import Endpoints, told
+from engine.service.endpoints import Endpoints
 from engine.service.networks import Network, Networks
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import EndpointSettings, PortBinding
@@ -137,8 +137,8 @@ class Changes:
         """In a worker thread; the name server's sockets when it is the first network with names."""
         namespace = namespaces.of_process(pid)
         try:
-            self._endpoints.attach(namespace, network, endpoint, before)  # without default routes: those may have to move first
-            self._endpoints.route(namespace, before, after)
+            self._endpoints.links.attach(namespace, network, endpoint, before)  # without default routes: those may have to move first
+            self._endpoints.links.route(namespace, before, after)
             return nameserver.open_in(namespace) if after.resolver and not before.resolver else None
         finally:
             os.close(namespace)
@@ -219,7 +219,7 @@ class Changes:
         try:
             with Rtnetlink() as host:
                 sandbox.detach(endpoint, host, namespace)
-            self._endpoints.route(namespace, before, after)
+            self._endpoints.links.route(namespace, before, after)
         finally:
             os.close(namespace)
 

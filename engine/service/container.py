@@ -5,13 +5,16 @@ A state change has no await in it: `transition` steps the table of `spec.lifecyc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
 
 import msgspec
 import trio
 
+from engine.errors import KnarrError
 from engine.linux.cgroups import Placement
 from engine.runtime.ops import Op
 from engine.service.context import Context
@@ -135,3 +138,12 @@ class Container:
 def now() -> int:
     """Nanoseconds since the epoch."""
     return time.time_ns()
+
+
+@contextlib.contextmanager
+def told(container: Container, what: str) -> Iterator[None]:
+    """What the kernel refuses, in words for the client. Raises KnarrError."""
+    try:
+        yield
+    except OSError as error:
+        raise KnarrError(f"container {container.name}: {what}: {error}") from error

@@ -170,7 +170,7 @@ def make_bundle(context: Context, container: Container) -> None:
     servers = hostfiles.host_resolv_conf()
     if hc.dns or hc.dns_search or hc.dns_options:
         servers, _ = resolv_conf(servers, dns=hc.dns or (), search=hc.dns_search or (), options=hc.dns_options or (), embedded=False)
-    gateways = context.endpoints.host_gateways() if hostfiles.needs_gateway(hc) else ()
+    gateways = context.endpoints.files.host_gateways() if hostfiles.needs_gateway(hc) else ()
     bundle.make(container.bundle, hostfiles.hosts(record, None, gateways), record.config.hostname, servers)
 
 

@@ -11,57 +11,37 @@ import contextlib
 import functools
 import logging
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import trio
 
 from engine.aio.blocking import blocking
-from engine.errors import Conflict, InvalidParameter, KnarrError, NotFound
+from engine.errors import InvalidParameter, KnarrError, NotFound
 from engine.linux import namespaces
 from engine.linux.conntrack import forget_datagrams
 from engine.linux.rtnetlink import Rtnetlink
-from engine.network import bridge, macvlan, nameserver, pair, sandbox
+from engine.network import nameserver, sandbox
 from engine.network.firewall import Member, Port
-from engine.network.sandbox import Prepared
 from engine.service import addresses, bundle, hostfiles
-from engine.service.container import Container
+from engine.service.container import Container, told
 from engine.service.context import Context
 from engine.service.dns import Dns
+from engine.service.links import Links
+from engine.service.namefiles import NameFiles
 from engine.service.networkmode import IFNAME, split_link
 from engine.service.networks import Network, Networks
 from engine.service.ports import PublishedPorts, datagram_ports
-from engine.service.resolvconf import SYSTEMD_RESOLV_CONF, resolv_conf, stub_only
-from engine.service.sandboxes import Kind, Sandboxes
+from engine.service.sandboxes import Joining, Kind, Sandboxes
 from engine.spec.docker.containers import EndpointSettings
 from engine.spec.network import Endpoint, Published, Sandbox
 
 log = logging.getLogger("knarr.endpoints")
 
 _BARE = Kind(sandbox.BARE)
-_BACKLOG = 128
-_PAIR = re.compile(r"veth[0-9a-f]{7}")
-_TEARDOWN_DELAY = 0.005  # what can wait stays out of the way of the replies that an end causes
 _CLOSE_SECONDS = 0.25
+_TEARDOWN_DELAY = 0.005  # what can wait stays out of the way of the replies that an end causes
 _TEARDOWN_SECONDS = 5.0  # for an address that a container which just ended had
-
-
-class Joining:
-    """What a start was given. `fd`: the namespace the process is born in, -1 for one that exists already. Use `done` or `undo` once."""
-
-    def __init__(self, prepared: Prepared | None = None) -> None:
-        self.prepared = prepared
-
-    @property
-    def fd(self) -> int:
-        return self.prepared.ns if self.prepared is not None else -1
-
-    def done(self) -> None:
-        """The process holds the namespace now."""
-        if self.prepared is not None:
-            self.prepared.close()
-            self.prepared = None
 
 
 class Endpoints:
@@ -72,9 +52,11 @@ class Endpoints:
         self._networks = networks
         self._dns = Dns(context.layout.exec_root, network_name=lambda id: networks.by_id[id].name, reopen=self.reopen)
         self.ports = PublishedPorts(networks, self._dns)
+        self.links = Links(networks)
         self._find = find
         self.sandboxes = Sandboxes(context.settings.monitors)
         self._sandboxes: dict[str, Sandbox] = {}  # by container id
+        self.files = NameFiles(context, networks, find, self._sandboxes)
         self._host = Rtnetlink()  # for the event loop's thread
         self._namespaces: dict[str, int] = {}  # descriptors, by container id
         self._done_with: list[int] = []
@@ -87,7 +69,7 @@ class Endpoints:
         self._torn = trio.Event()
         networks.sandbox = self._sandboxes.get
         networks.forget_bridge = self.sandboxes.forget
-        networks.plug = self.plug
+        networks.plug = lambda network, index: self.links.plug(network, index, alone=self._all_known)
         self._all_known = True  # of every container that was found running
 
     async def run(self) -> None:
@@ -150,7 +132,7 @@ class Endpoints:
         first = next((pair for pair in pairs if pair[0].bridge is not None), None)
         if first is not None and first is not pairs[0]:
             pairs.sort(key=lambda pair: pair is not first)  # its link is there already, under a name that another one may be to have
-        kind = _BARE if first is None else Kind(sandbox.NAMED if made.resolver else sandbox.BRIDGE, *self._wiring(first[0]))
+        kind = _BARE if first is None else Kind(sandbox.NAMED if made.resolver else sandbox.BRIDGE, *self.links.wiring(first[0]))
         joining.prepared = prepared = await self.sandboxes.take(kind)
         if made.resolver and first is None:
             prepared.udp, prepared.tcp = await blocking("kernel", nameserver.open_in, prepared.ns)
@@ -158,13 +140,13 @@ class Endpoints:
             if first is not None and endpoint is first[1]:
                 assert prepared.pair is not None
                 endpoint.link = prepared.pair.outer
-                port, mtu = self._wiring(network)
-                sandbox.configure(prepared, self._routed(endpoint, made), self._host, port=port, mtu=mtu)
+                port, mtu = self.links.wiring(network)
+                sandbox.configure(prepared, self.links.routed(endpoint, made), self._host, port=port, mtu=mtu)
             else:
-                await blocking("kernel", self.attach, prepared.ns, network, endpoint, made)
+                await blocking("kernel", self.links.attach, prepared.ns, network, endpoint, made)
         if record.name != name_before:  # meanwhile, and nobody knew of these endpoints
             self._rename(container, made)
-        self._write_files(container, made)
+        self.files.write(container, made)
         bundle.write_network(container.bundle, made, running=False)
         self._sandboxes[container.id] = made
 
@@ -325,108 +307,6 @@ class Endpoints:
             names.append(record.config.hostname)
         return list(dict.fromkeys(names))
 
-    # -- wiring
-
-    def _routed(self, endpoint: Endpoint, made: Sandbox) -> Endpoint:
-        """The endpoint with those gateways only that the container's default routes go through."""
-        if len(made.endpoints) == 1 and made.endpoints[0] is endpoint:
-            return endpoint
-        ipv4, ipv6 = self._networks.gateways(made)
-        return msgspec.structs.replace(
-            endpoint,
-            ipv4_gateway=endpoint.ipv4_gateway if endpoint is ipv4 else "",
-            ipv6_gateway=endpoint.ipv6_gateway if endpoint is ipv6 else "",
-        )
-
-    def _wiring(self, network: Network, index: int = 0) -> tuple[pair.Port, int]:
-        """How a link is a port of the network's bridge, and its MTU. `index`: of a bridge that is just being made."""
-        options = network.bridge
-        assert options is not None
-        group = self._networks.firewall.group if options.antispoofing else 0
-        port = pair.Port(index or network.index, hairpin=True, isolated=not options.icc, group=group)
-        return port, options.mtu or pair.DEFAULT_MTU
-
-    def attach(self, namespace: int, network: Network, endpoint: Endpoint, made: Sandbox) -> None:
-        """In a worker thread: a link for an endpoint in a namespace that is in use or will be; the endpoint gets its names."""
-        routed = self._routed(endpoint, made)
-        with Rtnetlink() as host:
-            if network.macvlan is not None:
-                with Rtnetlink(namespace) as inside:
-                    endpoint.ifname = macvlan.connect(
-                        namespace, inside, routed, host, parent=network.index, mode=network.macvlan.mode, default_route=True
-                    )
-            else:
-                port, mtu = self._wiring(network)
-                endpoint.ifname, endpoint.link = sandbox.attach(namespace, routed, host, port=port, mtu=mtu, default_route=True)
-
-    def plug(self, network: Network, index: int) -> None:
-        """In a worker thread, when a network's bridge was made again or found: the links of its endpoints are its ports, and no others.
-        What a connect that was killed left behind has an address that nobody knows."""
-        known = {endpoint.link for _, endpoint in list(network.endpoints.values()) if endpoint.link}
-        port, _ = self._wiring(network, index)
-        with Rtnetlink() as host:
-            there = {link.name: link for link in bridge.ports(index, host)}
-            for name in known - there.keys():
-                link = host.link(name=name)
-                if link is not None and link.kind == "veth":
-                    host.batch(pair.outer_requests(link.index, port))
-            for name in there.keys() - known if self._all_known and not network.record.foreign_link else ():
-                if there[name].kind == "veth" and _PAIR.fullmatch(name):
-                    log.warning("network %s: removing the link %s, which no container has", network.name, name)
-                    sandbox.detach(Endpoint(id="", network_id=network.id, link=name), host)
-
-    def route(self, namespace: int, before: Sandbox, after: Sandbox) -> None:
-        """In a worker thread: the default routes, where they go through another endpoint than before."""
-        gateways = self._networks.gateways(after)
-        if gateways != self._networks.gateways(before):
-            sandbox.set_gateways(namespace, *gateways)
-
-    def _write_files(self, container: Container, made: Sandbox) -> None:
-        record = container.record
-        hc = record.host_config
-        linked = [] if made.resolver else self._linked(hc.links or ())
-        text = hostfiles.hosts(record, made, self.host_gateways() if hostfiles.needs_gateway(hc) else (), linked)
-        bundle.rewrite(container.bundle, "hosts", text)
-        resolv = self._resolv_conf(container, made)[0]
-        if resolv != container.resolv_conf:
-            bundle.rewrite(container.bundle, "resolv.conf", resolv)
-            container.resolv_conf = resolv
-
-    def _resolv_conf(self, container: Container, made: Sandbox) -> tuple[str, list[str]]:
-        """Text, and the servers that the embedded one asks."""
-        hc, settings = container.record.host_config, self._context.settings
-        return _resolv_conf(
-            hostfiles.host_resolv_conf(),
-            any(endpoint.ipv6 for endpoint in made.endpoints),
-            tuple(hc.dns or settings.dns),
-            tuple(hc.dns_search or settings.dns_search),
-            tuple(hc.dns_options or settings.dns_opts),
-            made.resolver,
-        )
-
-    def host_gateways(self) -> list[str]:
-        """What `host-gateway` means: the daemon's setting, else the default bridge's addresses."""
-        if self._context.settings.host_gateway_ips:
-            return self._context.settings.host_gateway_ips
-        network = self._networks.by_name.get("bridge")
-        return [] if network is None else [pool.gateway for pool in network.record.pools if pool.gateway]
-
-    def _linked(self, links: Iterable[str]) -> list[tuple[str, str]]:
-        """Addresses and names of the containers of --link on the default bridge. Raises NotFound, Conflict."""
-        found = []
-        for ref, alias in map(split_link, links):
-            other = self._find(ref)
-            made = self._sandboxes.get(other.id)
-            if made is None:
-                raise Conflict(f"Cannot link to a non running container: /{other.name} AS /{alias}")
-            default = self._networks.by_name["bridge"].id
-            address = next((endpoint.ipv4 for endpoint in made.endpoints if endpoint.network_id == default), "")
-            if not address:
-                raise Conflict(f"Cannot link to /{other.name}, as it does not belong to the default network")
-            names = dict.fromkeys((alias, other.record.config.hostname, other.name))
-            found.append((address, " ".join(names)))
-        return found
-
     # -- names and the firewall
 
     def _register(self, container: Container, made: Sandbox, fds: tuple[int, int] | None) -> None:
@@ -445,7 +325,7 @@ class Endpoints:
             fds,
             networks=[network.id for network in networks if not network.is_default],
             links=self._aliases(container),
-            upstreams=self._resolv_conf(container, made)[1],
+            upstreams=self.files.resolv_conf(container, made)[1],
             internal=all(network.record.internal for network in networks),
         )
 
@@ -542,7 +422,7 @@ class Endpoints:
         if before.resolver and not after.resolver:
             self._dns.leave(container.id)
         bundle.write_network(container.bundle, after, running=True)
-        self._write_files(container, after)
+        self.files.write(container, after)
         self._register(container, after, fds)
 
     def drop(self, endpoints: list[Endpoint]) -> None:
@@ -600,29 +480,8 @@ class Endpoints:
             os.close(namespace)
 
 
-@functools.lru_cache(maxsize=32)
-def _resolv_conf(
-    host: str, ipv6: bool, dns: tuple[str, ...], search: tuple[str, ...], options: tuple[str, ...], embedded: bool
-) -> tuple[str, list[str]]:
-    """Remembered, because it is the same for most containers."""
-    path = hostfiles.RESOLV_CONF
-    if not embedded and stub_only(host):  # the stub of systemd-resolved listens on the host's loopback; these are the servers behind it
-        path = SYSTEMD_RESOLV_CONF
-        host = hostfiles.host_resolv_conf(path)
-    return resolv_conf(host, dns=dns, search=search, options=options, embedded=embedded, ipv6=ipv6, path=path)
-
-
 def _release(links: list[str]) -> None:
     """In a worker thread: no link of an ended container answers for its addresses any more."""
     with Rtnetlink() as host:
         for link in links:
             sandbox.release(link, host)
-
-
-@contextlib.contextmanager
-def told(container: Container, what: str) -> Iterator[None]:
-    """What the kernel refuses, in words for the client. Raises KnarrError."""
-    try:
-        yield
-    except OSError as error:
-        raise KnarrError(f"container {container.name}: {what}: {error}") from error

@@ -17,8 +17,8 @@ import msgspec
 import trio
 
 from engine.aio.blocking import blocking
-from engine.config import DEFAULT_LOG_MAX_FILES, DEFAULT_LOG_MAX_SIZE, DEFAULT_STOP_TIMEOUT
-from engine.errors import Conflict, InvalidParameter, KnarrError, LaunchError, NotFound, NotModified
+from engine.config import DEFAULT_STOP_TIMEOUT
+from engine.errors import Conflict, KnarrError, LaunchError, NotFound, NotModified
 from engine.linux import files
 from engine.linux.signals import signal_number
 from engine.monitor.client import MonitorGone
@@ -26,13 +26,13 @@ from engine.runtime import ops, plan
 from engine.service import bundle, create, mounts, specgen
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
-from engine.service.endpoints import Joining
 from engine.service.health import HealthChecks
+from engine.service.logsettings import log_settings
 from engine.service.restarts import Restarts
+from engine.service.sandboxes import Joining
 from engine.service.supervise import Ended, LaunchFailed, Process, launch_error
 from engine.spec import lifecycle, restart
 from engine.spec.container import Trace
-from engine.spec.units import decimal_bytes
 from engine.store.db import DatabaseError
 from engine.wire import control
 
@@ -438,54 +438,6 @@ def detached(container: Container, reason: str) -> None:
         container.publish("detach")
 
 
-def log_settings(container: Container) -> control.LogSettings | None:
-    """How the monitor writes the container's log; None for the driver "none"."""
-    record = container.record
-    chosen = record.host_config.log_config
-    if not record.log_path:
-        return None
-    options = (chosen.config if chosen else None) or {}
-    size = options.get("max-size", "")
-    return control.LogSettings(
-        path=record.log_path,
-        max_size=0 if size == "-1" else decimal_bytes(size) if size else DEFAULT_LOG_MAX_SIZE,
-        max_files=int(options.get("max-file", DEFAULT_LOG_MAX_FILES)),
-        attrs=_log_attributes(container, options),
-    )
-
-
-def _log_attributes(container: Container, options: dict[str, str]) -> bytes:
-    """Docker's `attrs`: labels and variables that --log-opt labels/env name, and the tag."""
-    record = container.record
-    found: dict[str, str] = {}
-    labels = record.config.labels or {}
-    for name in filter(None, options.get("labels", "").split(",")):
-        if name in labels:
-            found[name] = labels[name]
-    env = dict(entry.partition("=")[::2] for entry in record.config.env or ())
-    for name in filter(None, options.get("env", "").split(",")):
-        if name in env:
-            found[name] = env[name]
-    if options.get("tag"):
-        found["tag"] = log_tag(options["tag"], record.id, record.name, record.image, record.image_id)
-    return msgspec.json.encode(found, order="sorted") if found else b""
-
-
-def log_tag(template: str, container_id: str, name: str, image: str, image_id: str) -> str:
-    """Docker's log tag template with the fields that its reference lists. Raises InvalidParameter for anything else."""
-    values = {
-        "ID": container_id[:12], "FullID": container_id, "Name": name, "ImageName": image, "ImageID": image_id.removeprefix("sha256:")[:12],
-        "ImageFullID": image_id, "DaemonName": "knarr",
-    }  # fmt: skip
-    result = template
-    for key, value in values.items():
-        for form in (f"{{{{.{key}}}}}", f"{{{{ .{key} }}}}"):
-            result = result.replace(form, value)
-    if "{{" in result:
-        raise InvalidParameter(f"invalid log tag '{template}': only {', '.join(values)} are known")
-    return result
-
-
 def trace(container: Container) -> list[Trace]:
     """The waterfall of the container's last start under this daemon, in order of time; empty when there was none."""
     if container.last_start is None:
@@ -498,4 +450,4 @@ def trace(container: Container) -> list[Trace]:
     return steps
 
 
-__all__ = ["Runner", "log_settings", "trace"]
+__all__ = ["Runner", "trace"]

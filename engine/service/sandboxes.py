@@ -35,6 +35,23 @@ class Kind(NamedTuple):
     mtu: int = DEFAULT_MTU
 
 
+class Joining:
+    """What a start was given. `fd`: the namespace the process is born in, -1 for one that exists already. Use `done` or `undo` once."""
+
+    def __init__(self, prepared: Prepared | None = None) -> None:
+        self.prepared = prepared
+
+    @property
+    def fd(self) -> int:
+        return self.prepared.ns if self.prepared is not None else -1
+
+    def done(self) -> None:
+        """The process holds the namespace now."""
+        if self.prepared is not None:
+            self.prepared.close()
+            self.prepared = None
+
+
 class Sandboxes:
     """`take` gives a namespace of one's own; `run` is the background task that refills. `ready`: how many of a kind wait."""
 

@@ -9,7 +9,7 @@ from engine.config import Settings
 from engine.errors import InvalidParameter, NotImplementedYet
 from engine.linux.signals import signal_number
 from engine.service import admission, networkmode, specgen, users
-from engine.service.running import log_tag
+from engine.service.logsettings import log_tag
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import (
     Config,
