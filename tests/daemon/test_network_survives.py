@@ -109,6 +109,7 @@ def test_names_are_answered_while_the_daemon_is_dead(place: Site) -> None:
     asks = place.box("--network", network, "--name", "second")
     address = box.ip()
     assert isinstance(place.engine, Daemon)
+    assert eventually(lambda: address in asks.host.run("busybox", "nslookup", "first", "127.0.0.11").stdout)
     place.engine.kill()
     try:
         inside = asks.host.run("busybox", "nslookup", "first", "127.0.0.11")  # the namespace of the container, the program of the host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 import random
@@ -60,6 +61,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
         with trio.fail_after(60):
             await test()
 
+    gc.collect()  # what an earlier test left to the collector must not go in between
     before = len(os.listdir("/proc/self/fd"))
     trio.run(bounded)
     assert len(os.listdir("/proc/self/fd")) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import random
@@ -31,6 +32,7 @@ ENV = "/usr/bin/env"
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Callable[..., str | None]]:
     """Explains a program in a root made of layers, topmost first."""
+    gc.collect()  # what an earlier test left to the collector must not go in between
     before = len(os.listdir("/proc/self/fd"))
 
     def explain(path: str, *layers: dict[str, bytes | str | None]) -> str | None:
