@@ -21,6 +21,7 @@ from engine.service import networkmode
 from engine.service.container import Container, told
 from engine.service.context import Context
 from engine.service.endpoints import Endpoints
+from engine.service.networkmode import IFNAME
 from engine.service.networks import Network, Networks
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import EndpointSettings, PortBinding
@@ -113,7 +114,8 @@ class Changes:
         network.endpoints[endpoint.id] = (container.id, endpoint)
         fds, pid = None, container.record.state.pid
         try:
-            fds = await blocking("kernel", self._attach, pid, network, endpoint, made, after)
+            named = IFNAME in (settings.driver_opts or {})
+            fds = await blocking("kernel", self._attach, pid, network, endpoint, made, after, named)
             if self._endpoints.sandbox(container.id) is not made:
                 self._endpoints.drop([endpoint])
                 return False
@@ -133,11 +135,14 @@ class Changes:
             for fd in fds or ():
                 os.close(fd)
 
-    def _attach(self, pid: int, network: Network, endpoint: Endpoint, before: Sandbox, after: Sandbox) -> tuple[int, int] | None:
+    def _attach(
+        self, pid: int, network: Network, endpoint: Endpoint, before: Sandbox, after: Sandbox, named: bool
+    ) -> tuple[int, int] | None:
         """In a worker thread; the name server's sockets when it is the first network with names."""
         namespace = namespaces.of_process(pid)
         try:
-            self._endpoints.links.attach(namespace, network, endpoint, before)  # without default routes: those may have to move first
+            # Without default routes: those may have to move first.
+            self._endpoints.links.attach(namespace, network, endpoint, before, named=named)
             self._endpoints.links.route(namespace, before, after)
             return nameserver.open_in(namespace) if after.resolver and not before.resolver else None
         finally:

@@ -42,8 +42,10 @@ class Links:
         port = pair.Port(index or network.index, hairpin=True, isolated=not options.icc, group=group)
         return port, options.mtu or pair.DEFAULT_MTU
 
-    def attach(self, namespace: int, network: Network, endpoint: Endpoint, made: Sandbox) -> None:
-        """In a worker thread: a link for an endpoint in a namespace that is in use or will be; the endpoint gets its names."""
+    def attach(self, namespace: int, network: Network, endpoint: Endpoint, made: Sandbox, *, named: bool = True) -> None:
+        """In a worker thread: a link for an endpoint in a namespace that is in use or will be; the endpoint gets its names.
+
+        `named`: its name inside was asked for; else one that is taken (by a connect that was killed) is passed over. Raises OSError."""
         routed = self.routed(endpoint, made)
         with Rtnetlink() as host:
             if network.macvlan is not None:
@@ -53,7 +55,13 @@ class Links:
                     )
             else:
                 port, mtu = self.wiring(network)
-                endpoint.ifname, endpoint.link = sandbox.attach(namespace, routed, host, port=port, mtu=mtu, default_route=True)
+                try:
+                    endpoint.ifname, endpoint.link = sandbox.attach(namespace, routed, host, port=port, mtu=mtu, default_route=True)
+                except FileExistsError:
+                    if named:
+                        raise
+                    free = msgspec.structs.replace(routed, ifname="")
+                    endpoint.ifname, endpoint.link = sandbox.attach(namespace, free, host, port=port, mtu=mtu, default_route=True)
 
     def plug(self, network: Network, index: int, *, alone: bool) -> None:
         """In a worker thread, when a network's bridge was made again or found: the links of its endpoints are its ports, and with `alone`

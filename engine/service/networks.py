@@ -454,7 +454,9 @@ class Networks:
         (Docker, "gw-priority")."""
         order = made.endpoints
         if len(order) > 1:
-            order = sorted(order, key=lambda endpoint: (-endpoint.gw_priority, self.by_id[endpoint.network_id].name))
+            # A worker thread may ask for a container that is ending, whose networks may be gone meanwhile.
+            names = {id: network.name for endpoint in order if (network := self.by_id.get(id := endpoint.network_id)) is not None}
+            order = sorted(order, key=lambda endpoint: (-endpoint.gw_priority, names.get(endpoint.network_id, "")))
         return (
             next((endpoint for endpoint in order if endpoint.ipv4_gateway), None),
             next((endpoint for endpoint in order if endpoint.ipv6_gateway), None),
