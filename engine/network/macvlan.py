@@ -16,13 +16,12 @@ from engine.linux import namespaces
 from engine.linux.rtnetlink import Rtnetlink
 from engine.network import pair
 from engine.spec.network import Endpoint
+from engine.spec.networkoptions import split_vlan
 from engine.wire import links
 from engine.wire import rtnetlink as wire
 from engine.wire.links import Link
 
 DEFAULT_MODE: Final = "bridge"
-
-_VLANS: Final = range(1, 4095)
 
 
 class Parent(msgspec.Struct, frozen=True):
@@ -64,15 +63,9 @@ def _is_ours(link: Link, parent: str) -> bool:
 
 
 def _make_vlan(parent: str, host: Rtnetlink) -> Parent:
-    base, dot, number = parent.partition(".")
-    if not dot:
+    if "." not in parent:
         raise KnarrError(f"-o parent interface was not found on the host: {parent}")
-    try:
-        vlan = int(number)
-    except ValueError as error:
-        raise KnarrError(f"unable to parse a valid vlan id from: {number} (ex. eth0.10 for vlan 10)") from error
-    if vlan not in _VLANS:
-        raise KnarrError(f"vlan id must be between 1-4094, received: {vlan}")
+    base, vlan = split_vlan(parent)
     below = host.link(name=base)
     if below is None:
         raise KnarrError(f"-o parent interface was not found on the host: {base}")

@@ -50,11 +50,6 @@ def stub_only(host_text: str) -> bool:
     return _Parsed(host_text).servers == [_STUB]
 
 
-def host_servers(host_text: str) -> list[str]:
-    """The servers of the host's file."""
-    return _Parsed(host_text).servers
-
-
 def resolv_conf(
     host_text: str,
     *,

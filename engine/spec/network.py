@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.spec.docker.names import pascal
-
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One subnet of a network. `ip_range`: the part that addresses are given from, "" for all; `aux`: reserved addresses by name."""
@@ -94,10 +92,3 @@ class Sandbox(msgspec.Struct, kw_only=True, omit_defaults=True):
     endpoints: list[Endpoint] = []
     ports: list[Published] = []
     resolver: bool = False
-
-
-class Address(msgspec.Struct, rename=pascal, omit_defaults=True):
-    """An address with its prefix length, as `SecondaryIPAddresses` of inspect has it."""
-
-    addr: str = ""
-    prefix_len: int = 0
