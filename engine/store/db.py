@@ -84,6 +84,18 @@ _MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE volumes (name TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
     """,
+    # The build cache: of a snapshot the boot in which it was committed without a sync, and whether the cache keeps it; what it is the
+    # result of (times in Unix nanoseconds); and under which keys it is found.
+    """
+    ALTER TABLE snapshots ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+    ALTER TABLE snapshots ADD COLUMN cached INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE build_results (
+        snapshot INTEGER PRIMARY KEY, id TEXT NOT NULL, description TEXT NOT NULL, created INTEGER NOT NULL, used INTEGER NOT NULL,
+        uses INTEGER NOT NULL
+    );
+    CREATE TABLE build_keys (key TEXT PRIMARY KEY, snapshot INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX build_keys_by_snapshot ON build_keys (snapshot);
+    """,
 )
 
 

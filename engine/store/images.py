@@ -145,9 +145,7 @@ class MirrorEntry(msgspec.Struct, frozen=True):
 _encode_row = msgspec.msgpack.Encoder().encode
 _decode_row = msgspec.msgpack.Decoder(_Row).decode
 _PUT_IMAGE = "INSERT INTO images VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record"
-_PUT_NAME = (
-    "INSERT INTO image_names VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET image = excluded.image, target = excluded.target"
-)
+_PUT_NAME = "INSERT INTO image_names VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET image = excluded.image, target = excluded.target"
 _PUT_INDEX = "INSERT OR REPLACE INTO image_indexes VALUES (?, ?, ?, ?)"
 _DROP_INDEXES = "DELETE FROM image_indexes WHERE digest NOT IN (SELECT target FROM image_names)"
 _Mirror = dict[str, MirrorEntry]

@@ -195,8 +195,7 @@ class RepositoryStore:
     def tags(self, name: str, last: str = "", limit: int = -1) -> list[str]:
         """Tags after `last` in the specification's order: by letters and digits whatever their case, then by bytes."""
         rows = self._db.query(
-            f"SELECT tag FROM repository_tags WHERE repository = {_OF} "
-            "AND (folded, tag) > (?, ?) ORDER BY folded, tag LIMIT ?",
+            f"SELECT tag FROM repository_tags WHERE repository = {_OF} AND (folded, tag) > (?, ?) ORDER BY folded, tag LIMIT ?",
             (name, last.lower(), last, limit),
         )
         return [cast(str, tag) for (tag,) in rows]

@@ -10,6 +10,7 @@ A committed snapshot that was found damaged keeps its row, so that what lies on 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import time
@@ -33,7 +34,10 @@ _OPTIONS_MAX = 4095
 _OPTIONS = ("index=off", "redirect_dir=off", "metacopy=off")
 _POOL = 8
 DAMAGED = ".damaged"
-_COLUMNS = "number, name, committed, parent, size, inodes, at, blob, damage"
+_COLUMNS = "number, name, committed, parent, size, inodes, at, blob, damage, boot, cached"
+# Results of builds are called this and something random until an image has them, because nobody has yet computed what they are.
+PROVISIONAL = "build:"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _EMPTY = "empty"
 # The bottom layer of every container: the places that its mounts need. Without it the kernel makes them at each start in the container's
@@ -47,7 +51,9 @@ class Snapshot(msgspec.Struct):
     """One row. `parent` is a chain identifier or ""; `size` in bytes (allocated) and `inodes` are 0 for active ones.
 
     Of a committed one: `at` is when it was committed (Unix seconds), `blob` what it was unpacked from ("" when that is not known),
-    `damage` what is wrong with it.
+    `damage` what is wrong with it. `boot`: in which boot of the host it was committed, while its files are not known to be on the disk
+    ("" when they are); a power cut takes it. `cached`: the build cache keeps it. A row that is renamed stays the same object, so whoever
+    works with one holds that and not its name.
     """
 
     number: int
@@ -59,6 +65,8 @@ class Snapshot(msgspec.Struct):
     at: int = 0
     blob: str = ""
     damage: str = ""
+    boot: str = ""
+    cached: bool = False
 
 
 class Snapshots:
@@ -75,6 +83,7 @@ class Snapshots:
         self._begun: set[int] = set()
         for values in db.query(f"SELECT {_COLUMNS} FROM snapshots"):
             self._remember(_row(values))
+        self._drop_torn()
         found = [name for name in os.listdir(self._folder) if not _is_kept(name)]
         owned = {str(row.number) for row in self._rows.values()}
         # Keys of active snapshots whose folders were gone, with what was written there: they are empty from here on.
@@ -89,6 +98,23 @@ class Snapshots:
         self._next = 1 + max((int(name) for name in (*found, *owned) if name.isdecimal()), default=0)
         os.makedirs(f"{self._folder}/{_EMPTY}/fs", mode=0o755, exist_ok=True)
         _make_places(f"{self._folder}/{_PLACES}/fs")
+
+    def _drop_torn(self) -> None:
+        """Forget what an earlier boot of the host committed and nobody synced: the disk may have any part of it. Only results of builds
+        are committed so, and only other such results lie on them."""
+        torn = {row.name for row in self._rows.values() if row.boot and row.boot != _boot_id()}
+        if not torn:
+            return
+        size = 0
+        while size != len(torn):
+            size = len(torn)
+            torn |= {row.name for row in self._rows.values() if row.parent in torn}
+        with self._db.transaction() as cursor:
+            for name in torn:
+                cursor.execute("DELETE FROM snapshots WHERE name = ?", (name,))
+        for name in torn:
+            self.abandon(name)
+        self._children = {parent: count for parent, count in self._children.items() if count > 0}
 
     def _without_folder(self, row: Snapshot) -> None:
         if row.committed:
@@ -267,8 +293,11 @@ class Snapshots:
         finally:
             os.close(fd)
 
-    def commit(self, path: str, chain: str, parent: str, size: int, inodes: int, blob: str = "") -> None:
-        """Name the unpacked folder. The caller synced it first. Raises Conflict when the chain is there (someone was faster).
+    def commit(
+        self, path: str, chain: str, parent: str, size: int, inodes: int, blob: str = "", *, synced: bool = True
+    ) -> Snapshot:  # fmt: skip
+        """Name the unpacked folder. The caller synced it first, unless it says otherwise and calls `synced` later. Raises Conflict when the
+        chain is there (someone was faster).
 
         Where the chain is there and damaged, the folder takes its place.
         """
@@ -278,7 +307,8 @@ class Snapshots:
             raise NotFound(f"no layers {parent} below {chain}")
         number = int(path.rpartition("/")[2])
         damaged = self._rows.get(chain)
-        row = Snapshot(damaged.number if damaged else number, chain, True, parent, size, inodes, int(time.time()), blob)
+        boot = "" if synced else _boot_id()
+        row = Snapshot(damaged.number if damaged else number, chain, True, parent, size, inodes, int(time.time()), blob, boot=boot)
         if damaged is not None:
             self._replace(number, row.number)
         with self._db.transaction() as cursor:
@@ -291,6 +321,72 @@ class Snapshots:
             self._damaged.discard(chain)
         else:
             self._remember(row)
+        return row
+
+    def commit_active(self, key: str, name: str, size: int, inodes: int) -> Snapshot:
+        """Make the writable layer `key` a committed one, which is not synced yet. Its folder `work` goes with `drop_work`, once nothing has
+        it mounted. Raises NotFound, Conflict."""
+        row = self._active(key)
+        if name in self._rows:
+            raise Conflict(f"layer {name} is there already")
+        boot, at = _boot_id(), int(time.time())
+        with self._db.transaction() as cursor:
+            cursor.execute(
+                "UPDATE snapshots SET name = ?, committed = 1, size = ?, inodes = ?, at = ?, boot = ? WHERE number = ?",
+                (name, size, inodes, at, boot, row.number),
+            )
+        del self._rows[key]
+        row.name, row.committed, row.size, row.inodes, row.at, row.boot = name, True, size, inodes, at, boot
+        self._rows[name] = row
+        return row
+
+    def drop_work(self, row: Snapshot) -> None:
+        """Remove what the kernel needed beside the files of a layer that `commit_active` made. Any thread. Raises OSError."""
+        folder = os.open(self.folder(row), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_tree(folder, "work")
+        finally:
+            os.close(folder)
+
+    def rename(self, name: str, chain: str) -> Snapshot:
+        """Call a committed snapshot by what it is, once that is known; what lies on it follows. It must be synced. Raises NotFound,
+        Conflict when the chain is there already."""
+        row = self._rows.get(name)
+        if row is None or not row.committed:
+            raise NotFound(f"no layers {name}")
+        if chain in self._rows:
+            raise Conflict(f"layer {chain} is there already")
+        with self._db.transaction() as cursor:
+            cursor.execute("UPDATE snapshots SET name = ? WHERE number = ?", (chain, row.number))
+            cursor.execute("UPDATE snapshots SET parent = ? WHERE parent = ?", (chain, name))
+        del self._rows[name]
+        row.name = chain
+        self._rows[chain] = row
+        if name in self._children:
+            self._children[chain] = self._children.pop(name)
+            for other in self._rows.values():
+                if other.parent == name:
+                    other.parent = chain
+        return row
+
+    def synced(self, rows: Iterable[Snapshot]) -> None:
+        """The files of these are on the disk: `sync_files` came back after they were committed."""
+        fresh = [row for row in rows if row.boot]
+        if not fresh:
+            return
+        with self._db.transaction() as cursor:
+            cursor.executemany("UPDATE snapshots SET boot = '' WHERE number = ?", [(row.number,) for row in fresh])
+        for row in fresh:
+            row.boot = ""
+
+    def set_cached(self, row: Snapshot, cached: bool, cursor: sqlite3.Cursor) -> None:
+        """Whether the build cache keeps a committed snapshot; in an open transaction."""
+        cursor.execute("UPDATE snapshots SET cached = ? WHERE number = ?", (cached, row.number))
+        row.cached = cached
+
+    def get(self, name: str) -> Snapshot | None:
+        """The row of a chain identifier or key. Not to be changed."""
+        return self._rows.get(name)
 
     def _replace(self, number: int, damaged: int) -> None:
         """Put one folder in the place of another. Whoever mounted the old one keeps it, under another name."""
@@ -386,8 +482,9 @@ class Snapshots:
         return [row.name for row in self._rows.values() if not row.committed]
 
     def collect(self, keep: Iterable[str]) -> list[str]:
-        """Forget committed snapshots that nothing lies on and that are not in `keep`; returns folders for `delete_files`."""
-        kept = set(keep)
+        """Forget committed snapshots that nothing lies on, that are not in `keep` and not the build cache's; returns folders for
+        `delete_files`."""
+        kept = set(keep) | {row.name for row in self._rows.values() if row.cached}
         folders: list[str] = []
         with self._db.transaction() as cursor:
             while True:
@@ -450,10 +547,17 @@ def _make_places(root: str) -> None:
 
 
 def _row(values: tuple[object, ...]) -> Snapshot:
-    number, name, committed, parent, size, inodes, at, blob, damage = values
+    number, name, committed, parent, size, inodes, at, blob, damage, boot, cached = values
     return Snapshot(
         int(number), str(name), bool(committed), str(parent), int(size), int(inodes), int(at), str(blob), str(damage),  # type: ignore[call-overload]
+        str(boot), bool(cached),
     )  # fmt: skip
+
+
+@functools.cache
+def _boot_id() -> str:
+    with open(_BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _is_kept(name: str) -> bool:
@@ -463,6 +567,18 @@ def _is_kept(name: str) -> bool:
 
 def _insert(cursor: sqlite3.Cursor, row: Snapshot) -> None:
     cursor.execute(
-        f"INSERT INTO snapshots ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (row.number, row.name, row.committed, row.parent, row.size, row.inodes, row.at, row.blob, row.damage),
+        f"INSERT INTO snapshots ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            row.number,
+            row.name,
+            row.committed,
+            row.parent,
+            row.size,
+            row.inodes,
+            row.at,
+            row.blob,
+            row.damage,
+            row.boot,
+            row.cached,
+        ),
     )

@@ -1,0 +1,268 @@
+"""A committed overlay folder as a layer's archive: the same folder gives the same bytes on every machine. Reads one folder, writes nothing.
+
+The counterpart of `store.unpack`, in OCI layer.md's words: a whiteout is a file `.wh.NAME`, an opaque folder holds `.wh..wh..opq`. Members
+come in the order of their names' bytes, a folder before what is in it; the first name of a file with several is the file, the others are
+hard links. Times are whole seconds, as Docker and containerd write them. Of attributes go along what an image may carry elsewhere: file
+capabilities and users' own. Sockets stay behind, as with tar(1).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from operator import itemgetter
+
+import msgspec
+
+from engine.errors import KnarrError
+from engine.store.merged import FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
+from engine.store.unpack import OPAQUE, WHITEOUT
+from engine.wire import tar, tarwrite
+
+Write = Callable[[bytes | memoryview], object]
+"""Takes the next piece of the archive; a view is good until it returns."""
+
+_ROOM = 1 << 20
+_SECOND = 1_000_000_000
+_BLOCK = tar.BLOCK
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME
+# What a folder of layers is made with; a root with these says nothing.
+_ROOT = (stat.S_IFDIR | 0o755, 0, 0)
+_CAPABILITY = "security.capability"
+_USER, _USER_OVERLAY = "user.", "user.overlay."
+_KINDS = {stat.S_IFLNK: tar.SYMLINK, stat.S_IFCHR: tar.CHARACTER, stat.S_IFBLK: tar.BLOCK_DEVICE, stat.S_IFIFO: tar.FIFO}
+_NAME = itemgetter(0)
+
+_Found = tuple[bytes, os.stat_result]
+
+
+class Packed(msgspec.Struct, frozen=True):
+    """An archive: `diff_id` its digest, `size` its bytes; `files_bytes` those of the files in it, `inodes` its members. `left_out`: paths
+    of files whose names mean a whiteout in a layer, so that no layer can hold them."""
+
+    diff_id: str
+    size: int
+    files_bytes: int
+    inodes: int
+    left_out: tuple[bytes, ...] = ()
+
+
+def pack(folder: str, write: Write | None = None, *, epoch: int | None = None, check: Callable[[], object] | None = None) -> Packed:
+    """Pack what is below the host path `folder`, which nobody changes. With `write` the archive goes there, in pieces of a mebibyte mostly.
+
+    `epoch`: Unix seconds that no time may lie behind. `check` is called for each piece, to raise what ends the work. Blocks; any thread.
+    Raises OSError, KnarrError for a file that changes meanwhile.
+    """
+    top = os.open(folder, FOLDER)
+    try:
+        return _Packing(top, write, epoch, check).run()
+    finally:
+        os.close(top)
+
+
+class _Packing:
+    def __init__(self, top: int, write: Write | None, epoch: int | None, check: Callable[[], object] | None) -> None:
+        self._top = top
+        self._write = write
+        self._latest = epoch
+        self._check = check
+        self._hash = hashlib.sha256()
+        self._buffer = memoryview(bytearray(_ROOM))
+        self._used = self._size = 0
+        self._files_bytes = self._inodes = 0
+        self._first: dict[tuple[int, int], bytes] = {}  # of files with several names: device and inode -> the name that is the file
+        self._left_out: list[bytes] = []
+
+    def run(self) -> Packed:
+        info = os.fstat(self._top)
+        attributes = _attributes(self._top)
+        if attributes or (info.st_mode, info.st_uid, info.st_gid) != _ROOT:
+            self._put(self._header(b"./", info, tar.DIRECTORY, attributes))
+        self._walk()
+        self._put(tarwrite.END)
+        self._flush()
+        return Packed(
+            f"sha256:{self._hash.hexdigest()}", self._size, self._files_bytes, self._inodes, tuple(self._left_out)
+        )  # fmt: skip
+
+    def _walk(self) -> None:
+        """Folders are entered one by one and left through "..", so that a tree of any depth needs two descriptors and no long path."""
+        fd = os.dup(self._top)
+        above: list[tuple[int, bytes, list[_Found]]] = []
+        path, pending = b"", _listed(fd)
+        try:
+            while True:
+                while pending:
+                    name, info = pending.pop()
+                    mode = info.st_mode
+                    if stat.S_ISREG(mode):
+                        self._file(fd, path, name, info)
+                    elif stat.S_ISDIR(mode):
+                        if name.startswith(WHITEOUT):
+                            self._left_out.append(path + name)
+                            continue
+                        child = os.open(name, FOLDER, dir_fd=fd)
+                        above.append((os.fstat(fd).st_ino, path, pending))
+                        os.close(fd)
+                        fd, path = child, b"%s%s/" % (path, name)
+                        self._folder(fd, path, info)
+                        pending = _listed(fd)
+                    else:
+                        self._other(fd, path, name, info)
+                if not above:
+                    return
+                inode, path, pending = above.pop()
+                parent = os.open("..", FOLDER, dir_fd=fd)
+                os.close(fd)
+                fd = parent
+                if os.fstat(fd).st_ino != inode:
+                    raise KnarrError(f"packing {tar.show(path)}: a folder in it was moved meanwhile")
+        finally:
+            os.close(fd)
+
+    # -- members
+
+    def _folder(self, fd: int, path: bytes, info: os.stat_result) -> None:
+        self._put(self._header(path, info, tar.DIRECTORY, _attributes(fd)))
+        if _opaque(fd):
+            self._put(_whiteout(path + OPAQUE))
+
+    def _file(self, fd: int, path: bytes, name: bytes, info: os.stat_result) -> None:
+        if name.startswith(WHITEOUT):
+            self._left_out.append(path + name)
+            return
+        full = path + name
+        if info.st_nlink > 1 and self._link(full, info):
+            return
+        file = os.open(name, _FILE, dir_fd=fd)
+        try:
+            size = info.st_size
+            self._put(self._header(full, info, tar.REGULAR, _attributes(file)))
+            if size:
+                self._content(file, size, full)
+        finally:
+            os.close(file)
+
+    def _link(self, full: bytes, info: os.stat_result) -> bool:
+        """Whether it is a further name of a file that was there before."""
+        first = self._first.setdefault((info.st_dev, info.st_ino), full)
+        if first == full:
+            return False
+        self._put(self._header(full, info, tar.LINK, None, first))
+        return True
+
+    def _other(self, fd: int, path: bytes, name: bytes, info: os.stat_result) -> None:
+        if is_whiteout(info):
+            self._put(_whiteout(path + WHITEOUT + name))
+            self._inodes += 1
+            return
+        kind = _KINDS.get(stat.S_IFMT(info.st_mode))
+        if kind is None:
+            return
+        if name.startswith(WHITEOUT):
+            self._left_out.append(path + name)
+            return
+        full = path + name
+        if info.st_nlink > 1 and self._link(full, info):
+            return
+        target = os.readlink(name, dir_fd=fd) if kind == tar.SYMLINK else b""
+        self._put(self._header(full, info, kind, None, target))
+
+    def _header(
+        self, name: bytes, info: os.stat_result, kind: bytes, xattrs: dict[bytes, bytes] | None, linkname: bytes = b""
+    ) -> bytes:  # fmt: skip
+        self._inodes += 1
+        seconds = info.st_mtime_ns // _SECOND
+        if self._latest is not None and seconds > self._latest:
+            seconds = self._latest
+        entry = tar.Entry(name, kind)
+        entry.mode = info.st_mode & 0o7777
+        entry.uid, entry.gid = info.st_uid, info.st_gid
+        entry.mtime = seconds * _SECOND
+        entry.linkname = linkname
+        entry.xattrs = xattrs
+        if kind == tar.REGULAR:
+            entry.size = info.st_size
+        elif kind in (tar.CHARACTER, tar.BLOCK_DEVICE):
+            entry.devmajor, entry.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
+        return tarwrite.header(entry)
+
+    # -- bytes
+
+    def _put(self, data: bytes) -> None:
+        used = self._used
+        end = used + len(data)
+        if end > _ROOM:
+            self._flush()
+            used, end = 0, len(data)
+            if end > _ROOM:
+                self._out(memoryview(data))
+                return
+        self._buffer[used:end] = data
+        self._used = end
+
+    def _content(self, file: int, size: int, name: bytes) -> None:
+        left = size
+        while left:
+            used = self._used
+            if used == _ROOM:
+                self._flush()
+                used = 0
+            count = os.readv(file, (self._buffer[used : min(used + left, _ROOM)],))
+            if not count:
+                raise KnarrError(f"packing {tar.show(name)}: it has {size - left} bytes instead of {size}")
+            self._used = used + count
+            left -= count
+        self._files_bytes += size
+        if size % _BLOCK:
+            self._put(tarwrite.padding(size))
+
+    def _flush(self) -> None:
+        if self._used:
+            self._out(self._buffer[: self._used])
+            self._used = 0
+
+    def _out(self, piece: memoryview) -> None:
+        if self._check is not None:
+            self._check()
+        self._hash.update(piece)
+        self._size += len(piece)
+        if self._write is not None:
+            self._write(piece)
+
+
+def _listed(fd: int) -> list[_Found]:
+    """What is in a folder, the last name first."""
+    with os.scandir(fd) as entries:
+        found = [(os.fsencode(entry.name), entry.stat(follow_symlinks=False)) for entry in entries]
+    found.sort(key=_NAME, reverse=True)
+    return found
+
+
+def _attributes(fd: int) -> dict[bytes, bytes] | None:
+    try:
+        names = os.listxattr(fd)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return None
+        raise
+    kept = [name for name in names if name == _CAPABILITY or (name.startswith(_USER) and not name.startswith(_USER_OVERLAY))]
+    return {os.fsencode(name): os.getxattr(fd, name) for name in kept} if kept else None
+
+
+def _opaque(fd: int) -> bool:
+    try:
+        return os.getxattr(fd, OPAQUE_ATTRIBUTE) == b"y"
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return False
+        raise
+
+
+def _whiteout(name: bytes) -> bytes:
+    entry = tar.Entry(name)
+    entry.mode = 0
+    return tarwrite.header(entry)
