@@ -7,9 +7,9 @@ streams and are never joined.
 
 Client to daemon:
 
-REQUEST      message, JSON: {"options": Options, "auth": {host: auth config}, "secrets": {id: base64}, "contexts": [name, ...]}. First of all.
+REQUEST      message, JSON: {"options": Options, "auth": {host: auth config}, "secrets": {id: base64}, "contexts": [name, ...]}. First.
 MANIFEST     message: what is in the context whose index in "contexts" is the stream number; see below. For each context.
-FILES        bytes of a context's files (the stream's number is the context's), see below; an empty frame ends them.
+FILES        bytes of a context's files (the stream number is the context's), see below; an empty frame ends them.
 CHANNEL      bytes to the ssh agent stream of that number. CHANNEL_END: the client's agent hung up.
 CANCEL       empty: end the build. So does closing the connection.
 
@@ -28,16 +28,17 @@ order of the bytes of their paths' components; the first is the root with the pa
 
     head    version u8 (1), kind u8 (FOLDER or TAR), length of the name u16, length of the origin u16, name, origin
     folder  length of the path u16, flags u8 (RACY or 0), number of entries u32, length of the entries u32, path, entries
-    entry   type u8, mode u16 (permission bits), length of the name u16, length of the target u16, size u64,
-            mtime i64 (ns), ctime i64 (ns), inode u64, name, target
+    entry   type u8, mode u16 (permission bits), lengths of name, target and attributes u16 each, size u64, mtime i64 (ns), ctime i64 (ns),
+            inode u64, name, target, attributes
+    attribute  length of its name u8, length of its value u16, name, value
 
-Entries of one folder are sorted by name (bytes) and are everything that is to be in that folder; a path has no slash at its ends and no empty,
-"." or ".." component; a name is one component. `type` is a letter: "f" file, "d" folder, "l" symbolic link (`target`: where to), "h" another
-name of a file (`target`: the path of the first name in this manifest, which is an "f" before it), "p" named pipe, "c" and "b" devices
-(`size` is the device number: major << 32 | minor). `size` is 0 for what is no file or device. `origin`
-tells contexts apart: the client's machine and the folder's absolute path, any bytes. `mtime`, `ctime` and `inode` are compared only: a
-file whose entry is byte for byte that of the last build is not asked for. A file so young that a change could leave no trace in its
-times has RACY_TIME as `ctime`, and its folder the flag RACY: it is always asked for.
+Entries of one folder are sorted by name (bytes) and are everything that is to be in that folder. A path has no slash at its ends and no
+empty, "." or ".." component; a name is one component. `type` is a letter: "f" file, "d" folder, "l" symbolic link (`target`: where to),
+"h" another name of a file (`target`: the path of its first name in this manifest, an "f" before it), "p" named pipe, "c" and "b" devices
+(`size` is the device number: major << 32 | minor). `size` is 0 for what is no file or device. `origin` tells contexts apart: the client's
+machine and the folder's absolute path, any bytes. `ctime` and `inode` are only compared: a file whose entry is byte for byte that of the
+last build is not asked for. A file so young that a change could leave no trace in its times has RACY_TIME as `ctime`, and its folder the
+flag RACY: it is always asked for. Owners are not sent: everything belongs to root, as in BuildKit's contexts.
 
 A NEED is u32 numbers of entries, ascending, each an "f": entries of all folders are counted from 0 in the order of the manifest.
 FILES answers in the order of NEED: per file number u32, size u64, and exactly that many bytes, at any boundaries of frames. For a
@@ -47,7 +48,6 @@ context of the kind TAR, NEED is empty and FILES are the archive's bytes as they
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 REQUEST, MANIFEST, FILES, CHANNEL, CHANNEL_END, CANCEL = 1, 2, 3, 4, 5, 6
 NEED, EVENT, OUTPUT, OUTPUT_END, OPEN, RESULT, ERROR = 16, 17, 18, 19, 20, 21, 22
@@ -67,7 +67,8 @@ VERSION = 1
 FOLDER, TAR = 0, 1
 HEAD = struct.Struct(">BBHH")
 FOLDER_HEAD = struct.Struct(">HBII")
-ENTRY = struct.Struct(">BHHHQqqQ")
+ENTRY = struct.Struct(">BHHHHQqqQ")
+ATTRIBUTE = struct.Struct(">BH")
 FILE_HEAD = struct.Struct(">IQ")
 TYPES = b"fdlhpcb"
 RACY = 1
@@ -90,13 +91,12 @@ def header(kind: int, stream: int, length: int) -> bytes:
     return _HEADER.pack(kind << 24 | stream, length)
 
 
-def message(kind: int, stream: int, payload: bytes) -> Iterator[bytes]:
+def message(kind: int, stream: int, payload: bytes) -> list[bytes]:
     """`payload` of any length as the frames of one message."""
-    view = memoryview(payload)
-    while len(view) > MAX_PAYLOAD:
-        yield frame(kind | MORE, stream, bytes(view[:MAX_PAYLOAD]))
-        view = view[MAX_PAYLOAD:]
-    yield frame(kind, stream, bytes(view))
+    whole = range(0, len(payload) - 1, MAX_PAYLOAD)[:-1]
+    frames = [frame(kind | MORE, stream, payload[start : start + MAX_PAYLOAD]) for start in whole]
+    frames.append(frame(kind, stream, payload[len(whole) * MAX_PAYLOAD :]))
+    return frames
 
 
 class Frames:

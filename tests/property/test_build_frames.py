@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +31,7 @@ def test_what_is_sent_comes_out(sent: list[tuple[int, int, bytes]], step: int) -
 @given(st.binary(min_size=1, max_size=900), st.lists(st.integers(0, 900), max_size=5), st.integers(1, 100))
 def test_a_message_in_pieces_is_one_between_others(payload: bytes, cuts: list[int], step: int) -> None:
     edges = [0, *sorted(min(c, len(payload)) for c in cuts), len(payload)]
-    pieces = [payload[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [payload[a:b] for a, b in itertools.pairwise(edges)]
     data = b""
     for i, piece in enumerate(pieces):
         last = i == len(pieces) - 1
