@@ -1,4 +1,4 @@
-"""Endpoints of the Engine API on what this version does not have: a clear 501, 503 for Swarm's, and pruning, which finds nothing to remove.
+"""Endpoints of the Engine API on what this version does not have: a clear 501, and 503 for Swarm's.
 
 Source: the API reference, 1.51.
 """
@@ -23,8 +23,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     POST /containers/{name}/copy
     GET /containers/{name}/checkpoints
     POST /containers/{name}/checkpoints
-    POST /build
-    POST /build/cancel
     POST /commit
     POST /session
     POST /grpc
@@ -68,12 +66,6 @@ _NO_MANAGER = (
 async def no_plugin(call: Call) -> None:
     """404: `docker inspect NAME` asks for every kind of object in turn and goes on only after a 404."""
     raise NotFound(f'plugin "{call.name}" not found')
-
-
-async def prune_build_cache(call: Call) -> None:
-    """POST /build/prune: `docker system prune` goes through all kinds, and there are none of these to remove. Any key may filter, as in
-    dockerd, whose errors are BuildKit's."""
-    await call.json({"CachesDeleted": None, "SpaceReclaimed": 0})
 
 
 async def missing(call: Call) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from engine.api import auth, containers, distribution, events, execs, images, later, networks, registry, system, volumes
+from engine.api import auth, build, containers, distribution, events, execs, images, later, networks, registry, system, volumes
 from engine.api.call import Call
 
 Handler = Callable[[Call], Awaitable[None]]
@@ -74,6 +74,10 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/images/{name:.*}/tag", images.tag),
     Route("POST", "/images/{name:.*}/push", images.push),
     Route("DELETE", "/images/{name:.*}", images.remove),
+    Route("POST", "/build", build.build),
+    Route("POST", "/build/prune", build.prune),
+    Route("POST", "/build/cancel", build.cancel),
+    Route("POST", "/build/knarr", build.client),
     Route("GET", "/networks", networks.listing),
     Route("GET", "/networks/", networks.listing),
     Route("POST", "/networks/create", networks.create),
@@ -90,7 +94,6 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/volumes/{name}", volumes.inspect),
     Route("DELETE", "/volumes/{name}", volumes.remove),
     Route("GET", "/plugins/{name:.*}/json", later.no_plugin),
-    Route("POST", "/build/prune", later.prune_build_cache),
     *(Route(method, pattern, later.missing) for method, pattern in later.MISSING),
     *(Route(method, pattern, later.no_swarm) for method, pattern in later.SWARM),
 )

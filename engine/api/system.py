@@ -41,7 +41,8 @@ async def disk_usage(call: Call) -> None:
     containers = await df.of_containers(engine.containers) if "container" in wanted else None
     layers = df.layers_size(engine.images) if "image" in wanted else 0
     volumes = df_views.volumes(await engine.volumes.usage(), engine.volumes.path) if "volume" in wanted else None
-    await call.json(df_views.disk_usage(call.version, layers, images, containers, engine.containers.mount_points, wanted, volumes))
+    cache = (await engine.builder.usage() if engine.make_builder else ()) if "build-cache" in wanted else None
+    await call.json(df_views.disk_usage(call.version, layers, images, containers, engine.containers.mount_points, volumes, cache))
 
 
 async def check(call: Call) -> None:

@@ -23,8 +23,8 @@ Send = Callable[[bytes], Awaitable[None]]
 class ClassicBuild(msgspec.Struct, frozen=True, kw_only=True):
     """`POST /build`: `options`, and what only this endpoint has. `auths`: credentials by the address that `docker login` was given.
 
-    `quiet`: only the identifier is told. `remove`, `force_remove`: whether intermediate containers are said to be removed, after success and
-    after any end. `id` names the build for `cancel`, "" for none. `version` of the API.
+    `quiet`: only the identifier is told. `remove`, `force_remove`: whether intermediate containers are said to be removed, after success
+    and after any end. `id` names the build for `cancel`, "" for none. `version` of the API.
     """
 
     options: Options

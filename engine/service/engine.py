@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import trio
 
 from engine.aio.blocking import blocking
 from engine.config import Settings
-from engine.errors import KnarrError
+from engine.errors import KnarrError, NotImplementedYet
 from engine.linux import devices
 from engine.linux.cgroups import Cgroups
 from engine.service.connecting import Changes
@@ -46,6 +46,7 @@ from engine.store.snapshots import Snapshots
 if TYPE_CHECKING:
     from engine.registry.server.app import RegistryApp
     from engine.service.archives import Archives
+    from engine.service.build import Builder
     from engine.service.check import Checks
     from engine.service.collect import Collector
     from engine.service.prune import Pruner
@@ -70,6 +71,7 @@ class Engine:
         self.system = system
         self.registry = registry
         self.registries = registries
+        self.make_builder: Callable[[Engine], Builder] | None = None
 
     @property
     def archives(self) -> Archives:
@@ -119,6 +121,13 @@ class Engine:
         from engine.service.peers import ImageRepositories
 
         return RegistryApp(ImageRepositories(self.context), self.images.content, self.registry.uploads, Options(delete=False))
+
+    @functools.cached_property
+    def builder(self) -> Builder:
+        """Building images; made when it is first used, by `make_builder`. Raises NotImplementedYet in a daemon without one."""
+        if self.make_builder is None:
+            raise NotImplementedYet("building images")
+        return self.make_builder(self)
 
     @property
     def pushes(self) -> Pushes:

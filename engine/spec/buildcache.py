@@ -6,6 +6,8 @@ times in nanoseconds since the epoch.
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -31,7 +33,7 @@ GIT = "source.git.checkout"
 CACHE_MOUNT = "exec.cachemount"
 """The folder of a `RUN --mount=type=cache`."""
 
-KEYS = ("until", "id", "parent", "type", "description", "inuse", "shared", "private")
+KEYS = ("until", "id", "parent", "type", "description", "inuse", "shared", "private", "label", "label!")
 
 
 class CacheRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,22 +77,20 @@ class Prune(msgspec.Struct, frozen=True, kw_only=True):
         A record goes only after all that have it as a parent: who is kept keeps what it lies on.
         """
         used = sum(record.size for record in records)
-        children: dict[str, int] = {}
-        for record in records:
-            for parent in record.parents:
-                children[parent] = children.get(parent, 0) + 1
-        waiting = sorted((r for r in records if self.takes(r, now)), key=lambda r: (r.last_used_at or r.created_at, r.created_at, r.id))
+        children = Counter(parent for record in records for parent in record.parents)
+        candidates = {record.id: record for record in records if self.takes(record, now)}
+        ready = [(_age(record), record.id) for record in candidates.values() if not children[record.id]]
+        heapq.heapify(ready)
         chosen: list[CacheRecord] = []
-        while waiting and self._too_much(used, free):
-            record = next((r for r in waiting if not children.get(r.id)), None)
-            if record is None:
-                break
-            waiting.remove(record)
+        while ready and self._too_much(used, free):
+            record = candidates[heapq.heappop(ready)[1]]
             chosen.append(record)
             used -= record.size
             free += record.size
             for parent in record.parents:
                 children[parent] -= 1
+                if not children[parent] and parent in candidates:
+                    heapq.heappush(ready, (_age(candidates[parent]), parent))
         return chosen
 
     def _too_much(self, used: int, free: int) -> bool:
@@ -99,6 +99,10 @@ class Prune(msgspec.Struct, frozen=True, kw_only=True):
         if not self.most_used and not self.least_free:
             return True
         return bool(self.most_used and used > self.most_used) or free < self.least_free
+
+
+def _age(record: CacheRecord) -> tuple[int, int]:
+    return record.last_used_at or record.created_at, record.created_at
 
 
 def _matches(record: CacheRecord, field: str, value: str) -> bool:
@@ -115,6 +119,8 @@ def _matches(record: CacheRecord, field: str, value: str) -> bool:
             return record.in_use
         case "shared":
             return record.shared
+        case "label" | "label!":  # `system prune --filter label=…` means objects with labels, and records have none
+            return field == "label!"
         case _:
             return not record.shared
 
@@ -125,7 +131,7 @@ def fields_of(filters: Filters) -> tuple[tuple[str, str], ...]:
     for key, values in filters.items():
         if key not in KEYS:
             raise InvalidParameter(f"failed to prune build cache: invalid filter '{key}'")
-        if len(values) > 1:
+        if len(values) > 1 and key not in ("label", "label!"):
             raise InvalidParameter("failed to prune build cache: filters expect only one value")
         if values and key != "until":
             known[key] = values[0]

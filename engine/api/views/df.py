@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.api.version import Version
 from engine.api.views import containers as container_views
 from engine.api.views import images as image_views
 from engine.api.views import volumes as volume_views
+from engine.api.views.times import rfc3339
 
 if TYPE_CHECKING:
     from engine.service.collect import Collected
     from engine.service.df import ContainerUse, ImageUse
     from engine.service.prune import Pruned
     from engine.service.volumes import VolumeUse
+    from engine.spec.buildcache import CacheRecord
     from engine.spec.mount import MountPoint
 
 Json = dict[str, Any]
@@ -22,7 +24,7 @@ Json = dict[str, Any]
 
 def disk_usage(
     version: Version, layers: int, images: Sequence[ImageUse] | None, containers: Sequence[ContainerUse] | None,
-    points: Callable[[str], Sequence[MountPoint]], wanted: Collection[str], volumes: list[Json] | None = None,
+    points: Callable[[str], Sequence[MountPoint]], volumes: list[Json] | None = None, cache: Sequence[CacheRecord] | None = None,
 ) -> Json:  # fmt: skip
     """`GET /system/df`; `volumes` from the function of this name. Kinds that were not asked for are null."""
     return {
@@ -34,7 +36,24 @@ def disk_usage(
             container_views.summary(one.record, version, points=points(one.record.id), size=(one.written, one.whole)) for one in containers
         ],
         "Volumes": volumes,
-        "BuildCache": [] if "build-cache" in wanted else None,
+        "BuildCache": None if cache is None else [_cached(record) for record in cache],
+    }
+
+
+def _cached(record: CacheRecord) -> Json:
+    # The blank in the name is dockerd's, and its clients look for it.
+    parents = {" Parents": list(record.parents)} if record.parents else {}
+    return {
+        "ID": record.id,
+        **parents,
+        "Type": record.type,
+        "Description": record.description,
+        "InUse": record.in_use,
+        "Shared": record.shared,
+        "Size": record.size,
+        "CreatedAt": rfc3339(record.created_at),
+        "LastUsedAt": rfc3339(record.last_used_at) if record.last_used_at else None,
+        "UsageCount": record.usage_count,
     }
 
 
