@@ -93,7 +93,7 @@ def header(kind: int, stream: int, length: int) -> bytes:
 
 def message(kind: int, stream: int, payload: bytes) -> list[bytes]:
     """`payload` of any length as the frames of one message."""
-    whole = range(0, len(payload) - 1, MAX_PAYLOAD)[:-1]
+    whole = range(0, len(payload), MAX_PAYLOAD)[:-1]
     frames = [frame(kind | MORE, stream, payload[start : start + MAX_PAYLOAD]) for start in whole]
     frames.append(frame(kind, stream, payload[len(whole) * MAX_PAYLOAD :]))
     return frames
