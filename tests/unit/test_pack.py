@@ -228,7 +228,8 @@ def _round(base: Path, steps: list[tuple[str, list[str]]], number: int) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind == "file":
-                path.write_bytes(b"%d" % position * number)
+                with open(path, "xb") as file:
+                    file.write(b"%d" % position * number)
             elif kind in ("folder", "opaque"):
                 path.mkdir(exist_ok=True)
                 if kind == "opaque":
