@@ -133,6 +133,10 @@ class View:
         finally:
             os.close(fd)
 
+    def open_file(self, node: Node) -> int:
+        """A descriptor to read a regular file by. Raises OSError."""
+        return self._open(node.layers[0], node.place, _FILE)
+
     def host_path(self, node: Node, index: int) -> str:
         """The host path of a node in one of its layers. Its components are no links, for as long as layers do not change."""
         return os.path.join(self.paths[index], os.fsdecode(b"/".join(node.place)))

@@ -1,0 +1,258 @@
+"""RUN: a process in a new layer, by the same plans, monitors and networks as a container's, but without a record of one.
+
+Nothing of it is in the database but the layer's row, which no container owns: whenever the daemon dies, the next one ends the process by
+its bundle and sweeps the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import struct
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from builder.faults import BuildFault
+from builder.graph import Run
+from builder.mounting import Stubs
+from engine.aio.blocking import blocking
+from engine.errors import InvalidParameter, KnarrError, LaunchError
+from engine.monitor.client import MonitorGone
+from engine.runtime import plan
+from engine.service import admission, bundle, create, specgen
+from engine.service.container import Container, Plan, now
+from engine.service.context import Context
+from engine.service.sandboxes import Joining
+from engine.service.supervise import Ended, LaunchFailed, Process, launch_error
+from engine.spec.container import ContainerRecord
+from engine.spec.docker.containers import Config, CreateRequest, HostConfig
+from engine.spec.mount import Mount
+from engine.store.snapshots import PROVISIONAL, Snapshot
+from engine.store.trees import usage
+from engine.wire import control
+
+_HOSTNAME = "buildkitsandbox"  # what BuildKit calls it; images' scripts have come to know it
+_HEADER = struct.Struct(">BxxxI")
+_READ = 1 << 16
+_UNMOUNT_SECONDS = 30.0
+_CLEANUP_SECONDS = 60.0
+
+Output = Callable[[int, bytes], None]
+"""Called in the event loop with a stream's number (1, 2) and a piece of what was written to it."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a build's options say of every RUN: the fields of a host configuration."""
+
+    host_config: HostConfig
+
+
+async def run(
+    context: Context, op: Run, parent: str | None, mounts: list[Mount], secret_env: list[str], limits: Limits, output: Output
+) -> Snapshot:  # fmt: skip
+    """Run `op` on the chain or result `parent` and commit what it wrote under a provisional name, not synced.
+
+    Raises BuildFault when the process fails, InvalidParameter, KnarrError. Cancelled or failed, it leaves nothing.
+    """
+    container = _container(context, op, limits)
+    context.snapshots.prepare(container.id, parent)
+    try:
+        stubs = None
+        targets = [mount.destination for mount in mounts]
+        if targets:
+            stubs = await blocking("disk", Stubs, context.snapshots.lowers(parent or ""), targets)
+        process = await _start(context, op, container, mounts, secret_env, output)
+        if process.code:
+            raise BuildFault(_failed(op, process.code, process.oom), code=process.code)
+        return await _commit(context, container, stubs)
+    except BaseException:
+        folder = context.snapshots.forget(container.id)
+        context.chores.later(f"removing {folder} of a step that failed", functools.partial(context.snapshots.delete_files, folder))
+        raise
+
+
+async def _commit(context: Context, container: Container, stubs: Stubs | None) -> Snapshot:
+    upper = context.snapshots.upper(container.id)
+
+    def measure() -> tuple[int, int]:
+        if stubs is not None:
+            stubs.remove(upper)
+        return usage(upper)
+
+    size, inodes = await blocking("disk", measure)
+    row = context.snapshots.commit_active(container.id, PROVISIONAL + os.urandom(8).hex(), size, inodes)
+    context.chores.later("removing what overlay needed for a step", functools.partial(context.snapshots.drop_work, row))
+    return row
+
+
+def _failed(op: Run, code: int, oom: bool) -> str:
+    """BuildKit's words."""
+    more = ": the kernel killed a process because there was no memory left" if oom else ""
+    return f'process "{" ".join(op.args)}" did not complete successfully: exit code: {code}{more}'
+
+
+def _container(context: Context, op: Run, limits: Limits) -> Container:
+    config = Config(
+        hostname=op.hostname or _HOSTNAME, user=op.user, env=[*op.env, *op.proxies], working_dir=op.cwd or "/", cmd=list(op.args)
+    )
+    hc = msgspec.structs.replace(
+        limits.host_config,
+        network_mode={"default": "bridge"}.get(op.network, op.network) if op.network else "bridge",
+        extra_hosts=list(op.hosts) or None,
+        auto_remove=True,  # what it writes is not worth a sync when it is unmounted
+    )
+    request = msgspec.convert({**msgspec.structs.asdict(config), "host_config": hc}, CreateRequest, from_attributes=True)
+    hc, networking, _ = admission.check(request, hc, Config(), context.settings)
+    container_id = create.new_id({})
+    return Container(
+        context,
+        ContainerRecord(
+            id=container_id,
+            name=f"build-{container_id[:12]}",
+            created_at=now(),
+            image="",
+            image_id="",
+            path=op.args[0],
+            args=list(op.args[1:]),
+            config=config,
+            host_config=hc,
+            networking=context.networks.checked(networking),
+        ),
+    )
+
+
+class _Done(msgspec.Struct):
+    code: int
+    oom: bool
+
+
+async def _start(
+    context: Context, op: Run, container: Container, mounts: list[Mount], secret_env: list[str], output: Output
+) -> _Done:  # fmt: skip
+    """From nothing to the end of the process, with everything of it given back."""
+    joining = Joining()
+    process: Process | None = None
+    ended: list[Ended] = []
+    try:
+        connection = await context.monitors.take()
+        try:
+            create.make_bundle(context, container)
+            ready = _plan(context, container, op, mounts, secret_env)
+            joining = await context.endpoints.join(container)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError):
+                raise LaunchError(f"start {' '.join(op.args)}: {error}", errno=error.errno or 0) from error
+            raise
+        process = Process(connection, container.bundle, ended.append)
+        await _launch(context, container, process, ready, joining, output, ended)
+    finally:
+        with trio.move_on_after(_CLEANUP_SECONDS, shield=True):
+            await _clean_up(context, container, process, joining)
+    last = ended[0]
+    if last.code is None:
+        raise KnarrError(f"running {' '.join(op.args)}: nobody knows how it ended: {last.reason}")
+    return _Done(last.code, last.oom_kills > 0)
+
+
+async def _launch(
+    context: Context, container: Container, process: Process, ready: Plan, joining: Joining, output: Output, ended: list[Ended]
+) -> None:
+    ours, theirs = trio.socket.socketpair()
+    with ours:
+        with theirs:
+            await process.attach(theirs.fileno(), control.Attach(id=0, stdin=False), lambda reason: None)
+        oom = context.cgroups.oom_source(container.cgroup)
+        start = control.Start(
+            plan=ready.encoded, bundle=container.bundle, tty=False, rows=0, cols=0, open_stdin=False, stdin_once=False, log=None,
+            oom=control.OomSource(path=oom, version=1 if oom.endswith(".oom_control") else 2, watch=False) if oom else None,
+        )  # fmt: skip
+        try:
+            with trio.CancelScope(shield=True):
+                await process.begin(start, joining.fd)
+                context.endpoints.joined(container, joining)
+                started = await process.launched()
+        except LaunchFailed as error:
+            raise launch_error(error, functools.partial(_explain, context, container, ready)) from error
+        except MonitorGone as error:
+            raise LaunchError(f"start {container.record.path}: {error}") from error
+        container.record.state.pid, container.record.state.pid_start = started.pid, started.start_time
+        context.endpoints.keep(container, joining)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_copy_output, ours, output)
+            nursery.start_soon(process.watch)
+
+
+def _explain(context: Context, container: Container, ready: Plan, op: int, errno: int) -> LaunchError:
+    return plan.explain(ready.ops, op, errno)
+
+
+async def _copy_output(stream: trio.socket.SocketType, output: Output) -> None:
+    """The monitor's frames until it has no more."""
+    pending = b""
+    while data := await stream.recv(_READ):
+        pending = pending + data if pending else data
+        at = 0
+        while len(pending) - at >= _HEADER.size:
+            number, length = _HEADER.unpack_from(pending, at)
+            if len(pending) - at - _HEADER.size < length:
+                break
+            output(number, pending[at + _HEADER.size : at + _HEADER.size + length])
+            at += _HEADER.size + length
+        pending = pending[at:]
+
+
+async def _clean_up(context: Context, container: Container, process: Process | None, joining: Joining) -> None:
+    """End what still runs, wait until nothing has the layer mounted, give everything back."""
+    if process is not None:
+        if not process.gone.is_set() and process.started is not None:
+            if process.ended is None:
+                await blocking("kernel", context.cgroups.kill, container.cgroup)
+            with trio.move_on_after(_UNMOUNT_SECONDS):
+                if process.ended is None or not process.gone.is_set():
+                    with contextlib.suppress(MonitorGone, KnarrError):
+                        await process.watch()
+        process.close()
+    context.endpoints.abandon(container, joining)
+    if container.placement is not None:
+        await blocking("kernel", context.cgroups.kill, container.cgroup)
+        context.chores.later(f"removing control group {container.cgroup}", functools.partial(context.cgroups.remove, container.cgroup))
+        container.placement = None
+    context.chores.later(f"removing {container.bundle}", functools.partial(bundle.remove, container.bundle))
+
+
+def _plan(context: Context, container: Container, op: Run, mounts: list[Mount], secret_env: list[str]) -> Plan:
+    record = container.record
+    limits = specgen.resources(record.host_config)
+    if record.host_config.cgroup_parent != context.settings.cgroup_parent:
+        bundle.note_cgroup(container.bundle, container.cgroup)
+    container.placement = context.cgroups.prepare(container.cgroup, limits)
+    files = list(bundle.binds(container.bundle, readonly=False))
+    files += _scripts(container.bundle, op)
+    try:
+        identity = create.identity(context, record)
+    except InvalidParameter as error:
+        raise BuildFault(f"process {op.args!r}: {error.message}") from error
+    spec = specgen.spec(record, identity, context.host, files=files, mounts=mounts, limits=limits)
+    assert spec.process is not None
+    env = specgen.merge_env([specgen.DEFAULT_PATH], [*op.env, *op.proxies, *secret_env])
+    if not any(entry.startswith("HOME=") for entry in env):
+        env.append(f"HOME={identity.home}")
+    spec = msgspec.structs.replace(spec, process=msgspec.structs.replace(spec.process, env=tuple(env)))
+    return create.encode_plan(context, container, spec)
+
+
+def _scripts(folder: str, op: Run) -> list[Mount]:
+    """Files that only this process sees."""
+    made = []
+    for number, (target, content) in enumerate(op.files):
+        path = f"{folder}/script-{number}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755)
+        with open(fd, "wb") as file:
+            file.write(content)
+            os.fchmod(fd, 0o755)
+        made.append(Mount(destination=target, type="bind", source=path, options=("bind", "rprivate", "ro")))
+    return made
