@@ -96,6 +96,11 @@ _MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE build_keys (key TEXT PRIMARY KEY, snapshot INTEGER NOT NULL) WITHOUT ROWID;
     CREATE INDEX build_keys_by_snapshot ON build_keys (snapshot);
     """,
+    # Of a committed snapshot that was packed as a layer: the digest of the archive, and its bytes.
+    """
+    ALTER TABLE snapshots ADD COLUMN diff_id TEXT NOT NULL DEFAULT '';
+    ALTER TABLE snapshots ADD COLUMN packed INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

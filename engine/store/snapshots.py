@@ -34,7 +34,7 @@ _OPTIONS_MAX = 4095
 _OPTIONS = ("index=off", "redirect_dir=off", "metacopy=off")
 _POOL = 8
 DAMAGED = ".damaged"
-_COLUMNS = "number, name, committed, parent, size, inodes, at, blob, damage, boot, cached"
+_COLUMNS = "number, name, committed, parent, size, inodes, at, blob, damage, boot, cached, diff_id, packed"
 # Results of builds are called this and something random until an image has them, because nobody has yet computed what they are.
 PROVISIONAL = "build:"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -52,8 +52,9 @@ class Snapshot(msgspec.Struct):
 
     Of a committed one: `at` is when it was committed (Unix seconds), `blob` what it was unpacked from ("" when that is not known),
     `damage` what is wrong with it. `boot`: in which boot of the host it was committed, while its files are not known to be on the disk
-    ("" when they are); a power cut takes it. `cached`: the build cache keeps it. A row that is renamed stays the same object, so whoever
-    works with one holds that and not its name.
+    ("" when they are); a power cut takes it. `cached`: the build cache keeps it. `diff_id`: the digest of what `store.pack` makes of it, and
+    `packed` the bytes of that, once they are known. A row that is renamed stays the same object, so whoever works with one holds that and
+    not its name.
     """
 
     number: int
@@ -67,6 +68,8 @@ class Snapshot(msgspec.Struct):
     damage: str = ""
     boot: str = ""
     cached: bool = False
+    diff_id: str = ""
+    packed: int = 0
 
 
 class Snapshots:
@@ -384,6 +387,22 @@ class Snapshots:
         cursor.execute("UPDATE snapshots SET cached = ? WHERE number = ?", (cached, row.number))
         row.cached = cached
 
+    def set_packed(self, row: Snapshot, diff_id: str, packed: int) -> None:
+        """What `store.pack` makes of a committed snapshot: the archive's digest and its bytes."""
+        with self._db.transaction() as cursor:
+            cursor.execute("UPDATE snapshots SET diff_id = ?, packed = ? WHERE number = ?", (diff_id, packed, row.number))
+        row.diff_id, row.packed = diff_id, packed
+
+    def put_on(self, row: Snapshot, parent: str) -> None:
+        """Lay a committed snapshot on another one, which has the same content as the one that it lies on. Raises NotFound."""
+        if parent not in self._rows:
+            raise NotFound(f"no layers {parent} below {row.name}")
+        with self._db.transaction() as cursor:
+            cursor.execute("UPDATE snapshots SET parent = ? WHERE number = ?", (parent, row.number))
+        self._children[row.parent] -= 1
+        self._children[parent] = self._children.get(parent, 0) + 1
+        row.parent = parent
+
     def get(self, name: str) -> Snapshot | None:
         """The row of a chain identifier or key. Not to be changed."""
         return self._rows.get(name)
@@ -547,10 +566,10 @@ def _make_places(root: str) -> None:
 
 
 def _row(values: tuple[object, ...]) -> Snapshot:
-    number, name, committed, parent, size, inodes, at, blob, damage, boot, cached = values
+    number, name, committed, parent, size, inodes, at, blob, damage, boot, cached, diff_id, packed = values
     return Snapshot(
         int(number), str(name), bool(committed), str(parent), int(size), int(inodes), int(at), str(blob), str(damage),  # type: ignore[call-overload]
-        str(boot), bool(cached),
+        str(boot), bool(cached), str(diff_id), int(packed),  # type: ignore[call-overload]
     )  # fmt: skip
 
 
@@ -567,7 +586,7 @@ def _is_kept(name: str) -> bool:
 
 def _insert(cursor: sqlite3.Cursor, row: Snapshot) -> None:
     cursor.execute(
-        f"INSERT INTO snapshots ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO snapshots ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.number,
             row.name,
@@ -580,5 +599,7 @@ def _insert(cursor: sqlite3.Cursor, row: Snapshot) -> None:
             row.damage,
             row.boot,
             row.cached,
+            row.diff_id,
+            row.packed,
         ),
     )
