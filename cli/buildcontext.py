@@ -16,9 +16,9 @@ from engine.wire.buildframes import ATTRIBUTE, ENTRY, FILE_HEAD, FOLDER_HEAD, HE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    Skip = Callable[[str, bool], bool]
+    from builder.ignore import Folder, Patterns
 
 _RACY_NS = 50_000_000
 """A file changed so shortly before the walk may change again without a trace: times of inodes move in steps of up to 10 ms."""
@@ -36,7 +36,7 @@ class Manifest:
         origin = b"\0".join((_machine(), str(posix.getuid()).encode(), root))[:65535]
         encoded = name.encode()
         self._parts = [HEAD.pack(buildframes.VERSION, kind, len(encoded), len(origin)) + encoded + origin]
-        self._root = root
+        self.root = root
         self._folders: list[tuple[int, bytes, list[bytes]]] = []  # number of the first entry, path, names
         self._count = 0
         self._documents: dict[bytes, bytes] = {}
@@ -97,7 +97,7 @@ class Manifest:
             yield FILE_HEAD.pack(number, len(document))
             yield from (document[at : at + MAX_PAYLOAD] for at in range(0, len(document), MAX_PAYLOAD))
             return
-        full = self._root + b"/" + path
+        full = self.root + b"/" + path
         try:
             fd = posix.open(full, _OPEN)
         except OSError as error:
@@ -150,57 +150,98 @@ def unreadable(action: str, path: bytes, error: OSError) -> Failure:
     return Failure(f"error from sender: {action} {_text(path)}: {(error.strerror or str(error)).lower()}")
 
 
-def walk(name: str, root: str, skip: "Skip | None" = None) -> Manifest:
-    """What is in the folder `root`, a path that may lead through links, as the context `name`.
-
-    `skip(path, folder)` says whether something is left out, for paths in the context in the order of a walk. Raises Failure.
-    """
-    top = real(root)
-    manifest = Manifest(name, top)
-    young = time_ns() - _RACY_NS
-    first_names: dict[tuple[int, int], bytes] = {}
-    stack = [b""]
-    while stack:
-        folder = stack.pop()
-        below = _folder(manifest, top, folder, skip, young, first_names)
-        below.sort(reverse=True)
-        stack += below
-    return manifest
+def walk(name: str, root: str, ignore: "Patterns | None" = None) -> Manifest:
+    """What is in the folder `root`, a path that may lead through links, as the context `name`, without what `ignore` leaves out. Raises
+    Failure."""
+    start = _Walk(Manifest(name, real(root)))
+    start.run(ignore.root if ignore is not None and ignore.patterns else None)
+    return start.manifest
 
 
-def _folder(
-    manifest: Manifest, top: bytes, folder: bytes, skip: "Skip | None", young: int, first_names: "dict[tuple[int, int], bytes]"
-) -> "list[bytes]":
-    """Add one folder to the manifest; the paths of those in it."""
-    prefix = folder + b"/" if folder else b""
-    path = top + b"/" + folder if folder else top
-    below: list[bytes] = []
-    entries: list[tuple[bytes, bytes]] = []
-    several: list[tuple[bytes, posix.stat_result, bytes]] = []
-    racy = False
-    size = 0
-    files = 0
-    pack = ENTRY.pack
-    listxattr = posix.listxattr
+def _path(item: "tuple[bytes, Folder | None]") -> bytes:
+    return item[0]
+
+
+def _listed(path: bytes) -> "list[posix.DirEntry[bytes]]":
     try:
-        found = posix.scandir(path)
+        with posix.scandir(path) as found:
+            return list(found)
     except OSError as error:
         raise unreadable("open", path, error) from None
-    with found:
-        for item in found:
+
+
+class _Walk:
+    """One walk. `manifest` gets what is found."""
+
+    def __init__(self, manifest: Manifest):
+        self.manifest = manifest
+        self._top = manifest.root
+        self._young = time_ns() - _RACY_NS
+        self._first_names: dict[tuple[int, int], bytes] = {}  # of files with several names
+        self._hopes: dict[bytes, bool] = {}
+
+    def run(self, patterns: "Folder | None") -> None:
+        stack = [(b"", patterns)]
+        while stack:
+            folder, patterns = stack.pop()
+            below = self._folder(folder, patterns)
+            below.sort(key=_path, reverse=True)
+            stack += below
+
+    def _holds(self, path: bytes, patterns: "Folder") -> bool:
+        """Whether a folder that is left out has something that is not: then it is there after all."""
+        known = self._hopes.get(path)
+        if known is None:
+            known = False
+            for item in _listed(path):
+                if item.is_dir(follow_symlinks=False):
+                    inner = patterns.enter(item.name)
+                    known = not inner.excluded or (not inner.skippable and self._holds(item.path, inner))
+                else:
+                    known = not patterns.leaves_out(item.name)
+                if known:
+                    break
+            self._hopes[path] = known
+        return known
+
+    def _wanted(self, item: "posix.DirEntry[bytes]", patterns: "Folder") -> "tuple[bool, Folder | None]":
+        """Whether an entry is taken, and the patterns for what is in it."""
+        if not item.is_dir(follow_symlinks=False):
+            return not patterns.leaves_out(item.name), None
+        inner = patterns.enter(item.name)
+        return not inner.excluded or (not inner.skippable and self._holds(item.path, inner)), inner
+
+    def _folder(self, folder: bytes, patterns: "Folder | None") -> "list[tuple[bytes, Folder | None]]":
+        """Add one folder to the manifest; those in it, with the patterns that hold there."""
+        prefix = folder + b"/" if folder else b""
+        path = self._top + b"/" + folder if folder else self._top
+        below: list[tuple[bytes, Folder | None]] = []
+        entries: list[tuple[bytes, bytes]] = []
+        several: list[tuple[bytes, posix.stat_result, bytes]] = []
+        racy = False
+        size = 0
+        files = 0
+        pack = ENTRY.pack
+        listxattr = posix.listxattr
+        young = self._young
+        manifest = self.manifest
+        for item in _listed(path):
             name = item.name
+            inner = None
             try:
-                if skip is not None and skip(_text(prefix + name), item.is_dir(follow_symlinks=False)):
-                    continue
+                if patterns is not None:
+                    wanted, inner = self._wanted(item, patterns)
+                    if not wanted:
+                        continue
                 info = item.stat(follow_symlinks=False)
                 attributes = _attributes(item.path) if listxattr(item.path, follow_symlinks=False) else b""
             except FileNotFoundError:
                 continue  # gone since it was listed
             except OSError as error:
-                if error.errno == errno.EOPNOTSUPP:
-                    attributes = b""
-                else:
+                if error.errno != errno.EOPNOTSUPP:
                     raise unreadable("lstat", item.path, error) from None
+                info = item.stat(follow_symlinks=False)
+                attributes = b""
             mode = info.st_mode
             kind = mode & 0o170000
             if kind == _REGULAR:
@@ -220,25 +261,26 @@ def _folder(
                 entries.append((name, entry))
             elif kind == _SOCKET:
                 files += 1
-                entries.append((name, pack(102, mode & 0o7777, len(name), 0, 0, 0, info.st_mtime_ns, info.st_ctime_ns, info.st_ino) + name))
+                head = pack(102, mode & 0o7777, len(name), 0, 0, 0, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+                entries.append((name, head + name))
             else:
                 if kind == _FOLDER:
-                    below.append(prefix + name)
+                    below.append((prefix + name, inner))
                 entries.append((name, _special(item.path, name, kind, info, attributes)))
-    several.sort(key=lambda item: item[0])
-    for name, info, entry in several:
-        key = info.st_dev, info.st_ino
-        first = first_names.setdefault(key, prefix + name)
-        if first == prefix + name:
-            files += 1
-            size += info.st_size
-        else:
-            entry = pack(104, info.st_mode & 0o7777, len(name), len(first), 0, 0, info.st_mtime_ns, 0, info.st_ino) + name + first
-        entries.append((name, entry))
-    manifest.files += files
-    manifest.size += size
-    manifest.add(folder, entries, racy)
-    return below
+        several.sort(key=lambda item: item[0])
+        for name, info, entry in several:
+            first = self._first_names.setdefault((info.st_dev, info.st_ino), prefix + name)
+            if first == prefix + name:
+                files += 1
+                size += info.st_size
+                entries.append((name, entry))
+            else:
+                head = pack(104, info.st_mode & 0o7777, len(name), len(first), 0, 0, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+                entries.append((name, head + name + first))
+        manifest.files += files
+        manifest.size += size
+        manifest.add(folder, entries, racy)
+        return below
 
 
 def _special(path: bytes, name: bytes, kind: int, info: "posix.stat_result", attributes: bytes) -> bytes:
