@@ -52,9 +52,9 @@ class Snapshot(msgspec.Struct):
 
     Of a committed one: `at` is when it was committed (Unix seconds), `blob` what it was unpacked from ("" when that is not known),
     `damage` what is wrong with it. `boot`: in which boot of the host it was committed, while its files are not known to be on the disk
-    ("" when they are); a power cut takes it. `cached`: the build cache keeps it. `diff_id`: the digest of what `store.pack` makes of it, and
-    `packed` the bytes of that, once they are known. A row that is renamed stays the same object, so whoever works with one holds that and
-    not its name.
+    ("" when they are); a power cut takes it. `cached`: the build cache keeps it. `diff_id`: the digest of what `store.pack` makes of it,
+    and `packed` the bytes of that, once they are known. A row that is renamed stays the same object, so whoever works with one holds that
+    and not its name.
     """
 
     number: int
@@ -299,8 +299,8 @@ class Snapshots:
     def commit(
         self, path: str, chain: str, parent: str, size: int, inodes: int, blob: str = "", *, synced: bool = True
     ) -> Snapshot:  # fmt: skip
-        """Name the unpacked folder. The caller synced it first, unless it says otherwise and calls `synced` later. Raises Conflict when the
-        chain is there (someone was faster).
+        """Name the unpacked folder. The caller synced it first, unless it says otherwise: then it is a build's, kept until the build cache
+        has it, and `synced` is called later. Raises Conflict when the chain is there (someone was faster).
 
         Where the chain is there and damaged, the folder takes its place.
         """
@@ -324,11 +324,12 @@ class Snapshots:
             self._damaged.discard(chain)
         else:
             self._remember(row)
+        row.cached = not synced
         return row
 
     def commit_active(self, key: str, name: str, size: int, inodes: int) -> Snapshot:
-        """Make the writable layer `key` a committed one, which is not synced yet. Its folder `work` goes with `drop_work`, once nothing has
-        it mounted. Raises NotFound, Conflict."""
+        """Make the writable layer `key` a committed one, which is not synced yet and is kept until the build cache has it, or this daemon
+        ends. Its folder `work` goes with `drop_work`, once nothing has it mounted. Raises NotFound, Conflict."""
         row = self._active(key)
         if name in self._rows:
             raise Conflict(f"layer {name} is there already")
@@ -339,7 +340,7 @@ class Snapshots:
                 (name, size, inodes, at, boot, row.number),
             )
         del self._rows[key]
-        row.name, row.committed, row.size, row.inodes, row.at, row.boot = name, True, size, inodes, at, boot
+        row.name, row.committed, row.size, row.inodes, row.at, row.boot, row.cached = name, True, size, inodes, at, boot, True
         self._rows[name] = row
         return row
 
