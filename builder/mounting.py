@@ -13,8 +13,6 @@ import posixpath
 import stat
 from collections.abc import Iterator, Sequence
 
-import msgspec
-
 from builder.graph import Mount as Asked
 from builder.tree import Tree
 from engine.errors import InvalidParameter
@@ -76,6 +74,21 @@ def _escaped(path: str) -> str:
 def folder(asked: Asked, path: str) -> Mount:
     """A mount of a folder of our own: a cache."""
     return Mount(destination=asked.target, type="bind", source=path, options=_READ_ONLY if asked.readonly else _BIND)
+
+
+def fill_cache(asked: Asked, tree: Tree, target: str) -> None:
+    """Begin a cache's folder with what `from` has at `source`. Blocks. Raises InvalidParameter, OSError."""
+    if not tree.layers:
+        return
+    with View(tree.layers) as view:
+        node = view.find(asked.source)
+        if node is None or not node.folder:
+            raise _missing(asked)
+        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            view.copy(node, fd)
+        finally:
+            os.close(fd)
 
 
 def tmpfs(asked: Asked) -> Mount:
@@ -179,11 +192,3 @@ def _remove_unchanged(top: int, place: tuple[bytes, ...], look: tuple[int, int, 
             os.close(fd)
         with contextlib.suppress(OSError):
             os.rmdir(place[-1], dir_fd=parent)
-
-
-class Mounted(msgspec.Struct):
-    """What a RUN was given: mounts, variables of secrets, and where mounts were put."""
-
-    mounts: list[Mount]
-    env: list[str]
-    targets: list[str]

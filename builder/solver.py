@@ -66,7 +66,7 @@ class Remote(Protocol):
 
 
 class Solver:
-    """Solves one graph. `locks` are shared by all builds of a daemon, so that equal work is done once; `extra` is what every key depends on."""
+    """Solves one graph. `locks` are shared by all builds of a daemon, so that equal work is done once; `extra` is in keys of RUNs."""
 
     def __init__(
         self, graph: Graph, worker: Worker, cache: BuildCache, locks: KeyedLocks, reporter: Reporter, *,

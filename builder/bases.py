@@ -1,0 +1,88 @@
+"""Base images: what a name in a Dockerfile stands for here, pulled where it is missing or `--pull` says so. Owns no store.
+
+As dockerd's BuildKit: an image that is here is taken without asking its registry, unless the build says `--pull`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from builder.progress import Reporter, stamp
+from engine.errors import KnarrError, NotFound
+from engine.service.context import Context
+from engine.service.pull import Options as PullOptions
+from engine.spec import reference as references
+from engine.spec.docker.registry import Credentials, host_of
+from engine.spec.platform import Platform
+from engine.spec.reference import Reference
+from engine.store.images import ImageRecord
+
+
+class Bases:
+    """Finds images for one build. What was found is pinned by the caller."""
+
+    def __init__(self, context: Context, auths: Mapping[str, Credentials], reporter: Reporter, *, pull: bool) -> None:
+        self._context = context
+        self._auths = auths
+        self._reporter = reporter
+        self._pull = pull
+        self._pulled: set[tuple[str, str]] = set()
+
+    async def find(self, name: str, platform: Platform) -> ImageRecord:
+        """The image that a name or identifier stands for. Raises NotFound, InvalidParameter, KnarrError."""
+        asked = str(platform)
+        vertex = f"[internal] load metadata for {_shown(name)}"
+        digest = "sha256:" + vertex.encode().hex()[:64].ljust(64, "0")
+        self._reporter.begin(digest, vertex)
+        try:
+            image = await self._find(name, asked, digest)
+        except KnarrError as error:
+            self._reporter.end(digest, error=str(error), counts=False)
+            raise
+        self._reporter.end(digest, counts=False)
+        return image
+
+    async def _find(self, name: str, platform: str, vertex: str) -> ImageRecord:
+        images = self._context.images
+        if not self._pull or (name, platform) in self._pulled:
+            try:
+                return images.get(name, platform)
+            except NotFound:
+                if (name, platform) in self._pulled:
+                    raise
+        reference = references.parse(name).with_default_tag()
+        credentials = credentials_for(self._auths, reference)
+        started: dict[str, str] = {}
+        async for raw in self._context.pulls.pull(reference, PullOptions(platform=platform, credentials=credentials)):
+            self._tell(vertex, raw, started)
+        self._pulled.add((name, platform))
+        return images.get(name, platform)
+
+    def _tell(self, vertex: str, raw: bytes, started: dict[str, str]) -> None:
+        """A line of a pull as a bar of the vertex."""
+        line = json.loads(raw)
+        detail = line.get("progressDetail")
+        if not line.get("id") or not isinstance(detail, dict):
+            return
+        began = started.setdefault(line["id"], stamp())
+        done = str(line.get("status", "")).endswith("complete")
+        if detail or done:
+            self._reporter.status(
+                vertex, f"{line.get('status', '')} {line['id']}", detail.get("current", 0), detail.get("total", 0), started=began, completed=done
+            )
+
+
+def credentials_for(auths: Mapping[str, Credentials], reference: Reference) -> Credentials | None:
+    """Those for a registry, by whatever form of its address they were stored under."""
+    for address, found in auths.items():
+        if host_of(address) == host_of(reference.domain):
+            return found
+    return None
+
+
+def _shown(name: str) -> str:
+    try:
+        return str(references.parse(name).with_default_tag())
+    except KnarrError:
+        return name

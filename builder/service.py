@@ -1,0 +1,232 @@
+"""The builder as the API sees it (`engine.service.build.Builder`): every build of a daemon, and the cache they share.
+
+Owns what outlives a build: results, folders of cache mounts, contexts that clients sent, and which of it is in use. How one build goes is
+`build.py`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import trio
+
+from builder import build as builds
+from builder.cachemounts import CacheMounts
+from builder.classic import Classic
+from builder.contexts import Contexts
+from builder.secrets import Nothing
+from builder.session import Connection, Session
+from builder.tree import Tree
+from engine.aio.blocking import blocking
+from engine.aio.locks import KeyedLocks
+from engine.errors import KnarrError
+from engine.service.build import ClassicBuild, Send
+from engine.service.context import Context
+from engine.spec.build import MAIN_CONTEXT, Progress, Result
+from engine.spec.buildcache import CACHE_MOUNT, CacheRecord, Prune
+from engine.spec.event import Event
+from engine.store.buildcache import BuildCache, CachedResult
+
+log = logging.getLogger("knarr.build")
+
+_SYNC_SECONDS = 120.0
+
+
+class BuildService:
+    """The builder of one daemon; made when the first build comes. `start` it before use."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.folder = f"{context.layout.data_root}/build"
+        os.makedirs(self.folder, 0o700, exist_ok=True)
+        self.cache = BuildCache(context.db, context.snapshots)
+        self.locks = KeyedLocks()
+        self.mounts = CacheMounts(f"{self.folder}/mounts")
+        self.contexts = Contexts(f"{self.folder}/contexts")
+        self._running: dict[str, trio.CancelScope] = {}
+        self._in_use: dict[int, int] = {}
+        self._numbers = 0
+        for leftover in (f"{self.folder}/scratch", f"{context.layout.exec_root}/build"):
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.makedirs(leftover, 0o700)
+        context.nursery.start_soon(self._sweep)
+
+    async def _sweep(self) -> None:
+        """Background task, once: what a crash left."""
+        try:
+            await self.mounts.sweep()
+            await self.contexts.sweep()
+        except OSError as error:
+            log.warning("removing what an interrupted build left: %s", error)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[str]:
+        """A folder for one build on the file system of the layers; who uses it removes what it puts there."""
+        self._numbers += 1
+        path = f"{self.folder}/scratch/{self._numbers}"
+        os.mkdir(path, 0o700)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    # -- builds
+
+    async def classic(self, build: ClassicBuild, context: AsyncIterator[bytes] | None, send: Send) -> None:
+        """`POST /build`; see the protocol."""
+        output = Classic(build)
+        lines, to_send = trio.open_memory_channel[bytes](10_000)
+        parsed = False
+
+        def tell(pieces: Sequence[bytes]) -> None:
+            for piece in pieces:
+                try:
+                    lines.send_nowait(piece)
+                except trio.WouldBlock:
+                    raise ConnectionAbortedError("the client of a build does not read what it is told") from None
+
+        class Hooks(builds.Hooks):
+            def parsed(self, found: builds.Parsed) -> None:
+                nonlocal parsed
+                parsed = True
+                output.parsed(found.dockerfile)
+
+            def planned(self, found: builds.Planned) -> None:
+                tell(output.planned(found.graph, found.digests))
+
+            def told(self, progress: Progress) -> None:
+                tell(output.feed(progress))
+
+        async def write() -> None:
+            async for piece in to_send:
+                await send(piece)
+
+        main: list[Tree] = []
+
+        async def tree(name: str) -> Tree:
+            if name != MAIN_CONTEXT or not main:
+                raise KnarrError(f"there is no build context {name!r}")
+            return main[0]
+
+        with self._cancellable(build.id):
+            async with contextlib.AsyncExitStack() as stack:
+                options = build.options
+                if context is not None:
+                    sent = await stack.enter_async_context(self.contexts.from_tar(context, options.dockerfile))
+                    main.append(sent.tree)
+                    options = sent.options(options)
+                request = builds.Request(options=options, auths=build.auths, gifts=Nothing(), contexts=tree, outputs=None, classic=True)
+                async with trio.open_nursery() as writing:
+                    writing.start_soon(write)
+                    try:
+                        tell(output.finish(await builds.build(self, request, Hooks())))
+                    except KnarrError as error:
+                        if not parsed:
+                            raise
+                        tell(output.fail(error))
+                    await lines.aclose()
+
+    async def session(self, connection: Connection) -> None:
+        """`POST /build/knarr`; see the protocol."""
+        session = Session(connection)
+        if not await session.request():
+            return
+
+        class Hooks(builds.Hooks):
+            def told(self, progress: Progress) -> None:
+                session.tell(progress)
+
+        async def work() -> Result:
+            request = builds.Request(
+                options=session.options, auths=session.auths, gifts=session, contexts=session.context, outputs=session.output
+            )
+            return await builds.build(self, request, Hooks())
+
+        async with self.contexts.uploads() as open_upload:
+            await session.serve(open_upload, work)
+
+    @contextlib.contextmanager
+    def _cancellable(self, id: str) -> Iterator[None]:
+        with trio.CancelScope() as scope:
+            if id:
+                self._running[id] = scope
+            try:
+                yield
+            finally:
+                self._running.pop(id, None)
+        if scope.cancelled_caught:
+            raise KnarrError("the build was cancelled")
+
+    def cancel(self, id: str) -> None:
+        """End the build of that identifier."""
+        scope = self._running.get(id)
+        if scope is not None:
+            scope.cancel()
+
+    # -- the cache
+
+    @contextlib.contextmanager
+    def using(self, used: dict[int, CachedResult]) -> Iterator[None]:
+        """Results that a build uses are not pruned while the block runs; `used` grows meanwhile."""
+        key = id(used)
+        self._users[key] = used
+        try:
+            yield
+        finally:
+            del self._users[key]
+
+    @property
+    def _users(self) -> dict[int, dict[int, CachedResult]]:
+        return self.__dict__.setdefault("_users_", {})
+
+    async def keep(self, used: Sequence[CachedResult]) -> None:
+        """At the end of a build: what it made reaches the disk, and when it used what."""
+        rows = [one.row for one in used if one.row.boot]
+        if rows:
+            await blocking("disk", self.context.snapshots.sync_files, self.folder)
+            self.context.snapshots.synced(rows)
+        self.cache.write_use(used)
+        self.context.durability.lazily()
+
+    async def usage(self) -> Sequence[CacheRecord]:
+        """What the cache has."""
+        users = {one.row.number for used in self._users.values() for one in used.values()}
+        shared = {chain for image in self.context.images.store for chain in image.chain_ids}
+        by_name = {one.row.name: one.id for one in self.cache.results()}
+        records = [
+            CacheRecord(
+                id=one.id, description=one.description, parents=(by_name[one.row.parent],) if one.row.parent in by_name else (),
+                in_use=one.row.number in users, shared=one.row.name in shared, size=one.row.size, created_at=one.created,
+                last_used_at=one.used, usage_count=one.uses,
+            )
+            for one in self.cache.results()
+        ]  # fmt: skip
+        for mount in self.mounts.all():
+            record = mount.record
+            records.append(
+                CacheRecord(
+                    id=os.path.basename(mount.path), type=CACHE_MOUNT, description=record.description, in_use=mount.users > 0,
+                    size=await self.mounts.size(mount), created_at=record.created, last_used_at=record.used, usage_count=record.uses,
+                )
+            )  # fmt: skip
+        return [*records, *await self.contexts.usage()]
+
+    async def prune(self, wanted: Prune) -> tuple[Sequence[str], int]:
+        """Remove from the cache; identifiers of what went, and the bytes that were freed."""
+        records = await self.usage()
+        free = os.statvfs(self.folder)
+        chosen = wanted.choose(records, free.f_bavail * free.f_frsize, time.time_ns())
+        ids = {record.id for record in chosen}
+        self.cache.forget(one for one in self.cache.results() if one.id in ids)
+        await self.mounts.remove([mount for mount in self.mounts.all() if os.path.basename(mount.path) in ids])
+        freed = await self.contexts.remove(ids)
+        freed += sum(record.size for record in chosen if record.type == CACHE_MOUNT)
+        freed += (await self.context.images.collect())[1]
+        attributes = {"reclaimed": str(freed)}
+        self.context.events.publish(Event.make("builder", "prune", "", attributes))
+        return [record.id for record in chosen], freed

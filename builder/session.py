@@ -1,0 +1,248 @@
+"""A client that speaks the frames of `engine.wire.buildframes`: its contexts, its secrets and agent, the events and outputs of its build.
+
+One task reads frames, one writes them; the build runs beside them and is cancelled when the client says so or goes away.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+import trio
+
+from builder.contexts import Upload
+from builder.tree import Tree
+from engine.errors import InvalidParameter, KnarrError
+from engine.spec.build import Options, Progress, Result
+from engine.spec.docker.registry import Credentials, from_members
+from engine.wire import buildframes as frames
+
+log = logging.getLogger("knarr.build")
+
+_ROOM = 64  # pieces of a context or of an agent's stream that wait
+_BACKLOG = 64 << 20  # bytes of events that a client may be behind before it is given up
+_encoder = msgspec.json.Encoder()
+
+
+class Connection(Protocol):
+    """The hijacked connection."""
+
+    async def receive(self) -> bytes: ...
+    async def send(self, data: bytes) -> None: ...
+
+
+class Request(msgspec.Struct):
+    """The first frame."""
+
+    options: Options
+    auth: dict[str, object] = {}
+    secrets: dict[str, str] = {}
+    contexts: tuple[str, ...] = ()
+
+
+class _Channel:
+    """One connection to the client's ssh agent."""
+
+    def __init__(self) -> None:
+        self.give, self.take = trio.open_memory_channel[bytes](_ROOM)
+
+
+class Session:
+    """One build of one client. `Gifts`, contexts and the sink of progress for the build."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._frames = frames.Frames()
+        self._waiting: list[tuple[int, int, bytes]] = []
+        self._outgoing, self._to_send = trio.open_memory_channel[bytes](10_000)
+        self._channels: dict[int, _Channel] = {}
+        self._next_channel = 1
+        self._uploads: dict[int, Upload] = {}
+        self._trees: dict[str, Tree] = {}
+        self._names: tuple[str, ...] = ()
+        self._arrived: dict[str, trio.Event] = {}
+        self._failures: dict[str, Exception] = {}
+        self._behind = 0
+        self.options = Options()
+        self.auths: dict[str, Credentials] = {}
+        self.secrets: dict[str, bytes] = {}
+        self.agents: frozenset[str] = frozenset()
+
+    # -- frames
+
+    async def _next(self) -> tuple[int, int, bytes] | None:
+        """The next frame, None when the client has hung up. Raises MalformedFrame, OSError."""
+        while not self._waiting:
+            data = await self._connection.receive()
+            if not data:
+                return None
+            self._waiting = self._frames.feed(data)[::-1]
+        return self._waiting.pop()
+
+    async def _send(self, data: bytes) -> None:
+        await self._outgoing.send(data)
+
+    async def _write(self) -> None:
+        async for data in self._to_send:
+            self._behind -= len(data)
+            await self._connection.send(data)
+
+    def tell(self, progress: Progress) -> None:
+        """An event for the client. Never blocks; a client that does not read is given up (OSError)."""
+        for piece in frames.message(frames.EVENT, 0, _encoder.encode(progress)):
+            self._behind += len(piece)
+            try:
+                if self._behind > _BACKLOG:
+                    raise trio.WouldBlock
+                self._outgoing.send_nowait(piece)
+            except trio.WouldBlock:
+                raise ConnectionAbortedError("the client of a build does not read what it is told") from None
+
+    # -- the build
+
+    async def request(self) -> bool:
+        """Read the first frame; False when the client went away before. Raises InvalidParameter."""
+        first = await self._next()
+        if first is None:
+            return False
+        kind, _, payload = first
+        if kind != frames.REQUEST:
+            raise InvalidParameter(f"a build began with a frame of the kind {kind}")
+        try:
+            asked = msgspec.json.decode(payload, type=Request)
+            self.secrets = {id: base64.b64decode(text, validate=True) for id, text in asked.secrets.items()}
+        except (msgspec.DecodeError, binascii.Error) as error:
+            raise InvalidParameter(f"the request of a build cannot be read: {error}") from error
+        self.options = asked.options
+        self.agents = frozenset(asked.options.ssh)
+        self.auths = {host: from_members(members) for host, members in asked.auth.items() if isinstance(members, dict)}
+        self._names = asked.contexts
+        self._arrived = {name: trio.Event() for name in asked.contexts}
+        return True
+
+    async def serve(self, open_upload: Callable[[str, bytes], Awaitable[Upload]], build: Callable[[], Awaitable[Result]]) -> None:
+        """Run `build` while frames come and go, and tell its result. Raises OSError when the client is gone."""
+        async with trio.open_nursery() as writing:
+            writing.start_soon(self._write)
+            last: list[bytes] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, open_upload, nursery.cancel_scope)
+                try:
+                    result = await build()
+                    last = frames.message(frames.RESULT, 0, _encoder.encode(result))
+                except KnarrError as error:
+                    last = frames.message(frames.ERROR, 0, _error(error))
+                except OSError as error:
+                    if isinstance(error, ConnectionError):
+                        raise
+                    last = frames.message(frames.ERROR, 0, _error(KnarrError(str(error))))
+                nursery.cancel_scope.cancel()
+            if not last:  # the client wants no more
+                writing.cancel_scope.cancel()
+                return
+            for piece in last:
+                await self._send(piece)
+            await self._outgoing.aclose()
+
+    async def _read(self, open_upload: Callable[[str, bytes], Awaitable[Upload]], scope: trio.CancelScope) -> None:
+        """What the client sends, until it hangs up or says that it wants no more."""
+        try:
+            async with trio.open_nursery() as nursery:
+                while (found := await self._next()) is not None:
+                    kind, stream, payload = found
+                    if kind == frames.CANCEL:
+                        break
+                    await self._take(kind, stream, payload, open_upload, nursery)
+                nursery.cancel_scope.cancel()
+        except* frames.MalformedFrame as group:
+            log.warning("a client of a build is given up: %s", group.exceptions[0])
+        except* (OSError, trio.ClosedResourceError, trio.BrokenResourceError):
+            pass  # it is gone
+        scope.cancel()
+
+    async def _take(
+        self, kind: int, stream: int, payload: bytes, open_upload: Callable[[str, bytes], Awaitable[Upload]], nursery: trio.Nursery
+    ) -> None:
+        match kind:
+            case frames.MANIFEST if stream < len(self._names) and stream not in self._uploads:
+                name = self._names[stream]
+                try:
+                    upload = self._uploads[stream] = await open_upload(name, payload)
+                except KnarrError as error:
+                    self._failed(name, error)
+                    return
+                for piece in frames.message(frames.NEED, stream, upload.need):
+                    await self._send(piece)
+                nursery.start_soon(self._receive, name, upload)
+            case frames.FILES if stream < len(self._names):
+                if stream in self._uploads:
+                    await self._uploads[stream].feed(payload)
+            case frames.CHANNEL | frames.CHANNEL_END:
+                channel = self._channels.get(stream)
+                if channel is not None:
+                    await channel.give.send(payload if kind == frames.CHANNEL else b"")
+            case _:
+                raise frames.MalformedFrame(f"a frame of the kind {kind} on stream {stream} came unasked")
+
+    async def _receive(self, name: str, upload: Upload) -> None:
+        try:
+            self._trees[name] = await upload.finish()
+            self._arrived[name].set()
+        except (KnarrError, OSError) as error:
+            self._failed(name, error)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self._failures[name] = error
+        self._arrived[name].set()
+
+    async def context(self, name: str) -> Tree:
+        """A context, as soon as it is complete. Raises InvalidParameter for one that the client does not send, KnarrError."""
+        if name not in self._arrived:
+            raise InvalidParameter(f"there is no build context {name!r}")
+        await self._arrived[name].wait()
+        if name in self._failures:
+            raise self._failures[name]
+        return self._trees[name]
+
+    # -- outputs and agents
+
+    async def output(self, number: int, pieces: AsyncIterator[bytes]) -> None:
+        """Send the output of that index."""
+        async for piece in pieces:
+            for start in range(0, len(piece), frames.MAX_PAYLOAD):
+                await self._send(frames.frame(frames.OUTPUT, number, piece[start : start + frames.MAX_PAYLOAD]))
+        await self._send(frames.frame(frames.OUTPUT_END, number, b""))
+
+    async def connect(self, id: str, stream: trio.SocketStream) -> None:
+        """Serve one connection to the client's agent `id`."""
+        number = self._next_channel
+        self._next_channel += 1
+        channel = self._channels[number] = _Channel()
+        for piece in frames.message(frames.OPEN, number, id.encode()):
+            await self._send(piece)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._to_client, number, stream)
+                async for data in channel.take:
+                    if not data:
+                        break
+                    await stream.send_all(data)
+                nursery.cancel_scope.cancel()
+        finally:
+            del self._channels[number]
+            channel.take.close()
+
+    async def _to_client(self, number: int, stream: trio.SocketStream) -> None:
+        async for data in stream:
+            await self._send(frames.frame(frames.CHANNEL, number, bytes(data)))
+        await self._send(frames.frame(frames.CHANNEL_END, number, b""))
+
+
+def _error(error: KnarrError) -> bytes:
+    excerpt = getattr(error, "excerpt", "")
+    return json.dumps({"message": str(error), "status": error.status, "excerpt": excerpt() if callable(excerpt) else excerpt}).encode()

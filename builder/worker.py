@@ -1,0 +1,268 @@
+"""The solver's hands for one build: opens sources, unpacks base images, runs, copies, commits layers. Owns what a build holds meanwhile.
+
+Decides nothing about order or cache. What a vertex gives is a committed snapshot with a provisional name that is not synced yet: the export
+syncs what an image needs, and the end of a build the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import msgspec
+import trio
+
+from builder import checksum, copying, layering, mounting
+from builder.cachemounts import CacheMounts
+from builder.faults import BuildFault
+from builder.graph import ContextSource, Copy, CopySource, GitSource, HttpSource, ImageSource, MakeFolder, Mount, Run, Stack
+from builder.progress import Reporter
+from builder.run import Limits, run
+from builder.secrets import Gifts
+from builder.solver import Outcome
+from builder.sshagent import agent_socket
+from builder.tree import Tree
+from engine.aio.blocking import blocking
+from engine.errors import InvalidParameter, KnarrError
+from engine.service.context import Context
+from engine.spec.mount import Mount as SpecMount
+from engine.store.snapshots import PROVISIONAL, Snapshot
+from engine.store.trees import usage
+
+_SECRET_MAX = 512 * 1024  # BuildKit's limit, 500 KiB and a little
+
+Fetch = Callable[[HttpSource | GitSource, str], Awaitable[Tree]]
+"""Fetches sources from elsewhere; the second argument is the vertex that is told of it."""
+
+
+class BuildWorker:
+    """Works for one build. `contexts` waits for what the client sends; `scratch`: a folder of its own on the layers' file system."""
+
+    def __init__(
+        self, context: Context, reporter: Reporter, *, contexts: Callable[[str], Awaitable[Tree]], fetch: Fetch, gifts: Gifts,
+        mounts: CacheMounts, limits: Limits, scratch: str, epoch: int | None = None,
+    ) -> None:  # fmt: skip
+        self._context = context
+        self._reporter = reporter
+        self._contexts = contexts
+        self._fetch = fetch
+        self._gifts = gifts
+        self._mounts = mounts
+        self._limits = limits
+        self._scratch = scratch
+        self._epoch = epoch
+        self._numbers = 0
+        self._selections: dict[tuple[Copy, tuple[str, ...]], str] = {}
+
+    # -- sources
+
+    async def source(self, op: ContextSource | HttpSource | GitSource, vertex: str) -> Tree:
+        """Open or fetch sources. Raises KnarrError."""
+        if isinstance(op, ContextSource):
+            return await self._contexts(op.name)
+        return await self._fetch(op, vertex)
+
+    async def image(self, op: ImageSource, vertex: str) -> Snapshot | None:
+        """The layers of an image, unpacked. Raises KnarrError."""
+        if not op.chain:
+            return None
+        snapshots = self._context.snapshots
+        if not snapshots.whole(op.chain):
+            image = self._context.images.store.get(op.image)
+            if image is None:
+                raise KnarrError(f"the image {op.reference} was removed while it was built on")
+            await self._context.pulls.unpack(image)
+        return snapshots.get(op.chain)
+
+    def tree(self, row: Snapshot | None) -> Tree:
+        """A root file system as a tree."""
+        if row is None:
+            return Tree()
+        return Tree(layers=self._context.snapshots.lowers(row.name), identity=f"snapshot {row.number}")
+
+    async def selection(self, op: Copy, trees: Sequence[Tree]) -> str:
+        """The digest of what a COPY would copy."""
+        known = (op, tuple(tree.identity for tree in trees))
+        if not all(tree.identity or not tree.layers for tree in trees):
+            return await blocking("hashing", checksum.key, op, trees)
+        found = self._selections.get(known)
+        if found is None:
+            found = self._selections[known] = await blocking("hashing", checksum.key, op, trees)
+        return found
+
+    async def content(self, tree: Tree, path: str) -> str:
+        """The digest of what is at a path of a tree."""
+        if path == "/" and tree.identity:
+            return tree.identity
+        whole = Copy(sources=(CopySource(input=0, path=path, literal=True),), destination="/")
+        return await self.selection(whole, [tree])
+
+    # -- layers
+
+    async def execute(self, op: Run | Copy | MakeFolder | Stack, inputs: Sequence[Outcome], vertex: str) -> Snapshot:
+        """Do it; the result is committed under a provisional name. Raises BuildFault, KnarrError, OSError."""
+        if isinstance(op, Run):
+            return await self._run(op, inputs, vertex)
+        below = inputs[0].row
+        lowers = self._context.snapshots.lowers(below.name) if below is not None else ()
+        match op:
+            case Copy():
+                trees = [one.tree if one.tree is not None else self.tree(one.row) for one in inputs]
+                work: Callable[[str, Callable[[], bool]], None] = lambda upper, stop: copying.apply(  # noqa: E731
+                    op, lowers, upper, trees, epoch=self._epoch, stop=stop
+                )
+            case MakeFolder():
+                work = lambda upper, stop: layering.make_folder(op, lowers, upper, epoch=self._epoch)  # noqa: E731
+            case Stack():
+                layer = inputs[1].row
+                assert layer is not None
+                folder = self._context.snapshots.upper(layer.name)
+                work = lambda upper, stop: layering.stack(folder, lowers, upper, stop=stop)  # noqa: E731
+        return await self._layer(below, work)
+
+    async def _layer(self, below: Snapshot | None, work: Callable[[str, Callable[[], bool]], None]) -> Snapshot:
+        """A new layer on `below`, filled by `work(its folder, whether to stop)` in a worker thread."""
+        snapshots = self._context.snapshots
+        path = snapshots.begin()
+        stopped = threading.Event()
+
+        def fill() -> tuple[int, int]:
+            try:
+                work(f"{path}/fs", stopped.is_set)
+                return usage(f"{path}/fs")
+            except BaseException:
+                snapshots.discard(path)
+                raise
+
+        size, inodes = await _stoppable(fill, stopped)
+        name = PROVISIONAL + os.urandom(8).hex()
+        return snapshots.commit(path, name, below.name if below is not None else "", size, inodes, synced=False)
+
+    # -- RUN
+
+    async def _run(self, op: Run, inputs: Sequence[Outcome], vertex: str) -> Snapshot:
+        below = inputs[0].row
+        async with contextlib.AsyncExitStack() as stack:
+            mounts, env = await self._mounted(op, inputs, stack)
+            return await run(
+                self._context, op, below.name if below is not None else None, mounts, env, self._limits,
+                lambda stream, data: self._reporter.log(vertex, stream, data),
+            )  # fmt: skip
+
+    async def _mounted(self, op: Run, inputs: Sequence[Outcome], stack: contextlib.AsyncExitStack) -> tuple[list[SpecMount], list[str]]:
+        made: list[SpecMount] = []
+        env: list[str] = []
+        for mount in sorted(op.mounts, key=lambda mount: mount.target.count("/")):
+            tree = None
+            if mount.input >= 0:
+                outcome = inputs[mount.input]
+                tree = outcome.tree if outcome.tree is not None else self.tree(outcome.row)
+            match mount.kind:
+                case "bind":
+                    made.append(await blocking("disk", mounting.bind, mount, tree, await stack.enter_async_context(self._folder())))
+                case "cache":
+                    made.append(await self._cache(mount, tree, stack))
+                case "tmpfs":
+                    made.append(mounting.tmpfs(mount))
+                case "secret":
+                    secret = self._secret(mount)
+                    if secret is not None and mount.env:
+                        env.append(f"{mount.env}={secret.decode('utf-8', 'surrogateescape')}")
+                    if secret is not None and mount.target:
+                        made.append(await stack.enter_async_context(self._secret_file(mount, secret)))
+                case "ssh":
+                    if mount.id in self._gifts.agents:
+                        folder = await stack.enter_async_context(self._folder(volatile=True))
+                        path = await stack.enter_async_context(agent_socket(folder, mount, self._gifts))
+                        made.append(SpecMount(destination=mount.target, type="bind", source=path, options=("bind", "rprivate")))
+                        env = [entry for entry in env if not entry.startswith("SSH_AUTH_SOCK=")]
+                        if not any(entry.startswith("SSH_AUTH_SOCK=") for entry in op.env):
+                            env.append(f"SSH_AUTH_SOCK={mount.target}")
+                    elif mount.required:
+                        raise BuildFault(f"no SSH key {mount.id!r} forwarded from the client", hint="build with --ssh")
+        return made, env
+
+    @contextlib.asynccontextmanager
+    async def _folder(self, *, volatile: bool = False) -> AsyncIterator[str]:
+        """A folder for one step, gone with it; `volatile`: below the exec root, on no disk."""
+        self._numbers += 1
+        base = f"{self._context.layout.exec_root}/build" if volatile else self._scratch
+        path = f"{base}/{os.path.basename(self._scratch)}-{self._numbers}" if volatile else f"{base}/{self._numbers}"
+        os.makedirs(path, 0o700)
+        try:
+            yield path
+        finally:
+            with trio.CancelScope(shield=True):
+                await blocking("disk", functools.partial(shutil.rmtree, path, ignore_errors=True))
+
+    async def _cache(self, mount: Mount, tree: Tree | None, stack: contextlib.AsyncExitStack) -> SpecMount:
+        fill = None
+        key = f"{mount.id}\0{mount.source if tree is not None else ''}\0{tree.identity if tree is not None else ''}"
+        if tree is not None:
+            fill = functools.partial(mounting.fill_cache, mount, tree)
+        used = self._mounts.use(
+            key, f"mount {mount.target} of a RUN, id {mount.id!r}", mount.sharing, mount.mode, mount.uid, mount.gid, fill
+        )
+        return mounting.folder(mount, (await stack.enter_async_context(used)).data)
+
+    def _secret(self, mount: Mount) -> bytes | None:
+        secret = self._gifts.secrets.get(mount.id)
+        if secret is None:
+            if mount.required:
+                raise BuildFault(f"secret {mount.id}: not found", hint="give it with --secret id=" + mount.id)
+            return None
+        if len(secret) > _SECRET_MAX:
+            raise InvalidParameter(f"secret {mount.id}: invalid secret size {len(secret)}, at most {_SECRET_MAX} bytes")
+        return secret
+
+    @contextlib.asynccontextmanager
+    async def _secret_file(self, mount: Mount, secret: bytes) -> AsyncIterator[SpecMount]:
+        """A secret as a file that is on no disk: below the exec root, and gone when the step has ended."""
+        async with self._folder(volatile=True) as folder:
+            path = f"{folder}/secret"
+            _write_secret(path, mount, secret)
+            yield mounting.file(mount.target, path)
+
+
+async def _stoppable(work: Callable[[], tuple[int, int]], stopped: threading.Event) -> tuple[int, int]:
+    """Wait for a thread; when this is cancelled the thread is asked to stop, and waited for."""
+    results: list[tuple[int, int]] = []
+    failures: list[Exception] = []
+    done = trio.Event()
+
+    async def run_thread() -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                results.append(await blocking("build", work))
+        except Exception as error:  # carried over to the caller
+            failures.append(error)
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_thread)
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            stopped.set()
+            raise
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _write_secret(path: str, mount: Mount, secret: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(secret)
+        os.fchown(fd, mount.uid, mount.gid)
+        os.fchmod(fd, mount.mode)
+
+
+def limits_key(limits: Limits) -> str:
+    """What of a build's limits an outcome may depend on: nothing that only makes it slower."""
+    hc = limits.host_config
+    return msgspec.json.encode([[limit.name, limit.soft, limit.hard] for limit in hc.ulimits or ()]).decode()
