@@ -6,7 +6,8 @@ from engine.errors import KnarrError
 
 
 class BuildFault(KnarrError):
-    """A step failed: `code` is the exit status of its process, 0 when there was none; `line` of the Dockerfile, 0 when it is not known."""
+    """A step failed: `code` is the exit status of its process, 0 when there was none; `line` of the Dockerfile, 0 when it is not
+    known; `excerpt`: lines around it, for people."""
 
     status = 500
 
@@ -14,3 +15,4 @@ class BuildFault(KnarrError):
         super().__init__(message, hint=hint)
         self.code = code
         self.line = line
+        self.excerpt = ""

@@ -1,0 +1,46 @@
+"""Files of a context that the builder itself reads: the Dockerfile. The context is hostile: looked up inside its tree alone."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+
+from builder.tree import Tree
+from engine.aio.blocking import blocking
+from engine.errors import InvalidParameter
+from engine.store.view import View
+
+_LARGEST = 16 << 20
+"""Bytes of a Dockerfile that is read at all; BuildKit's messages hold as much."""
+
+
+async def dockerfile(tree: Tree, path: str) -> bytes:
+    """The text of the Dockerfile at a path of a tree. Raises InvalidParameter in BuildKit's words."""
+    return await blocking("disk", _read, tree, path)
+
+
+def _read(tree: Tree, path: str) -> bytes:
+    place = posixpath.normpath("/" + path)
+    if not tree.layers:
+        raise _missing(path)
+    with View(tree.layers) as view:
+        node = view.find(place)
+        if node is None and posixpath.basename(place) == "Dockerfile":
+            node = view.find(posixpath.join(posixpath.dirname(place), "dockerfile"))  # as BuildKit and the classic builder
+        if node is None:
+            raise _missing(path)
+        if not stat.S_ISREG(node.info.st_mode):
+            raise InvalidParameter(
+                f"failed to read dockerfile: read {path}: is a directory"
+                if node.folder
+                else f"failed to read dockerfile: {path} is no file"
+            )
+        if node.info.st_size > _LARGEST:
+            raise InvalidParameter(f"failed to read dockerfile: {path} has {node.info.st_size} bytes, more than {_LARGEST}")
+        with open(view.open_file(node), "rb") as file:
+            return file.read(_LARGEST + 1)
+
+
+def _missing(path: str) -> InvalidParameter:
+    return InvalidParameter(f"failed to read dockerfile: open {os.fspath(path)}: no such file or directory")
