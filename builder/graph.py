@@ -84,9 +84,11 @@ class Stack(Op, frozen=True, kw_only=True):
 
 
 class MakeFolder(Op, frozen=True, kw_only=True):
-    """WORKDIR: make the absolute `path` in `inputs[0]`, with what is missing above it, mode 0755, owned by root (BuildKit)."""
+    """WORKDIR: make the absolute `path` in `inputs[0]`, with what is missing above it, mode 0755. All of it is owned by `user`, which is
+    what USER said: "user[:group]", "" for root (BuildKit)."""
 
     path: str
+    user: str = ""
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
