@@ -41,23 +41,24 @@ def _short(image: str) -> str:
 class _Vertex:
     """What is known of a vertex, and of its output what was not told yet."""
 
-    __slots__ = ("cached", "clipped", "completed", "decoders", "error", "logs", "started", "told", "waiting")
+    __slots__ = ("cached", "clipped", "completed", "decoders", "error", "fresh", "logs", "started", "told", "waiting")
 
     def __init__(self) -> None:
-        self.started = self.completed = self.cached = self.clipped = self.told = False
+        self.started = self.completed = self.cached = self.clipped = self.told = self.fresh = False
         self.error = ""
         self.logs: list[tuple[int, bytes]] = []
         self.waiting = 0
         self.decoders: dict[int, codecs.IncrementalDecoder] = {}
 
     def update(self, status: VertexStatus) -> None:
+        self.fresh = not self.started and status.started is not None and status.completed is None
         self.started = self.started or status.started is not None
         self.completed = self.completed or status.completed is not None
         self.cached = self.cached or status.cached
         self.error = self.error or status.error
 
     def add(self, log: Log) -> None:
-        self.started = True
+        self.started, self.fresh = True, False
         if self.waiting + len(log.data) <= LOG_LIMIT:
             self.logs.append((log.stream, log.data))
             self.waiting += len(log.data)
@@ -112,6 +113,7 @@ class Classic:
         self._last_id: dict[int, str] = {}
         self._image = ""
         self._shown: set[str] = set()
+        self._begun: list[_Vertex] = []
 
     def parsed(self, dockerfile: Dockerfile) -> None:
         """The Dockerfile could be read: from now on what fails is told in the stream."""
@@ -127,16 +129,22 @@ class Classic:
         self._lay_out({step.stage for step in graph.plan} | {last})
         return self._told(self._advance())
 
-    def feed(self, messages: Iterable[Progress]) -> list[bytes]:
-        """Lines for what happened. Messages that were made at one moment belong together: that a step began and was in the cache, say."""
+    def feed(self, *messages: Progress) -> list[bytes]:
+        """Lines for what happened. That a step began and that it was in the cache can be two messages made at one moment: a beginning that
+        is the only news is told with the next message."""
         lines: list[bytes] = []
+        for vertex in self._begun:
+            vertex.fresh = False
+        self._begun = []
         for progress in messages:
             for status in progress.vertexes:
-                if (vertex := self._vertices.get(status.digest)) is not None:
-                    vertex.update(status)
+                if (known := self._vertices.get(status.digest)) is not None:
+                    known.update(status)
+                    if known.fresh:
+                        self._begun.append(known)
             for log in progress.logs:
-                if (vertex := self._vertices.get(log.vertex)) is not None:
-                    vertex.add(log)
+                if (known := self._vertices.get(log.vertex)) is not None:
+                    known.add(log)
             if self._graph is None:
                 lines += [line for bar in progress.statuses for line in self._pulling(bar)]
         return self._told([*lines, *self._advance()])
@@ -276,7 +284,7 @@ class Classic:
         if not step.running and (vertex.told or vertex.cached or (over and not vertex.started)):
             step.ran = False
             return self._end(step, [jsonstream.stream(" ---> Using cache\n")], lines, over)
-        if not vertex.started:
+        if not vertex.started or (vertex.fresh and not over):
             return False
         if not step.running:
             step.running = step.ran = True
@@ -295,7 +303,7 @@ class Classic:
         cached = False
         if neighbour is not None and neighbour.vertex is not None:
             vertex = self._state(neighbour.vertex)
-            if not (vertex.started or vertex.cached or vertex.error or vertex.told or over):
+            if not ((vertex.started and not vertex.fresh) or vertex.cached or vertex.error or vertex.told or over):
                 return False
             cached = not neighbour.ran if neighbour.id else vertex.cached or (over and not vertex.started)
         if cached:

@@ -60,15 +60,16 @@ class Case:
         self.lines += [json.loads(line) for line in lines]
 
     def started(self, index: int) -> None:
-        self._add(self.classic.feed([Progress(vertexes=(VertexStatus(digest=f"v{index}", started="t"),))]))
+        self._add(self.classic.feed(Progress(vertexes=(VertexStatus(digest=f"v{index}", started="t"),))))
 
     def log(self, index: int, data: bytes, stream: int = 1) -> None:
-        self._add(self.classic.feed([Progress(logs=(Log(vertex=f"v{index}", stream=stream, data=data),))]))
+        self._add(self.classic.feed(Progress(logs=(Log(vertex=f"v{index}", stream=stream, data=data),))))
 
     def completed(self, index: int, **more: Any) -> None:
         started = VertexStatus(digest=f"v{index}", started="t")
         ended = VertexStatus(digest=f"v{index}", started="t", completed="t", **more)
-        self._add(self.classic.feed([Progress(vertexes=(started,)), Progress(vertexes=(ended,))]))
+        self._add(self.classic.feed(Progress(vertexes=(started,))))
+        self._add(self.classic.feed(Progress(vertexes=(ended,))))
 
     def finish(self) -> None:
         self._add(self.classic.finish(Result(image=IMAGE)))
@@ -108,6 +109,8 @@ def test_a_build_is_told_as_dockerd_tells_it() -> None:
     case = simple(tags=("app:latest", "app:1")).begin()
     assert case.text == "Step 1/4 : FROM busybox\n ---> 0123456789ab\nStep 2/4 : ENV a=b\n"
     case.started(2)
+    case.started(1)
+    assert case.text.endswith("Step 3/4 : RUN make\n ---> Running in #\n")
     case.log(2, b"out\n")
     case.log(2, b"err\n", 2)
     assert case.text.endswith("Step 3/4 : RUN make\n ---> Running in #\nout\n\x1b[91merr\n\x1b[0m")
@@ -193,7 +196,7 @@ def test_a_pull_before_the_first_step_is_told() -> None:
         Status(id=layer, vertex="p", current=7, total=10, started="t"),
         Status(id=layer, vertex="p", current=10, total=10, started="t", completed="t"),
     ):
-        case._add(case.classic.feed([Progress(statuses=(status,))]))
+        case._add(case.classic.feed(Progress(statuses=(status,))))
     assert [(line["status"], line["id"]) for line in case.lines] == [
         (text, "5" * 12) for text in ("Pulling fs layer", "Downloading", "Download complete")
     ]
