@@ -1,6 +1,6 @@
 # Everything a newcomer needs. `make hello` and `make test` install what they need with apt (root, Debian or Ubuntu) and into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help hello test check bench bench-network bench-transfer core launcher venv clean system-build system-test system-bench system-transfer
+.PHONY: help hello test check bench bench-network bench-transfer bench-build core launcher venv clean system-build system-test system-bench system-transfer
 
 SYSTEM_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
@@ -14,6 +14,7 @@ help:
 	@echo "make bench    measure Knarr beside whichever of docker, podman, crun and runc is here (BENCH_ARGS=...)"
 	@echo "make bench-network    the same for networks: starts, throughput, names, crowds"
 	@echo "make bench-transfer   the same for pulling, pushing and serving images"
+	@echo "make bench-build      the same for building images"
 	@echo "make core     build the extension in place"
 	@echo "make clean    remove what was built (.venv stays)"
 
@@ -38,6 +39,9 @@ bench-network: core launcher system-bench
 
 bench-transfer: core launcher system-transfer
 	$(BIN)/python -m benchmarks.transfer $(BENCH_ARGS)
+
+bench-build: core launcher system-bench
+	$(BIN)/python -m benchmarks.builds $(BENCH_ARGS)
 
 core: $(VENV)/.deps
 	flock .build.lock $(BIN)/python setup.py -q build_ext --inplace
