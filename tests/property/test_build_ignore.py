@@ -21,7 +21,7 @@ _path = st.lists(_name, min_size=1, max_size=4)
 
 def usable(lines: list[str]) -> list[str]:
     cleaned = [ignore.clean(line.strip()) for line in lines]
-    return [line for line in cleaned if line not in ("!", ".", "/")]
+    return [line for line in cleaned if line not in ("!", ".", "/") and line == line.strip()]
 
 
 def plainly(pattern: str) -> Callable[[str], object]:
