@@ -50,23 +50,31 @@ class Unpacked(msgspec.Struct):
     warnings: tuple[str, ...] = ()
 
 
-def unpack(reader: tar.TarReader, root: str, lowers: Lowers = (), limits: Limits = DEFAULT_LIMITS) -> Unpacked:
+def unpack(reader: tar.TarReader, root: str, lowers: Lowers = (), limits: Limits = DEFAULT_LIMITS, *, whiteouts: bool = True) -> Unpacked:
     """Apply every member of `reader` to the empty folder `root`, over the folders `lowers` of the layers below.
+
+    Without `whiteouts` it is an archive of files like any other, in which names that begin with `.wh.` mean nothing.
 
     Blocks; any thread. Raises Refused naming the entry, KnarrError for the host's troubles (no space), TarError, and what the source
     raises. What was written stays for the caller to delete.
     """
     result = Unpacked()
-    for _ in unpacking(reader, root, result, lowers, limits):
+    for _ in unpacking(reader, root, result, lowers, limits, whiteouts=whiteouts):
         pass
     return result
 
 
 def unpacking(
-    reader: tar.TarReader, root: str, result: Unpacked, lowers: Lowers = (), limits: Limits = DEFAULT_LIMITS
+    reader: tar.TarReader,
+    root: str,
+    result: Unpacked,
+    lowers: Lowers = (),
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    whiteouts: bool = True,
 ) -> Iterator[tar.Entry]:
     """`unpack` in steps: yields each member after it was applied and keeps `result` up to date."""
-    target = _Target(reader, root, result, lowers, limits)
+    target = _Target(reader, root, result, lowers, limits, whiteouts)
     try:
         for entry in reader:
             target.apply(entry)
@@ -77,8 +85,9 @@ def unpacking(
 
 
 class _Target:
-    def __init__(self, reader: tar.TarReader, root: str, result: Unpacked, lowers: Lowers, limits: Limits) -> None:
+    def __init__(self, reader: tar.TarReader, root: str, result: Unpacked, lowers: Lowers, limits: Limits, whiteouts: bool) -> None:
         self.result = result
+        self._whiteouts = whiteouts
         self._reader = reader
         self._limits = limits
         self._tree = Merged(root, lowers)
@@ -109,7 +118,7 @@ class _Target:
             return
         name = parts.pop()
         parent, place = self._tree.parent(parts, entry.name)
-        if name.startswith(WHITEOUT):
+        if self._whiteouts and name.startswith(WHITEOUT):
             self._whiteout(parent, place, name, entry.name)
         elif entry.type == tar.REGULAR:
             self._file(parent, place, name, entry)
