@@ -276,6 +276,7 @@ async def _serve(settings: Settings) -> None:
     listeners = open_listeners(settings.endpoints(), group=settings.group)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrived:
         async with open_engine(settings) as engine, trio.open_nursery() as nursery:
+            engine.make_builder = _builder
             api = server(engine)
             await nursery.start(api.run, listeners)
             gc.collect()
@@ -285,6 +286,13 @@ async def _serve(settings: Settings) -> None:
                 nursery.start_soon(_idle, settings.idle_exit, api, engine, nursery.cancel_scope)
             nursery.start_soon(_signals, arrived, nursery.cancel_scope)
     log.info("stopped; running containers go on")
+
+
+def _builder(engine: Any) -> Any:
+    """The builder, imported when the first build comes."""
+    from builder.service import BuildService
+
+    return BuildService(engine.context)
 
 
 async def _signals(arrived: Any, scope: Any) -> None:
