@@ -5,6 +5,7 @@ Everything that blocks runs in worker threads; the stores' memory and the databa
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from engine.store.snapshots import Snapshots
 from engine.store.unpack import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
+    from engine.service.layerblobs import LayerBlobs
     from engine.spec.event import Event
 
 _CLEANUP_SECONDS = 60.0
@@ -72,6 +74,13 @@ class Images:
         self.limits = limits
         # Chains and blobs that work under way is about to refer to.
         self._pinned: Counter[str] = Counter()
+
+    @functools.cached_property
+    def layer_blobs(self) -> LayerBlobs:
+        """Blobs of layers that were built, made when they are wanted."""
+        from engine.service.layerblobs import LayerBlobs
+
+        return LayerBlobs(self)
 
     # -- look-ups
 

@@ -51,7 +51,7 @@ class Packed(msgspec.Struct, frozen=True):
 
 
 def pack(folder: str, write: Write | None = None, *, epoch: int | None = None, check: Callable[[], object] | None = None) -> Packed:
-    """Pack what is below the host path `folder`, which nobody changes. With `write` the archive goes there, in pieces of a mebibyte mostly.
+    """Pack what is below the host path `folder`, which nobody changes. With `write` the archive goes there, in pieces of a mebibyte.
 
     `epoch`: Unix seconds that no time may lie behind. `check` is called for each piece, to raise what ends the work. Blocks; any thread.
     Raises OSError, KnarrError for a file that changes meanwhile.
@@ -195,14 +195,19 @@ class _Packing:
     def _put(self, data: bytes) -> None:
         used = self._used
         end = used + len(data)
-        if end > _ROOM:
-            self._flush()
-            used, end = 0, len(data)
-            if end > _ROOM:
-                self._out(memoryview(data))
-                return
-        self._buffer[used:end] = data
-        self._used = end
+        if end <= _ROOM:
+            self._buffer[used:end] = data
+            self._used = end
+            return
+        view = memoryview(data)
+        while view:
+            if self._used == _ROOM:
+                self._flush()
+            used = self._used
+            end = min(_ROOM, used + len(view))
+            self._buffer[used:end] = view[: end - used]
+            self._used = end
+            view = view[end - used :]
 
     def _content(self, file: int, size: int, name: bytes) -> None:
         left = size

@@ -366,6 +366,9 @@ class Snapshots:
         del self._rows[name]
         row.name = chain
         self._rows[chain] = row
+        if name in self._damaged:
+            self._damaged.remove(name)
+            self._damaged.add(chain)
         if name in self._children:
             self._children[chain] = self._children.pop(name)
             for other in self._rows.values():

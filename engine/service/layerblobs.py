@@ -1,0 +1,333 @@
+"""Blobs of layers that were built: made from their snapshots when somebody wants them. Owns how that is done and what is remembered of it.
+
+An image that was built names plain archives that are not in the content store: `store.pack` makes the same bytes again of the folder, and
+their digest is checked whenever it does. What goes to a registry is compressed once; from then on the image's manifest has those blobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
+import trio
+
+from engine.aio.blocking import blocking
+from engine.aio.locks import KeyedLocks
+from engine.errors import Damaged, InvalidParameter, NotFound
+from engine.service.layers import explained
+from engine.spec import image as spec
+from engine.spec.digest import sha256
+from engine.store import pack
+from engine.store.images import ImageRecord, Layer
+from engine.store.pack import Packed, Write
+from engine.store.snapshots import Snapshot
+from engine.wire import compression
+from engine.wire.compression import GzipWriter
+
+if TYPE_CHECKING:
+    from engine.service.images import Images
+
+_GZIP_LEVELS = range(10)
+_ZSTD_LEVELS = range(1, 23)
+_ZSTD_DEFAULT = 3
+_READ = 256 << 10
+_CUT = 256 << 10  # as `service.staging`
+
+T = TypeVar("T")
+
+
+class Form(msgspec.Struct, frozen=True):
+    """How a layer is packed: `kind` is uncompressed, gzip or zstd; `level` None is the usual one. `epoch`: Unix seconds that no file's time
+    may lie behind, None for none."""
+
+    kind: str = "gzip"
+    level: int | None = None
+    epoch: int | None = None
+
+    def check(self) -> Form:
+        """The same. Raises InvalidParameter for what there is not."""
+        if self.kind not in ("uncompressed", "gzip", "zstd"):
+            raise InvalidParameter(f"unsupported layer compression type {self.kind}")
+        levels = _GZIP_LEVELS if self.kind == "gzip" else _ZSTD_LEVELS
+        if self.level is not None and self.kind != "uncompressed" and self.level not in levels:
+            raise InvalidParameter(f"compression level {self.level}: {self.kind} has {levels[0]} to {levels[-1]}")
+        return self
+
+    def media_type(self, docker: bool = False) -> str:
+        """Of such a layer."""
+        plain = "application/vnd.docker.image.rootfs.diff.tar" if docker else spec.MEDIA_LAYER
+        return plain if self.kind == "uncompressed" else f"{plain}{'.' if docker else '+'}{self.kind}"
+
+
+GZIP = Form()
+
+
+class LayerBlobs:
+    """The blobs on demand of one data root. Methods are for the event-loop thread unless they say otherwise."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        self._content = images.content
+        self._snapshots = images.snapshots
+        self._locks = KeyedLocks()
+
+    def source(self, digest: str) -> Snapshot | None:
+        """The snapshot that a plain layer can be made of, None when there is none."""
+        snapshots = self._snapshots
+        return next((row for row in snapshots.rows() if row.diff_id == digest and snapshots.has(row.name)), None)
+
+    def sources(self) -> dict[str, int]:
+        """Every digest for which there is a `source`, with the bytes of the archive."""
+        return {row.diff_id: row.packed for row in self._snapshots.rows() if row.diff_id and self._snapshots.has(row.name)}
+
+    async def pack(self, row: Snapshot) -> tuple[str, int]:
+        """The digest and the bytes of what a committed snapshot packs to; remembered. Raises KnarrError."""
+        async with self._locks.hold(row.number):
+            if not row.diff_id:
+                packed = await self._with(row, lambda: self._fill(row, None, None))
+                if self._snapshots.is_current(row):
+                    self._snapshots.set_packed(row, packed.diff_id, packed.size)
+                return packed.diff_id, packed.size
+        return row.diff_id, row.packed
+
+    async def send(self, digest: str, write: Callable[[bytes], Awaitable[object]]) -> None:
+        """Give a plain layer to the asynchronous `write`, in pieces of a mebibyte. Raises Damaged, after all of it, when the snapshot is no
+        longer what it was, NotFound, KnarrError and what `write` raises."""
+        row = self._source(digest)
+
+        def work() -> Packed:
+            return self._fill(row, lambda piece: trio.from_thread.run(write, bytes(piece)), None)
+
+        _same(digest, (await self._with(row, work)).diff_id)
+
+    async def bring(self, digest: str) -> bool:
+        """Put a plain layer into the content store; False when it is neither there nor can be made. Raises Damaged, KnarrError."""
+        if await blocking("disk", self._content.exists, digest):
+            return True
+        if self.source(digest) is None:
+            return False
+        async with self._locks.hold(digest):
+            if not await blocking("disk", self._content.exists, digest):
+                row = self._source(digest)
+                await self._stored(lambda write: self._fill(row, write, None), Form("uncompressed"), digest)
+        return True
+
+    async def made(self, row: Snapshot, form: Form) -> Layer:
+        """A committed snapshot as a blob in the content store: a layer without a chain, whose blob the caller pins. Raises KnarrError."""
+        return await self._stored(lambda write: self._fill(row, write, form.epoch), form, "" if form.epoch is not None else row.diff_id)
+
+    async def converted(self, layer: Layer, form: Form, docker: bool = False) -> Layer:
+        """The same layer packed in another way, in the content store; the caller pins its blob. Raises NotFound, Damaged, KnarrError."""
+        if await blocking("disk", self._content.exists, layer.digest, layer.size):
+            made = await self._stored(lambda write: self._inflate(layer.digest, write), form, layer.diff_id)
+        else:
+            row = self._source(layer.diff_id)
+            made = await self._stored(lambda write: self._fill(row, write, None), form, layer.diff_id)
+        return msgspec.structs.replace(layer, digest=made.digest, size=made.size, media_type=form.media_type(docker))
+
+    async def for_registry(self, image: ImageRecord, form: Form = GZIP) -> ImageRecord:
+        """The image, all of whose layers are in the content store: those that were made on demand are compressed, once, and its manifest
+        names them so from now on. Raises Damaged, KnarrError."""
+        async with self._locks.hold(image.id):
+            image = self._images.store.get(image.id) or image
+            lacking = await blocking("disk", self._lacking, image)
+            if not lacking or any(self.source(layer.digest) is None for layer in lacking):
+                return image  # what lacks a blob for another reason is told by who reads it
+            with self._images.pins() as pin:
+                raw = await blocking("disk", self._content.read, image.manifest)
+                manifest = spec.decode_manifest(raw)
+                docker = manifest.media_type == spec.DOCKER_MANIFEST
+                made: dict[str, Layer] = {}
+                for layer in lacking:
+                    if layer.digest not in made:
+                        made[layer.digest] = await self.converted(layer, form, docker)
+                        pin([made[layer.digest].digest])
+                layers = tuple(
+                    msgspec.structs.replace(layer, digest=one.digest, size=one.size, media_type=form.media_type(docker))
+                    if (one := made.get(layer.digest)) is not None else layer
+                    for layer in image.layers
+                )  # fmt: skip
+                described = tuple(spec.Descriptor(media_type=one.media_type, digest=one.digest, size=one.size) for one in layers)
+                raw = spec.encode(msgspec.structs.replace(manifest, layers=described))
+                pin([sha256(raw)])
+                await blocking("disk", self._content.put, raw)
+                current = self._images.store.get(image.id)
+                if current is None or current.manifest != image.manifest:
+                    return current or image
+                changed = msgspec.structs.replace(current, manifest=sha256(raw), manifest_size=len(raw), layers=layers)
+                self._images.store.put(changed)
+                await self._images.durable()
+        return self._images.store.get(image.id) or changed
+
+    # -- inside
+
+    def _lacking(self, image: ImageRecord) -> list[Layer]:
+        return [layer for layer in image.layers if not self._content.exists(layer.digest, layer.size)]
+
+    def _source(self, digest: str) -> Snapshot:
+        row = self.source(digest)
+        if row is None:
+            raise NotFound(f"layer {digest} is not here", hint="build, load or pull the image again")
+        return row
+
+    async def _with(self, row: Snapshot, work: Callable[[], T]) -> T:
+        """Do `work` in a thread, while the snapshot stays."""
+        try:
+            with self._images.pins() as pin:
+                pin([row.name])
+                return await blocking("build", work)
+        except OSError as error:
+            raise explained(error, f"layer {row.diff_id or row.name}") from error
+
+    def _fill(self, row: Snapshot, write: Write | None, epoch: int | None) -> Packed:
+        """In a worker thread."""
+        return pack.pack(f"{self._snapshots.folder(row)}/fs", write, epoch=epoch, check=trio.from_thread.check_cancelled)
+
+    def _inflate(self, digest: str, write: Write) -> None:
+        """In a worker thread: a stored blob's content."""
+        with self._content.open(digest) as file:
+            _, content = compression.decompressed(lambda: file.read(_READ))
+            while piece := content():
+                trio.from_thread.check_cancelled()
+                write(piece)
+
+    async def _stored(self, fill: Callable[[Write], object], form: Form, expected: str) -> Layer:
+        """Plain bytes that `fill` writes as a blob. `expected`: their digest, "" when it is not known yet."""
+        form.check()
+        path = self._content.temporary()
+
+        def work() -> Layer:
+            with open(path, "xb", buffering=0) as file:
+                blob, plain = _Hashed(file.write), hashlib.sha256()
+                packer = _packer(form, blob.write)
+
+                def both(piece: bytes | memoryview) -> None:
+                    plain.update(piece)
+                    packer.write(piece)
+
+                fill(both)
+                packer.finish()
+            diff_id = f"sha256:{plain.hexdigest()}"
+            _same(expected or diff_id, diff_id)
+            if self._content.exists(blob.digest, blob.size):
+                os.unlink(path)
+            else:
+                self._content.adopt(path, blob.digest)
+            return Layer(blob.digest, blob.size, form.media_type(), diff_id, "")
+
+        try:
+            return await blocking("build", work)
+        except compression.CompressionError as error:
+            raise Damaged(f"packing layer {expected}: {error}") from error
+        except OSError as error:
+            raise explained(error, f"layer {expected}") from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+class _Hashed:
+    """Counts and hashes what is written."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, piece: bytes | memoryview) -> None:
+        self._hash.update(piece)
+        self.size += len(piece)
+        self._write(piece)
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+class _Packer(Protocol):
+    def write(self, piece: bytes | memoryview, /) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class _Plain:
+    def __init__(self, write: Write) -> None:
+        self._write = write
+
+    def write(self, piece: bytes | memoryview) -> None:
+        self._write(piece)
+
+    def finish(self) -> None:
+        pass
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+class _With:
+    """One of the standard library's or zstandard's compressors."""
+
+    def __init__(self, compressor: _Compressor, write: Write) -> None:
+        self._compressor = compressor
+        self._write = write
+
+    def write(self, piece: bytes | memoryview) -> None:
+        if out := self._compressor.compress(piece):  # type: ignore[arg-type]
+            self._write(out)
+
+    def finish(self) -> None:
+        self._write(self._compressor.flush())
+
+
+class _Cut:
+    """igzip's output depends on where its input is cut: always in the same places, also where an archive that came is packed."""
+
+    def __init__(self, write: Write) -> None:
+        self._gzip = GzipWriter(write)
+        self._pending = bytearray()
+
+    def write(self, piece: bytes | memoryview) -> None:
+        view = memoryview(piece)
+        if self._pending:
+            missing = _CUT - len(self._pending)
+            self._pending += view[:missing]
+            view = view[missing:]
+            if len(self._pending) == _CUT:
+                self._gzip.write(bytes(self._pending))
+                self._pending.clear()
+        whole = len(view) - len(view) % _CUT
+        for start in range(0, whole, _CUT):
+            self._gzip.write(view[start : start + _CUT])
+        self._pending += view[whole:]
+
+    def finish(self) -> None:
+        self._gzip.write(bytes(self._pending))
+        self._gzip.finish()
+
+
+def _packer(form: Form, write: Write) -> _Packer:
+    if form.kind == "uncompressed":
+        return _Plain(write)
+    if form.kind == "zstd":
+        import zstandard
+
+        return _With(zstandard.ZstdCompressor(level=form.level or _ZSTD_DEFAULT).compressobj(), write)
+    if form.level is None:
+        return _Cut(write)
+    return _With(zlib.compressobj(form.level, zlib.DEFLATED, 16 + zlib.MAX_WBITS), write)
+
+
+def _same(expected: str, found: str) -> None:
+    if expected != found:
+        raise Damaged(
+            f"layer {expected}: its files were changed on the disk, they are {found} now",
+            hint="build it again without the cache, or see `knarr system check --repair`",
+        )
