@@ -142,7 +142,8 @@ def test_the_configuration_is_as_buildkit_writes_it(bench: Bench) -> None:
             image.raw
             == (
                 b'{"architecture":"amd64","config":{"Env":["A=1"],"Labels":{"b":"\\u003c\\u0026\\u003e","z":"1"}},'
-                b'"created":"2023-11-14T22:13:20.000000005Z","history":[{"created":"2023-11-14T22:13:20.000000005Z","created_by":"RUN 0 \\u003e x",'
+                b'"created":"2023-11-14T22:13:20.000000005Z","history":[{"created":"2023-11-14T22:13:20.000000005Z",'
+                b'"created_by":"RUN 0 \\u003e x",'
                 b'"comment":"buildkit.dockerfile.v0"},{"created":"2023-11-14T22:13:20.000000005Z","created_by":"ENV n=0",'
                 b'"comment":"buildkit.dockerfile.v0","empty_layer":true}],"os":"linux","rootfs":{"type":"layers","diff_ids":["%b"]}}'
             )
@@ -224,8 +225,9 @@ def test_on_a_base_image_that_was_built(bench: Bench) -> None:
 def test_a_base_image_that_is_gone_is_an_error(bench: Bench) -> None:
     async def main() -> None:
         base = (await bench.build(bench.layer({"a": b"1"}))).image
+        config = spec.ImageConfig(rootfs=spec.RootFS(diff_ids=("sha256:" + "1" * 64,)))
         lost = ImageRecord(
-            id=base.id, manifest=base.manifest, manifest_size=1, config=spec.ImageConfig(rootfs=spec.RootFS(diff_ids=("sha256:" + "1" * 64,))),
+            id=base.id, manifest=base.manifest, manifest_size=1, config=config,
             raw=b"", layers=(), size=0,
         )  # fmt: skip
         with pytest.raises(NotFound, match="base image's layer"):
@@ -242,7 +244,8 @@ def test_an_image_without_layers(bench: Bench) -> None:
         target = Target(root=-1, config=spec.ImageConfig(), platform=AMD64, steps=(Step(created_by="LABEL a=b"),))
         image = (await export_image(bench.context, target, [], [parse("empty")])).image
         assert image.raw == (
-            b'{"architecture":"amd64","config":{},"history":[{"created_by":"LABEL a=b","comment":"buildkit.dockerfile.v0","empty_layer":true}],'
+            b'{"architecture":"amd64","config":{},"history":[{"created_by":"LABEL a=b",'
+            b'"comment":"buildkit.dockerfile.v0","empty_layer":true}],'
             b'"os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
         )
         assert image.chain_id is None and image.size == 0
