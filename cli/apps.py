@@ -19,6 +19,7 @@ _SETTINGS = {"help_option_names": ["-h", "--help"]}
 _client: list[Client] = []
 image = typer.Typer(help=GROUP_SUMMARIES["image"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 container = typer.Typer(help=GROUP_SUMMARIES["container"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
+builder = typer.Typer(help=GROUP_SUMMARIES["builder"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 system = typer.Typer(help=GROUP_SUMMARIES["system"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 manifest = typer.Typer(help=GROUP_SUMMARIES["manifest"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 network = typer.Typer(help=GROUP_SUMMARIES["network"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
@@ -26,8 +27,8 @@ volume = typer.Typer(help=GROUP_SUMMARIES["volume"], context_settings=_SETTINGS,
 registry = typer.Typer(help=GROUP_SUMMARIES["registry"], context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 debug = typer.Typer(help=SUMMARIES["debug"] + ".", context_settings=_SETTINGS, add_completion=False, no_args_is_help=True)
 APPS = {
-    "image": image, "container": container, "manifest": manifest, "network": network, "registry": registry, "system": system,
-    "volume": volume,
+    "builder": builder, "buildx": builder, "image": image, "container": container, "manifest": manifest, "network": network,
+    "registry": registry, "system": system, "volume": volume,
     "debug": debug,
 }  # fmt: skip
 

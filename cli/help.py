@@ -13,6 +13,7 @@ _ALIASES = {
     "ps": ("container ls", "container list", "container ps"), "images": ("image ls", "image list"),
     "rm": ("container rm", "container remove"), "rmi": ("image rm", "image remove"), "events": ("system events",), "info": ("system info",),
     "history": ("image history",), "tag": ("image tag",), "load": ("image load",), "import": ("image import",),
+    "build": ("image build", "builder build", "buildx build"), "builder du": ("buildx du",), "builder prune": ("buildx prune",),
     "pull": ("image pull",), "push": ("image push",), "save": ("image save",),
 }
 _CONTAINER_ALIASES = (
@@ -88,6 +89,8 @@ def summary_key(name: str) -> str:
     if name in SUMMARIES:
         return name
     group, _, rest = name.partition(" ")
+    if group == "buildx" and rest != "build":
+        return f"builder {rest}"
     return {"image ls": "images", "image rm": "rmi", "container ls": "ps"}.get(name, rest or group)
 
 

@@ -4,12 +4,13 @@ Follows the command reference of the Docker CLI 28; read on the failure path alo
 """
 
 _TOP = (
-    "build", "builder", "buildx", "checkpoint", "commit", "compose", "config", "context", "cp", "diff", "export", "node",
+    "checkpoint", "commit", "compose", "config", "context", "cp", "diff", "export", "node",
     "pause", "plugin", "secret", "service", "stack", "stats", "swarm", "trust", "unpause",
 )  # fmt: skip
 _GROUPS = {
     "container": ("commit", "cp", "diff", "export", "pause", "stats", "unpause"),
-    "image": ("build",),
+    "builder": ("bake", "create", "history", "imagetools", "inspect", "ls", "rm", "stop", "use"),
+    "buildx": ("bake", "create", "history", "imagetools", "inspect", "ls", "rm", "stop", "use"),
 }
 
 

@@ -23,6 +23,7 @@ CONTAINER = {
     "top": ("containers", "top"), "update": ("update", "update"), "wait": ("containers", "wait"),
 }
 IMAGE = {
+    "build": ("build", "build"),
     "from-host": ("apps", "image_from_host"), "history": ("images", "history"), "import": ("archives", "import_"),
     "inspect": ("inspect", "inspect_images"), "list": ("images", "ls"), "load": ("archives", "load"), "ls": ("images", "ls"),
     "prune": ("prune", "images"), "pull": ("pull", "pull"), "push": ("pull", "push"), "remove": ("images", "rm"), "rm": ("images", "rm"),
@@ -47,15 +48,17 @@ VOLUME = {
     "prune": ("prune", "volumes"), "remove": ("volumes", "rm"), "rm": ("volumes", "rm"),
 }
 REGISTRY = {"serve": ("registry", "serve")}
+BUILDER = {"build": ("build", "build"), "du": ("builder", "du"), "prune": ("builder", "prune")}
 GROUPS = {
-    "registry": REGISTRY, "container": CONTAINER, "image": IMAGE, "manifest": MANIFEST, "network": NETWORK, "system": SYSTEM,
-    "volume": VOLUME,
+    "builder": BUILDER, "buildx": BUILDER, "registry": REGISTRY, "container": CONTAINER, "image": IMAGE, "manifest": MANIFEST,
+    "network": NETWORK, "system": SYSTEM, "volume": VOLUME,
 }
 COMMANDS = {name: CONTAINER[name] for name in (
     "attach", "create", "exec", "kill", "logs", "port", "ps", "rename", "restart", "rm", "run", "start", "stop", "top", "update", "wait",
 )} | {
-    "events": SYSTEM["events"], "history": IMAGE["history"], "images": IMAGE["ls"], "import": IMAGE["import"], "info": SYSTEM["info"],
-    "inspect": ("inspect", "inspect"), "load": IMAGE["load"], "login": ("login", "login"), "logout": ("login", "logout"),
+    "build": IMAGE["build"], "events": SYSTEM["events"], "history": IMAGE["history"], "images": IMAGE["ls"], "import": IMAGE["import"],
+    "info": SYSTEM["info"], "inspect": ("inspect", "inspect"), "load": IMAGE["load"], "login": ("login", "login"),
+    "logout": ("login", "logout"),
     "pull": IMAGE["pull"], "push": IMAGE["push"], "rmi": IMAGE["rm"], "save": IMAGE["save"], "search": ("search", "search"),
     "tag": IMAGE["tag"], "version": ("system", "version"),
     "help": ("help", "help_"), "debug": ("apps", "debug_command"),

@@ -3,6 +3,9 @@
 
 SUMMARIES = {
     "attach": "Join your terminal to a running container",
+    "build": "Build an image from a Dockerfile",
+    "builder du": "Show what builds keep for the next ones",
+    "builder prune": "Remove what builds keep and nothing uses",
     "create": "Make a container without starting it",
     "daemon": "Run the daemon (flags as dockerd's)",
     "debug": "Look into how a container is started",
@@ -66,8 +69,8 @@ SUMMARIES = {
     "image inspect": "Show everything known about images, as JSON",
 }
 
-COMMON = ("run", "exec", "ps", "logs", "images", "stop", "rm")
-GROUP_SUMMARIES = {"container": "Commands on containers", "registry": "A registry of this host", "image": "Commands on images",
+COMMON = ("run", "exec", "ps", "build", "logs", "images", "stop", "rm")
+GROUP_SUMMARIES = {"builder": "Commands on builds and what they keep", "container": "Commands on containers", "registry": "A registry of this host", "image": "Commands on images",
     "manifest": "Commands on manifests and lists of them in a registry", "network": "Commands on networks", "volume": "Commands on volumes",
     "system": "Commands on the daemon"}
 
@@ -129,6 +132,43 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
         }),
         ("Windows only", {"cpu-count": "CPUs", "cpu-percent": "CPU per cent", "io-maxbandwidth": "Bytes a second", "io-maxiops": "Operations a second", "isolation": "Isolation"}),
     ],
+    "build": [
+        ("What", {
+            "file": "The Dockerfile (PATH/Dockerfile); - for stdin", "target": "Build this stage, not the last one", "build-arg": "NAME=VALUE for an ARG, or NAME to take over yours",
+            "build-context": "NAME=FOLDER, NAME=docker-image://IMAGE or NAME=ADDRESS, for FROM and COPY --from", "platform": "os/arch[/variant], when it is not the daemon's", "label": "NAME=VALUE in the image",
+            "annotation": "[TYPE:]NAME=VALUE in its manifest", "call": "build, check, outline or targets; with ,format=json", "check": "Only check the Dockerfile (--call=check)",
+        }),
+        ("Result", {
+            "tag": "Its name: NAME[:TAG]", "output": "FOLDER, - for a tar, or type=local|tar|oci|docker|image|registry,dest=…", "push": "Push it (--output type=registry)", "load": "Also into the image store",
+            "iidfile": "Write its id to this file", "metadata-file": "Write what is known of the result to this file, as JSON", "attest": "type=sbom|provenance,…: say in the image what it is made of, and how",
+            "sbom": "Short for --attest type=sbom", "provenance": "Short for --attest type=provenance", "squash": "All its new layers as one",
+        }),
+        ("Cache", {
+            "no-cache": "Do everything anew", "no-cache-filter": "Do these stages anew", "pull": "Ask the registry for newer base images", "cache-from": "Look for results there, too: an image, or type=registry|local,…",
+            "cache-to": "Keep results there, too: type=inline|registry|local,…",
+        }),
+        ("For RUN", {
+            "secret": "id=ID[,src=FILE|env=NAME] for RUN --mount=type=secret", "ssh": "default, or ID=SOCKET|KEY, for RUN --mount=type=ssh", "network": "default, none or host", "add-host": "Line for /etc/hosts: NAME:ADDRESS",
+            "allow": "network.host or security.insecure", "security-opt": "Security option", "ulimit": "Limit: NAME=SOFT[:HARD]", "shm-size": "Size of /dev/shm (64m)", "memory": "Most memory",
+            "memory-swap": "Memory and swap together; -1 for no limit", "cpus": "Most CPUs, such as 1.5", "cpu-shares": "Weight against others (1024)", "cpu-period": "CFS period, µs", "cpu-quota": "CFS quota, µs",
+            "cpuset-cpus": "CPUs it may run on: 0-3 or 0,1", "cpuset-mems": "Memory nodes it may use", "resource": "KEY=VALUE: memory, memory-swap, cpu-shares, …", "cgroup-parent": "Control group above its own",
+        }),
+        ("How", {
+            "progress": "auto, plain, tty, quiet or rawjson (auto)", "quiet": "Print only the image's id", "debug": "Build checks with all they say; what was sent",
+        }),
+        ("Accepted for compatibility", {
+            "builder": "There is one: default", "compress": "Only files that changed are sent", "force-rm": "Nothing intermediate stays in any case", "rm": "Likewise", "isolation": "There is one: default",
+            "policy": "Not implemented",
+        }),
+    ],
+    "builder du": [("Options", {
+        "filter": "KEY=VALUE: id, parent, type, description, inuse, shared, private, until", "format": "table, json, table TEMPLATE or a Go template, such as '{{.ID}} {{.Size}}'", "verbose": "All that is known of each",
+        "builder": "There is one: default",
+    })],
+    "builder prune": [("Options", {
+        "all": "Also what builds need themselves and what images share", "filter": "until=24h (not used for so long), id=…, type=…", "force": "Do not ask", "reserved-space": "Keep so much in any case", "keep-storage": "The same (old)",
+        "max-used-space": "Remove only so much that no more than this stays", "min-free-space": "Remove only so much that this is free on the disk", "verbose": "All that is known of what goes", "builder": "There is one: default",
+    })],
     "start": [("Options", {
         "attach": "Show what it writes, pass signals on", "interactive": "Give it your stdin", "detach-keys": _KEYS, "checkpoint": "Restore this checkpoint",
         "checkpoint-dir": "Where checkpoints are",
@@ -276,6 +316,10 @@ EXAMPLES: "dict[str, list[tuple[str, str]]]" = {
     "history": [("", "knarr history --no-trunc debian")],
     "rmi": [("", "knarr rmi debian:old")],
     "tag": [("", "knarr tag debian registry.example/base:12")],
+    "build": [("", "knarr build -t app ."), ("Another Dockerfile, one of its stages", "knarr build -f deploy/Dockerfile --target test ."), ("Files, not an image", "knarr build -o out ."),
+              ("With a secret that stays out of the image", "knarr build --secret id=token,src=token.txt .")],
+    "builder du": [("", "knarr builder du")],
+    "builder prune": [("What was not used for a week", "knarr builder prune -f --filter until=168h"), ("Down to a size", "knarr builder prune -f --max-used-space 10g")],
     "load": [("", "knarr load -i image.tar"), ("", "docker save debian | knarr load")],
     "pull": [("", "knarr pull debian:bookworm-slim"), ("Gently, over a narrow line", "knarr pull --limit-rate 500k registry.example/app"),
              ("From another Knarr host, no registry needed", "knarr pull --from ssh://root@gateway app:2")],

@@ -82,6 +82,7 @@ HOT_COMMANDS = (
     ["start", "c"],
     ["exec", "c", "true"],
     ["rm", "-f", "c"],
+    ["build", "examples/hello"],
 )
 
 LONG_FILE = 500  # lines; a longer file is asking to be two
