@@ -13,6 +13,7 @@ from engine.errors import KnarrError, NotFound
 from engine.service.context import Context
 from engine.service.pull import Options as PullOptions
 from engine.spec import reference as references
+from engine.spec.digest import sha256
 from engine.spec.docker.registry import Credentials, host_of
 from engine.spec.platform import Platform
 from engine.spec.reference import Reference
@@ -29,11 +30,10 @@ class Bases:
         self._pull = pull
         self._pulled: set[tuple[str, str]] = set()
 
-    async def find(self, name: str, platform: Platform) -> ImageRecord:
-        """The image that a name or identifier stands for. Raises NotFound, InvalidParameter, KnarrError."""
+    async def find(self, name: str, platform: Platform, vertex: str) -> ImageRecord:
+        """The image that a name or identifier stands for; `vertex` is what is told of it. Raises NotFound, InvalidParameter, KnarrError."""
         asked = str(platform)
-        vertex = f"[internal] load metadata for {_shown(name)}"
-        digest = "sha256:" + vertex.encode().hex()[:64].ljust(64, "0")
+        digest = sha256(f"{vertex} {asked}".encode())
         self._reporter.begin(digest, vertex)
         try:
             image = await self._find(name, asked, digest)
@@ -69,7 +69,12 @@ class Bases:
         done = str(line.get("status", "")).endswith("complete")
         if detail or done:
             self._reporter.status(
-                vertex, f"{line.get('status', '')} {line['id']}", detail.get("current", 0), detail.get("total", 0), started=began, completed=done
+                vertex,
+                f"{line.get('status', '')} {line['id']}",
+                detail.get("current", 0),
+                detail.get("total", 0),
+                started=began,
+                completed=done,
             )
 
 
@@ -79,10 +84,3 @@ def credentials_for(auths: Mapping[str, Credentials], reference: Reference) -> C
         if host_of(address) == host_of(reference.domain):
             return found
     return None
-
-
-def _shown(name: str) -> str:
-    try:
-        return str(references.parse(name).with_default_tag())
-    except KnarrError:
-        return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from builder.errors import DockerfileError
 from engine.errors import KnarrError
 
 
@@ -16,3 +17,23 @@ class BuildFault(KnarrError):
         self.code = code
         self.line = line
         self.excerpt = ""
+
+
+def placed(error: KnarrError | OSError, line: int) -> KnarrError:
+    """An error that says which line of the Dockerfile it is about, unless it says so already."""
+    if isinstance(error, DockerfileError) or (isinstance(error, BuildFault) and error.line):
+        return error
+    if isinstance(error, OSError):
+        return BuildFault(str(error), line=line)
+    found = BuildFault(error.message, code=getattr(error, "code", 0), line=line, hint=error.hint)
+    found.status = error.status
+    return found
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> Exception | None:
+    """What went wrong first, when everything in a group is an error and not a cancellation."""
+    for error in group.exceptions:
+        found = first_error(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, KnarrError | OSError):
+            return found
+    return None

@@ -19,12 +19,14 @@ from builder import build as builds
 from builder.cachemounts import CacheMounts
 from builder.classic import Classic
 from builder.contexts import Contexts
+from builder.graph import GitSource, Graph, HttpSource
+from builder.instructions import Dockerfile
 from builder.secrets import Nothing
 from builder.session import Connection, Session
 from builder.tree import Tree
 from engine.aio.blocking import blocking
 from engine.aio.locks import KeyedLocks
-from engine.errors import KnarrError
+from engine.errors import KnarrError, NotImplementedYet
 from engine.service.build import ClassicBuild, Send
 from engine.service.context import Context
 from engine.spec.build import MAIN_CONTEXT, Progress, Result
@@ -49,7 +51,7 @@ class BuildService:
         self.mounts = CacheMounts(f"{self.folder}/mounts")
         self.contexts = Contexts(f"{self.folder}/contexts")
         self._running: dict[str, trio.CancelScope] = {}
-        self._in_use: dict[int, int] = {}
+        self._users: dict[int, dict[int, CachedResult]] = {}
         self._numbers = 0
         for leftover in (f"{self.folder}/scratch", f"{context.layout.exec_root}/build"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -75,6 +77,14 @@ class BuildService:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
+    async def fetch(self, op: HttpSource | GitSource, vertex: str) -> Tree:
+        """Sources from elsewhere."""
+        raise NotImplementedYet("ADD from a URL")
+
+    async def remote_context(self, address: str) -> Tree:
+        """The main context at an address."""
+        raise NotImplementedYet("a build context at a URL")
+
     # -- builds
 
     async def classic(self, build: ClassicBuild, context: AsyncIterator[bytes] | None, send: Send) -> None:
@@ -91,13 +101,13 @@ class BuildService:
                     raise ConnectionAbortedError("the client of a build does not read what it is told") from None
 
         class Hooks(builds.Hooks):
-            def parsed(self, found: builds.Parsed) -> None:
+            def parsed(self, dockerfile: Dockerfile) -> None:
                 nonlocal parsed
                 parsed = True
-                output.parsed(found.dockerfile)
+                output.parsed(dockerfile)
 
-            def planned(self, found: builds.Planned) -> None:
-                tell(output.planned(found.graph, found.digests))
+            def planned(self, graph: Graph, digests: list[str]) -> None:
+                tell(output.planned(graph, digests))
 
             def told(self, progress: Progress) -> None:
                 tell(output.feed(progress))
@@ -120,7 +130,7 @@ class BuildService:
                     sent = await stack.enter_async_context(self.contexts.from_tar(context, options.dockerfile))
                     main.append(sent.tree)
                     options = sent.options(options)
-                request = builds.Request(options=options, auths=build.auths, gifts=Nothing(), contexts=tree, outputs=None, classic=True)
+                request = builds.Request(options=options, auths=build.auths, gifts=Nothing(), contexts=tree)
                 async with trio.open_nursery() as writing:
                     writing.start_soon(write)
                     try:
@@ -179,10 +189,6 @@ class BuildService:
             yield
         finally:
             del self._users[key]
-
-    @property
-    def _users(self) -> dict[int, dict[int, CachedResult]]:
-        return self.__dict__.setdefault("_users_", {})
 
     async def keep(self, used: Sequence[CachedResult]) -> None:
         """At the end of a build: what it made reaches the disk, and when it used what."""

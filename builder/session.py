@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from builder.contexts import Upload
+from builder.contextarchive import Upload
 from builder.tree import Tree
 from engine.errors import InvalidParameter, KnarrError
 from engine.spec.build import Options, Progress, Result

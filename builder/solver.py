@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from builder import cachekey
-from builder.faults import BuildFault
+from builder.faults import first_error, placed
 from builder.graph import SCRATCH, ContextSource, Copy, GitSource, Graph, HttpSource, ImageSource, MakeFolder, Run, Stack, Vertex
 from builder.progress import Reporter
 from builder.tree import Tree
@@ -92,7 +92,7 @@ class Solver:
         try:
             return await self._solve(index)
         except BaseExceptionGroup as group:
-            failure = _first(group)
+            failure = first_error(group)
             if failure is None:
                 raise
             raise failure from None
@@ -151,7 +151,7 @@ class Solver:
                 found = self._cache.put([key, by_content], row, _description(vertex))
             except (KnarrError, OSError) as error:
                 self._reporter.end(digest, error=str(error))
-                raise _placed(error, vertex) from error
+                raise placed(error, vertex.line) from error
             except BaseException:
                 self._reporter.end(digest, error="context canceled")
                 raise
@@ -167,7 +167,7 @@ class Solver:
             outcome: Outcome = await work  # type: ignore[misc]
         except (KnarrError, OSError) as error:
             self._reporter.end(digest, error=str(error))
-            raise _placed(error, vertex) from error
+            raise placed(error, vertex.line) from error
         except BaseException:
             self._reporter.end(digest, error="context canceled")
             raise
@@ -294,24 +294,3 @@ class Solver:
 
 def _description(vertex: Vertex) -> str:
     return vertex.name
-
-
-def _placed(error: KnarrError | OSError, vertex: Vertex) -> BuildFault:
-    """An error that says which line of the Dockerfile it is about."""
-    if isinstance(error, BuildFault) and error.line:
-        return error
-    if isinstance(error, KnarrError):
-        found = BuildFault(error.message, code=getattr(error, "code", 0), line=vertex.line, hint=error.hint)
-        found.status = error.status
-        return found
-    return BuildFault(f"{vertex.name}: {error}", line=vertex.line)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> Exception | None:
-    """What went wrong first, when everything in a group is an error and not a cancellation."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            error = _first(error) or error
-        if isinstance(error, KnarrError | OSError):
-            return error
-    return None

@@ -1,0 +1,259 @@
+"""One build from a Dockerfile's text to its outputs: read, check, find base images, lower, solve, export. Each step is another module's.
+
+Tells of what it does itself as BuildKit does: vertices with names that begin with `[internal]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from builder import contextfiles
+from builder.bases import Bases
+from builder.export import Added, Manner, export_image
+from builder.faults import BuildFault, first_error, placed
+from builder.graph import Graph
+from builder.instructions import Dockerfile
+from builder.limits import limits_of
+from builder.lower import lower, wanted
+from builder.parser import parse
+from builder.progress import Reporter, stamp
+from builder.secrets import Gifts
+from builder.solver import Outcome, Solver
+from builder.stages import Base, Key, Wanted
+from builder.tree import Tree
+from builder.worker import BuildWorker, limits_key
+from engine.errors import InvalidParameter, KnarrError, NotImplementedYet
+from engine.spec import platform as platforms
+from engine.spec import reference as references
+from engine.spec.build import MAIN_CONTEXT, Options, Progress, Result
+from engine.spec.docker.registry import Credentials
+from engine.spec.platform import Platform
+from engine.store.buildcache import CachedResult
+
+if TYPE_CHECKING:
+    from builder.service import BuildService
+
+_ROUNDS = 100  # of triggers that name further images; a chain of base images is never so long
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """What a client asks and what it can give. `outputs` sends an output to it, None for a client that takes none."""
+
+    options: Options
+    auths: Mapping[str, Credentials]
+    gifts: Gifts
+    contexts: Callable[[str], Awaitable[Tree]]
+    outputs: Callable[[int, AsyncIterator[bytes]], Awaitable[None]] | None = None
+
+
+class Hooks:
+    """What a front of the builder hears of a build, in this order but for `told`."""
+
+    def told(self, progress: Progress) -> None:
+        """Something happened."""
+
+    def parsed(self, dockerfile: Dockerfile) -> None:
+        """The Dockerfile could be read."""
+
+    def planned(self, graph: Graph, digests: list[str]) -> None:
+        """What is going to be done."""
+
+
+class _Platform(msgspec.Struct):
+    """What was built for one platform."""
+
+    graph: Graph
+    added: list[Added]
+
+
+async def build(service: BuildService, request: Request, hooks: Hooks) -> Result:
+    """Build. Raises DockerfileError, BuildFault, KnarrError, OSError; what was finished stays in the cache."""
+    return await _Build(service, request, hooks).run()
+
+
+class _Build:
+    def __init__(self, service: BuildService, request: Request, hooks: Hooks) -> None:
+        self._service = service
+        self._context = service.context
+        self._request = request
+        self._options = request.options
+        self._hooks = hooks
+        self._reporter = Reporter(hooks.told)
+        self._seconds: dict[str, float] = {}
+        self._main = Tree()
+        self._dockerfile: Dockerfile | None = None
+
+    async def run(self) -> Result:
+        try:
+            return await self._run()
+        except BaseExceptionGroup as group:
+            failure = first_error(group)
+            if failure is None:
+                raise
+            raise failure from None
+        except BuildFault as fault:
+            if fault.line and self._dockerfile is not None and not fault.excerpt:
+                from builder.errors import excerpt
+
+                fault.excerpt = excerpt(self._dockerfile.text, fault.line, fault.line, path=self._dockerfile.path)
+            raise
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - began
+
+    @contextlib.contextmanager
+    def _vertex(self, name: str) -> Iterator[str]:
+        """Something of our own that is told of."""
+        digest = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+        self._reporter.begin(digest, name)
+        try:
+            yield digest
+        except (KnarrError, OSError) as error:
+            self._reporter.end(digest, error=str(error), counts=False)
+            raise
+        except BaseException:
+            self._reporter.end(digest, error="context canceled", counts=False)
+            raise
+        self._reporter.end(digest, counts=False)
+
+    async def _run(self) -> Result:
+        options = self._options
+        with self._phase("context"):
+            dockerfile = self._dockerfile = await self._read()
+        self._hooks.parsed(dockerfile)
+        host = self._context.images.host
+        wanted_platforms = [platforms.parse(text, host).normalised() for text in options.platforms] or [host]
+        if options.call != "build":
+            return self._answer(dockerfile, wanted_platforms[0])
+        self._check(dockerfile, wanted_platforms[0])
+        used: dict[int, CachedResult] = {}
+        with self._service.using(used), self._context.images.pins() as pin:
+            try:
+                built = []
+                for number, platform in enumerate(wanted_platforms):
+                    with self._phase("bases"):
+                        graph = await self._graph(dockerfile, platform, pin)
+                    with self._phase("solve"):
+                        built.append(_Platform(graph, await self._solve(graph, used, number)))
+                with self._phase("export"):
+                    result = await self._export(built)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._service.keep(list(used.values()))
+        return msgspec.structs.replace(
+            result,
+            executed=self._reporter.executed,
+            cached=self._reporter.cached,
+            seconds={key: round(value, 4) for key, value in self._seconds.items()},
+        )
+
+    # -- the Dockerfile
+
+    async def _read(self) -> Dockerfile:
+        options = self._options
+        with self._vertex(f"[internal] load build definition from {options.dockerfile.rpartition('/')[2] or 'Dockerfile'}"):
+            if options.remote:
+                self._main = await self._service.remote_context(options.remote)
+            tree = await self._tree("dockerfile" if options.dockerfile_sent else MAIN_CONTEXT)
+            return parse(await contextfiles.dockerfile(tree, options.dockerfile), options.dockerfile)
+
+    async def _tree(self, name: str) -> Tree:
+        if name == MAIN_CONTEXT and self._options.remote:
+            return self._main
+        return await self._request.contexts(name)
+
+    def _answer(self, dockerfile: Dockerfile, platform: Platform) -> Result:
+        """`--call` other than build."""
+        raise NotImplementedYet(f"--call={self._options.call}")
+
+    def _check(self, dockerfile: Dockerfile, platform: Platform) -> None:
+        """Warn of what the build checks find."""
+
+    # -- images
+
+    async def _graph(self, dockerfile: Dockerfile, platform: Platform, pin: Callable[[Iterable[str]], object]) -> Graph:
+        """The graph of one platform, with its base images found and kept."""
+        host = self._context.images.host
+        bases = Bases(self._context, self._request.auths, self._reporter, pull=self._options.pull)
+        known: dict[Key, Base] = {}
+        for _ in range(_ROUNDS):
+            missing = wanted(dockerfile, self._options, platform, host, known)
+            if not missing:
+                return lower(dockerfile, self._options, platform, host, known)
+            async with trio.open_nursery() as nursery:
+                for one in missing:
+                    nursery.start_soon(self._base, bases, one, known, pin)
+        raise InvalidParameter("the base images' triggers name one image after another without end")
+
+    async def _base(self, bases: Bases, one: Wanted, known: dict[Key, Base], pin: Callable[[Iterable[str]], object]) -> None:
+        try:
+            image = await bases.find(one.reference, one.platform, one.name)
+        except KnarrError as error:
+            raise placed(error, one.location.line) from error
+        pin([*image.chain_ids, *image.blobs])
+        known[one.key] = Base(
+            reference=one.reference, image=image.id, chain=image.chain_id or "", digest=image.manifest, config=image.config,
+            platform=image.config.platform,
+        )  # fmt: skip
+
+    # -- solving
+
+    async def _solve(self, graph: Graph, used: dict[int, CachedResult], number: int) -> list[Added]:
+        """The layers that a graph's target adds to its base image, bottom first."""
+        service, limits = self._service, limits_of(self._options)
+        with service.scratch() as scratch:
+            worker = BuildWorker(
+                self._context, self._reporter, contexts=self._tree, fetch=service.fetch, gifts=self._request.gifts, mounts=service.mounts,
+                limits=limits, scratch=scratch,
+            )  # fmt: skip
+            solver = Solver(graph, worker, service.cache, service.locks, self._reporter, extra=limits_key(limits))
+            self._hooks.planned(graph, solver.digests)
+            try:
+                outcome = await solver.solve(graph.target.root)
+            finally:
+                used.update({(number << 32) + index: found for index, found in solver.used.items()})
+        return self._added(graph, outcome)
+
+    def _added(self, graph: Graph, outcome: Outcome) -> list[Added]:
+        """One for each step that makes a layer: the result and what it lies on."""
+        added: list[Added] = []
+        row = outcome.row
+        for _ in range(sum(step.vertex is not None for step in graph.target.steps)):
+            if row is None:
+                raise KnarrError("the result of the build has fewer layers than steps that make one")
+            found = self._service.cache.of(row)
+            added.append(Added(row, found.created if found is not None else row.at * 1_000_000_000))
+            row = self._context.snapshots.get(row.parent) if row.parent else None
+        return added[::-1]
+
+    # -- outputs
+
+    async def _export(self, built: list[_Platform]) -> Result:
+        names = [references.parse(tag).with_default_tag() for tag in self._options.tags]
+        one = built[0]
+        with self._vertex("exporting to image") as vertex:
+            exported = await export_image(
+                self._context, one.graph.target, one.added, names, Manner(epoch=one.graph.epoch, squash=self._options.squash),
+                report=self._report(vertex),
+            )  # fmt: skip
+        return Result(image=exported.image.id, digest=exported.digest)
+
+    def _report(self, vertex: str) -> Callable[..., None]:
+        began: dict[str, str] = {}
+
+        def report(text: str, *, done: bool = False) -> None:
+            self._reporter.status(vertex, text, 0, started=began.setdefault(text, stamp()), completed=done)
+
+        return report
