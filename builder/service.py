@@ -116,19 +116,19 @@ class BuildService:
             async for piece in to_send:
                 await send(piece)
 
-        main: list[Tree] = []
+        trees: dict[str, Tree] = {}
 
         async def tree(name: str) -> Tree:
-            if name != MAIN_CONTEXT or not main:
+            if name not in trees:
                 raise KnarrError(f"there is no build context {name!r}")
-            return main[0]
+            return trees[name]
 
         with self._cancellable(build.id):
             async with contextlib.AsyncExitStack() as stack:
                 options = build.options
                 if context is not None:
                     sent = await stack.enter_async_context(self.contexts.from_tar(context, options.dockerfile))
-                    main.append(sent.tree)
+                    trees |= {MAIN_CONTEXT: sent.tree, "dockerfile": sent.dockerfile}
                     options = sent.options(options)
                 request = builds.Request(options=options, auths=build.auths, gifts=Nothing(), contexts=tree)
                 async with trio.open_nursery() as writing:
