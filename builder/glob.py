@@ -41,6 +41,12 @@ class Pattern:
 
     def replaced(self, value: str, replacement: str, *, every: bool) -> str:
         """`value` with the first match, or all of them, replaced. A match is as long as can be."""
+        finder = self._finders[0]
+        if len(self._finders) == 1 and finder:
+            if isinstance(finder, str):
+                return value.replace(finder, replacement, -1 if every else 1)
+            self._afford(len(value) * len(self._pieces[0]))
+            return finder.sub(lambda match: replacement, value, count=0 if every else 1)
         parts: list[str] = []
         done = 0
         for start, end in self._matches(value):
@@ -81,8 +87,11 @@ class Pattern:
         if self._find(0, value, start, start + first) != start:
             return None
         place = start + first
+        line = _line_end(value, place)
+        self._spend(line - start if self._lines else 0)
         for index in range(1, len(self._pieces)):
-            limit = _line_end(value, place) + len(self._pieces[index])
+            line = line if place <= line else _line_end(value, place)
+            limit = line + len(self._pieces[index])
             last = longest and index == len(self._pieces) - 1
             found = self._rfind(index, value, place, limit) if last else self._find(index, value, place, limit)
             if found is None:
@@ -95,8 +104,10 @@ class Pattern:
         if isinstance(finder, str):
             place = value.find(finder, start, limit)
             return None if place < 0 else place
-        self._spend((min(limit, len(value)) - start) * len(self._pieces[index]))
-        match = finder.search(value, start, min(limit, len(value)))
+        limit, size = min(limit, len(value)), len(self._pieces[index])
+        self._afford((limit - start) * size)
+        match = finder.search(value, start, limit)
+        self._spend(((limit if match is None else match.start()) - start) * size)
         return None if match is None else match.start()
 
     def _rfind(self, index: int, value: str, start: int, limit: int) -> int | None:
@@ -106,12 +117,15 @@ class Pattern:
             place = value.rfind(finder, start, limit)
             return None if place < 0 else place
         size = len(self._pieces[index])
-        self._spend((limit - start) * size)
+        self._afford((limit - start) * size)
         return next((place for place in range(limit - size, start - 1, -1) if finder.match(value, place, limit)), None)
 
     def _spend(self, steps: int) -> None:
         self._work += max(steps, 0)
-        if self._work > _WORK:
+        self._afford(0)
+
+    def _afford(self, steps: int) -> None:
+        if self._work + steps > _WORK:
             raise ValueError("the pattern is too long for this value")
 
 
@@ -121,7 +135,8 @@ def _pieces(text: str) -> list[_Piece]:
     characters = iter(text)
     for char in characters:
         if char == "*":
-            pieces.append([])
+            if len(pieces) == 1 or pieces[-1]:
+                pieces.append([])
         elif char == "?":
             pieces[-1].append(_ANY)
         elif char == "\\":

@@ -24,7 +24,9 @@ _WITH_HEREDOCS = ("run", "copy", "add")
 _BLANKS = re.compile(r"[\t\v\f\r ]+")
 _FLAG_WORD = re.compile(rf"[^{SPACE}'\"\\]+|\\(.)|\\\Z|'((?:[^'\\]|\\.)*)(?:'|\\?\Z)|\"((?:[^\"\\]|\\.)*)(?:\"|\\?\Z)", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_HAS_SPACE = re.compile(rf"[{SPACE}]")
+_PLAIN = Words(keep_unset=True)
+_QUOTED = Words(keep_unset=True, keep_quotes=True)
+_AS_WRITTEN = Words(keep_unset=True, keep_quotes=True, keep_escapes=True)
 
 
 class Line(msgspec.Struct, kw_only=True):
@@ -118,8 +120,8 @@ def heredoc(word: str) -> Heredoc | None:
     if match is None:
         return None
     try:
-        plain = Words(keep_unset=True).expand(match[3], {}).words
-        raw = Words(keep_unset=True, keep_quotes=True).expand(match[3], {}).words
+        plain = _PLAIN.expand(match[3], {}).words
+        raw = _QUOTED.expand(match[3], {}).words
     except SubstitutionError:
         return None
     if len(plain) != 1 or len(raw) != 1:
@@ -134,7 +136,7 @@ def opened(text: str) -> list[Heredoc]:
     if "<<" not in text:
         return []
     try:
-        words = Words(keep_unset=True, keep_quotes=True, keep_escapes=True).expand(text, {}).words
+        words = _AS_WRITTEN.expand(text, {}).words
     except SubstitutionError:
         return []
     return [found for word in words if "<<" in word and (found := heredoc(word)) is not None]

@@ -237,7 +237,7 @@ class _Maker:
     def files(self) -> dict[str, Any]:
         """The sources, documents and destination of COPY and ADD."""
         *sources, destination = self.words
-        if not self.arguments.json and heredoc(destination) is not None:
+        if heredoc(destination) is not None:
             raise _Fault(f"{self.keyword} cannot accept a heredoc as a destination", word=destination)
         contents: dict[str, list[Heredoc]] = {}
         for document in self.line.heredocs:
@@ -245,7 +245,7 @@ class _Maker:
         plain: list[str] = []
         documents: list[Heredoc] = []
         for source in sources:
-            opening = None if self.arguments.json else heredoc(source)
+            opening = heredoc(source)
             if opening is None:
                 plain.append(source)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable
 
@@ -26,8 +27,8 @@ _SAME = {"src": "source", "dst": "target", "destination": "target", "ro": "reado
 
 
 class RunMount(msgspec.Struct, frozen=True, kw_only=True):
-    """One `--mount`. `type`: bind, cache, tmpfs, secret, ssh; `id`, `from_`, `source`, `target` and `sharing` are "" when not given, `mode`,
-    `uid` and `gid` None. `size` in bytes, 0 for no limit. `env`: the variable that a secret goes to."""
+    """One `--mount`. `type`: bind, cache, tmpfs, secret, ssh. `id`, `from_`, `source`, `target`, `sharing` are "" when not given, `mode`,
+    `uid`, `gid` None. `size` in bytes, 0 for no limit. `env`: the variable that a secret goes to."""
 
     type: str = "bind"
     target: str = ""
@@ -58,7 +59,7 @@ def parse_mount(text: str, expand: Callable[[str], str] = str) -> RunMount:
     Options that only some types have are refused with the others, whatever their order, as far as the type is known by then.
     """
     values: dict[str, object] = {}
-    kind, readonly = "bind", None
+    kind, readonly, named = "bind", None, False
     for field in fields(text, "mounts"):
         written, equals, value = field.partition("=")
         written = written.lower()
@@ -79,7 +80,7 @@ def parse_mount(text: str, expand: Callable[[str], str] = str) -> RunMount:
             _only(kind, ("tmpfs",), written)
             values["size"] = _size(value)
         elif key == "env":
-            values["env"] = value
+            values["env"], named = value, True
         elif key == "sharing":
             values["sharing"] = _one_of(value, SHARING, "unsupported sharing value")
         elif key in ("mode", "uid", "gid"):
@@ -90,7 +91,11 @@ def parse_mount(text: str, expand: Callable[[str], str] = str) -> RunMount:
             raise ValueError(_suggested(f"unexpected key '{shortened(written)}' in '{shortened(field)}'", written, _KEYS))
     values["readonly"] = kind not in _DEFAULTED_READ_WRITE if readonly is None else readonly
     mount = RunMount(type=kind, **values)  # type: ignore[arg-type]
+    if named and kind != "secret":
+        raise ValueError(f"env not allowed for {quoted(kind)} type mounts")
     _check(mount)
+    if named and not mount.env:
+        return msgspec.structs.replace(mount, env=mount.id or mount.source or posixpath.basename(mount.target))
     return mount
 
 
@@ -107,8 +112,6 @@ def _check(mount: RunMount) -> None:
             raise ValueError("invalid secret mount. one of source, target required")
         if mount.source and mount.id:
             raise ValueError("both source and id can't be set")
-    elif mount.env:
-        raise ValueError(f"env not allowed for {quoted(mount.type)} type mounts")
     if mount.sharing and mount.type != "cache":
         raise ValueError(f"invalid cache sharing set for {mount.type} mount")
 
@@ -204,5 +207,5 @@ def _unsigned(key: str, value: str) -> int:
 def _size(value: str) -> int:
     try:
         return memory_bytes(value)
-    except InvalidParameter:
+    except (InvalidParameter, OverflowError):
         raise ValueError(f"invalid value for size: {shortened(value)}") from None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from builder.errors import quoted
+from builder.errors import quoted, shortened
 from builder.glob import Pattern
 
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -96,7 +96,6 @@ class _Scan:
         self.env = env
         self.place = 0
         self.depth = 0
-        self.length = 0
         self.used: set[str] = set()
         self.unset: set[str] = set()
         self.bare: set[str] = set()
@@ -108,8 +107,11 @@ class _Scan:
         plain = how._plain[stop]
         result: list[str] = []
         word: list[str] = []
+        length = 0
 
         def add(piece: str, splits: bool) -> None:
+            nonlocal length
+            length = _longer(length, piece)
             result.append(piece)
             if words is None:
                 return
@@ -165,6 +167,7 @@ class _Scan:
         how, text = self.how, self.text
         mark = '"' if how.keep_quotes else ""
         result = [mark]
+        length = 0
         self.place += 1
         while self.place < self.size:
             char = text[self.place]
@@ -174,6 +177,7 @@ class _Scan:
                 return "".join(result)
             if char == "$":
                 result.append(self.dollar())
+                length = _longer(length, result[-1])
             elif char == how.escape:
                 self.place += 1
                 following = text[self.place : self.place + 1]
@@ -202,9 +206,6 @@ class _Scan:
         else:
             name = self.name()
             result = self.plain(name, f"${name}") if name else "$"
-        self.length += len(result)
-        if self.length > _LARGEST:
-            raise SubstitutionError(f"the result is longer than {_LARGEST} characters")
         return result
 
     def name(self) -> str:
@@ -270,7 +271,7 @@ class _Scan:
         if modifier == "?":
             if missing:
                 reason = "is not allowed to be unset" if value is None else "is not allowed to be empty"
-                raise SubstitutionError(f"{name}: {word or reason}")
+                raise SubstitutionError(f"{shortened(name)}: {shortened(word) or reason}")
             return value or ""
         longest = word.startswith(modifier)
         pattern = word[1:] if longest else word
@@ -278,7 +279,7 @@ class _Scan:
             cut = Pattern(pattern)
             return (cut.without_prefix if modifier == "#" else cut.without_suffix)(value or "", longest=longest)
         except ValueError as error:
-            raise SubstitutionError(f"invalid pattern ({pattern}) in substitution: {error}") from None
+            raise SubstitutionError(f"invalid pattern ({shortened(pattern)}) in substitution: {error}") from None
 
     def replace(self, name: str) -> str:
         every = self.text[self.place : self.place + 1] == "/"
@@ -293,7 +294,7 @@ class _Scan:
         try:
             return Pattern(pattern).replaced(value or "", replacement, every=every)
         except ValueError as error:
-            raise SubstitutionError(f"invalid pattern ({pattern}) in substitution: {error}") from None
+            raise SubstitutionError(f"invalid pattern ({shortened(pattern)}) in substitution: {error}") from None
 
     def inner(self, stop: str, keep_escapes: bool, missing: str) -> str:
         """The word of an operator."""
@@ -309,3 +310,11 @@ class _Scan:
         char = self.text[self.place : self.place + 1]
         self.place += 1
         return char or "\ufffd"
+
+
+def _longer(length: int, piece: str) -> int:
+    """`length` and that of `piece`, as long as that is not too much."""
+    length += len(piece)
+    if length > _LARGEST:
+        raise SubstitutionError(f"the result is longer than {_LARGEST} characters")
+    return length
