@@ -82,7 +82,7 @@ class View:
                 if len(above) > 1:
                     above.pop()
                 continue
-            node = self._child(above[-1], part)
+            node = self.child(above[-1], part)
             if node is None:
                 return None
             if stat.S_ISLNK(node.info.st_mode):
@@ -99,7 +99,8 @@ class View:
                 return None if pending else node
         return above[-1]
 
-    def _child(self, parent: Node, name: bytes) -> Node | None:
+    def child(self, parent: Node, name: bytes) -> Node | None:
+        """What a folder has under one name, a link not followed; None for nothing. Raises OSError."""
         info: os.stat_result | None = None
         found: list[int] = []
         for index in parent.layers:
@@ -124,6 +125,23 @@ class View:
             finally:
                 os.close(fd)
         return None if info is None else Node((*parent.place, name), info, tuple(found))
+
+    def names(self, node: Node) -> dict[bytes, bool]:
+        """What is in a folder: by name, whether it is a folder itself. Raises OSError."""
+        found: dict[bytes, bool] = {}
+        hidden: set[bytes] = set()
+        for index in node.layers:
+            with self._folder(index, node.place) as fd, os.scandir(fd) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    if name in found or name in hidden:
+                        continue
+                    folder = entry.is_dir(follow_symlinks=False)
+                    if folder or entry.is_file(follow_symlinks=False) or not is_whiteout(entry.stat(follow_symlinks=False)):
+                        found[name] = folder
+                    else:
+                        hidden.add(name)
+        return found
 
     def link(self, node: Node) -> bytes:
         """What a symbolic link says."""
