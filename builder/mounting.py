@@ -50,7 +50,7 @@ def bind(asked: Asked, tree: Tree | None, scratch: str) -> Mount:
         for name in ("upper", "work"):
             os.mkdir(f"{scratch}/{name}", 0o755)
         options += [f"upperdir={_escaped(scratch)}/upper", f"workdir={_escaped(scratch)}/work", "volatile"]
-    return Mount(destination=asked.target, type="overlay", source="overlay", options=(*options, "index=off"))
+    return Mount(destination=asked.target, type="overlay", source="overlay", options=(*options, "index=off", "redirect_dir=off", "metacopy=off"))
 
 
 def _missing(asked: Asked) -> InvalidParameter:
