@@ -15,11 +15,13 @@ import msgspec
 import trio
 
 from builder import imagedocs, squash
+from builder.attest import Attached
 from builder.graph import Target
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
 from engine.errors import KnarrError, NotFound
 from engine.service.context import Context
+from engine.service.images import Images
 from engine.service.layerblobs import Form
 from engine.spec import image as spec
 from engine.spec.digest import chain_ids, sha256
@@ -62,26 +64,27 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
     squash: bool = False
 
 
-class Beside(msgspec.Struct, frozen=True):
-    """What stands in the index beside the image: `descriptor`, and `held`, the blobs that belong to it, all in the content store and pinned
-    by who gives it."""
+class Part(msgspec.Struct, frozen=True):
+    """One platform's image: the base and the layers that a build adds, bottom first, one for each step with a vertex."""
 
-    descriptor: spec.Descriptor
-    held: tuple[str, ...] = ()
+    target: Target
+    added: Sequence[Added]
 
 
 class Exported(msgspec.Struct, frozen=True):
-    """The image; `digest` of what its names stand for in a registry, with `media_type` and `size`; `existed`: it was here before."""
+    """`image`: what the names stand for here, one of `images`; `digest` of what they stand for in a registry, the manifest or the index,
+    with its `media_type` and `size`. `existed`: all of it was here before."""
 
     image: ImageRecord
+    images: tuple[ImageRecord, ...]
     digest: str
     media_type: str
     size: int
     existed: bool = False
 
 
-Attach = Callable[[spec.Descriptor], Awaitable[Sequence[Beside]]]
-"""Makes what stands beside an image whose manifest's descriptor is known."""
+Attach = Callable[[Target, spec.Descriptor], Awaitable[Sequence[Attached]]]
+"""What stands beside an image in its index, of which the manifest's descriptor is known."""
 
 
 def _silent(text: str, *, done: bool = False) -> None:
@@ -89,6 +92,7 @@ def _silent(text: str, *, done: bool = False) -> None:
 
 
 class _Documents(msgspec.Struct, frozen=True):
+    target: Target
     raw: bytes
     id: str
     manifest: bytes
@@ -105,57 +109,147 @@ async def export_image(
 
     The caller keeps the base's layers and the snapshots from collection until this returns. Raises KnarrError, OSError.
     """
-    return await _Export(context, target, added, manner, report).run(names, attach)
+    return await export_images(context, [Part(target, added)], names, manner, report=report, attach=attach)
+
+
+async def export_images(
+    context: Context, parts: Sequence[Part], names: Sequence[Reference] = (), manner: Manner = Manner(), *,  # noqa: B008
+    report: Report = _silent, attach: Attach | None = None,
+) -> Exported:  # fmt: skip
+    """The same for several platforms: the names stand for an index then, and also with `attach`."""
+    images = context.images
+    with images.pins() as pin:
+        report("exporting layers")
+        exports = [_Export(context, part, manner, pin) for part in parts]
+        documents = [await export.prepare() for export in exports]
+        report("exporting layers", done=True)
+        with shielded(_COMMIT_SECONDS):
+            return await _store(context, exports, documents, names, manner, report, attach)
+    raise KnarrError("storing the image: the disk did not take it in time")
+
+
+async def _store(
+    context: Context, exports: Sequence[_Export], documents: Sequence[_Documents], names: Sequence[Reference], manner: Manner,
+    report: Report, attach: Attach | None,
+) -> Exported:  # fmt: skip
+    images = context.images
+    for one in documents:
+        report(f"writing image {one.id}")
+    known = True
+    records: list[ImageRecord] = []
+    for export, one in zip(exports, documents, strict=True):
+        await export.name_snapshots()
+        record, existed = await export.store(one, exact=attach is not None or len(exports) > 1)
+        known = known and existed
+        records.append(record)
+    index: Index | None = None
+    if attach is not None or len(records) > 1:
+        index = await _index(images, documents, manner, attach)
+        known = known and images.store.index(index.digest) is not None
+    tagged = [name.with_default_tag() for name in names]
+    for record in records[:-1]:
+        images.register(record)
+    stands_for = index.digest if index is not None else records[-1].manifest
+    changes = not known or any(images.store.target(name) != stands_for for name in tagged)
+    images.register(records[-1], tagged, index)
+    if changes:
+        await images.durable()
+    else:
+        context.durability.lazily()  # only the time of the tag is new
+    for one in documents:
+        report(f"writing image {one.id}", done=True)
+    image = (images.store.named(tagged[0]) if tagged else None) or images.store.get(records[-1].id) or records[-1]
+    for name in names:
+        report(f"naming to {name}")
+        images.emit("tag", image.id, name.familiar)
+        report(f"naming to {name}", done=True)
+    everything = tuple(images.store.get(record.id) or record for record in records)
+    if index is not None:
+        return Exported(image, everything, index.digest, index.media_type, len(index.raw), known)
+    return Exported(image, everything, image.manifest, image.manifest_type or spec.MEDIA_MANIFEST, image.manifest_size, known)
+
+
+async def _index(images: Images, documents: Sequence[_Documents], manner: Manner, attach: Attach | None) -> Index:
+    """The index of several images and what stands beside them, in the content store."""
+    manifests: list[spec.Descriptor] = []
+    beside: list[spec.Descriptor] = []
+    held: list[str] = []
+
+    def write(blobs: Sequence[tuple[str, bytes]]) -> None:
+        for digest, data in blobs:
+            images.content.put(data, digest)
+
+    for one in documents:
+        image = spec.Descriptor(
+            media_type=spec.DOCKER_MANIFEST if manner.docker else spec.MEDIA_MANIFEST, digest=one.digest, size=len(one.manifest),
+            annotations=dict(manner.descriptor) or None, platform=one.target.platform,
+        )  # fmt: skip
+        manifests.append(image)
+        for attached in await attach(one.target, image) if attach is not None else ():
+            await blocking("disk", write, attached.blobs)
+            beside.append(attached.descriptor)
+            held += [attached.descriptor.digest, *(digest for digest, _ in attached.blobs)]
+    document = spec.Index(
+        schema_version=2, media_type=spec.DOCKER_INDEX if manner.docker else spec.MEDIA_INDEX, manifests=(*manifests, *beside),
+        annotations=dict(manner.index) or None,
+    )  # fmt: skip
+    raw = spec.encode(document)
+    await blocking("disk", write, [(sha256(raw), raw)])
+    return Index.of(raw, held=dict.fromkeys(held))
 
 
 class _Export:
-    def __init__(self, context: Context, target: Target, added: Sequence[Added], manner: Manner, report: Report) -> None:
-        self._context = context
+    """One platform's image on its way."""
+
+    def __init__(self, context: Context, part: Part, manner: Manner, pin: Callable[[Iterable[str]], object]) -> None:
         self._images = context.images
         self._snapshots = context.snapshots
-        self._target = target
-        self._added = list(added)
+        self._target = part.target
+        self._created = [one.created for one in part.added]
+        self._rows = [one.snapshot for one in part.added]
         self._manner = manner
-        self._report = report
+        self._pin = pin
         self._squashed: imagedocs.Squashed | None = None
-        layers = sum(step.vertex is not None for step in target.steps)
-        if layers != len(self._added):
-            raise KnarrError(f"exporting an image: {len(self._added)} layers for {layers} steps that make one")
+        self._packs: list[tuple[str, int]] = []
+        self._chains: Sequence[str] = ()
+        layers = sum(step.vertex is not None for step in part.target.steps)
+        if layers != len(self._rows):
+            raise KnarrError(f"exporting an image: {len(self._rows)} layers for {layers} steps that make one")
+        pin([row.name for row in self._rows])
 
-    async def run(self, names: Sequence[Reference], attach: Attach | None) -> Exported:
-        created = [one.created for one in self._added]
-        self._report("exporting layers")
-        with self._images.pins() as pin:
-            pin([one.snapshot.name for one in self._added])
-            if self._manner.squash and len(self._added) > 1:
-                await self._squash(created)
-                pin([self._added[0].snapshot.name])
-            rows = [one.snapshot for one in self._added]
-            packs = await self._packed(rows)
-            made = await self._blobs(rows, packs, pin)
-            base = await self._base(pin)
-            diff_ids = [*(layer.diff_id for layer in base), *(layer.diff_id for layer in made)]
-            chains = chain_ids(diff_ids)
-            pin(chains)
-            self._report("exporting layers", done=True)
-            documents = self._documents([*base, *made], diff_ids, chains, created)
-            pin((documents.id, documents.digest, *(layer.digest for layer in documents.layers)))
-            with shielded(_COMMIT_SECONDS):
-                return await self._store(rows, packs, chains[len(base) :], documents, names, attach)
-        raise KnarrError("storing the image: the disk did not take it in time")
+    async def prepare(self) -> _Documents:
+        """Pack what is not known yet, and write the documents in memory. Everything is pinned then."""
+        if self._manner.squash and len(self._rows) > 1:
+            await self._squash()
+        self._packs = await self._packed()
+        made = await self._blobs()
+        base = await self._base()
+        layers = [*base, *made]
+        diff_ids = [layer.diff_id for layer in layers]
+        chains = chain_ids(diff_ids)
+        self._chains = chains[len(base) :]
+        self._pin(chains)
+        entries = imagedocs.history(self._target, self._created, self._manner.epoch, self._squashed)
+        raw = imagedocs.config(self._target, diff_ids, entries, self._manner.extra)
+        id = sha256(raw)
+        manifest = imagedocs.manifest(raw, id, layers, docker=self._manner.docker, annotations=self._manner.annotations)
+        placed = tuple(msgspec.structs.replace(layer, chain_id=chain) for layer, chain in zip(layers, chains, strict=True))
+        self._pin((id, sha256(manifest), *(layer.digest for layer in placed)))
+        return _Documents(self._target, raw, id, manifest, sha256(manifest), placed)
 
     # -- layers
 
-    async def _squash(self, created: Sequence[int]) -> None:
-        rows = [one.snapshot for one in self._added]
-        row = await squash.squash(self._snapshots, rows)
-        self._added = [Added(row, max(created))]
+    async def _squash(self) -> None:
+        count = len(self._rows)
+        self._rows = [await squash.squash(self._snapshots, self._rows)]
+        self._pin([self._rows[0].name])
         base = self._target.base.diff_ids if self._target.base is not None else ()
         below = f" to {chain_ids(base)[-1]}" if base else ""
-        self._squashed = imagedocs.Squashed(f"merge {len(rows)} layers{below}")
+        self._squashed = imagedocs.Squashed(f"merge {count} layers{below}")
 
-    async def _packed(self, rows: Sequence[Snapshot]) -> list[tuple[str, int]]:
+    async def _packed(self) -> list[tuple[str, int]]:
         """The digest and the bytes of each layer's archive."""
+        rows = self._rows
         blobs, limit = self._images.layer_blobs, trio.CapacityLimiter(_PACKING)
         found: list[tuple[str, int]] = [(row.diff_id, row.packed) for row in rows]
 
@@ -172,9 +266,7 @@ class _Export:
                     nursery.start_soon(one, place)
         return found
 
-    async def _blobs(
-        self, rows: Sequence[Snapshot], packs: Sequence[tuple[str, int]], pin: Callable[[Iterable[str]], object]
-    ) -> list[Layer]:  # fmt: skip
+    async def _blobs(self) -> list[Layer]:
         """The layers that the build adds: named by what they pack to, or as blobs in the content store."""
         manner = self._manner
         rewrite = manner.rewrite and manner.epoch is not None
@@ -182,18 +274,17 @@ class _Export:
         if form is None and rewrite:
             form = Form("gzip")
         if form is None:
-            return [
-                Layer(diff_id, size, imagedocs.layer_type("uncompressed", docker=manner.docker), diff_id, "") for diff_id, size in packs
-            ]
+            media_type = imagedocs.layer_type("uncompressed", docker=manner.docker)
+            return [Layer(diff_id, size, media_type, diff_id, "") for diff_id, size in self._packs]
         form = msgspec.structs.replace(form, epoch=manner.epoch if rewrite else None)
         made: list[Layer] = []
-        for row in rows:
+        for row in self._rows:
             layer = await self._images.layer_blobs.made(row, form)
-            pin([layer.digest])
+            self._pin([layer.digest])
             made.append(msgspec.structs.replace(layer, media_type=form.media_type(manner.docker)))
         return made
 
-    async def _base(self, pin: Callable[[Iterable[str]], object]) -> list[Layer]:
+    async def _base(self) -> list[Layer]:
         """The base image's layers as they are stored here. Raises NotFound."""
         wanted = chain_ids(self._target.base.diff_ids) if self._target.base is not None else ()
         known: dict[str, Layer] = {}
@@ -207,14 +298,14 @@ class _Export:
             if (layer := known.get(chain) or self._from_snapshot(chain)) is None:
                 raise NotFound(f"exporting an image: the base image's layer {chain} is not here", hint="pull it again")
             layers.append(layer)
-        pin(layer.digest for layer in layers)
+        self._pin(layer.digest for layer in layers)
         form, docker = self._manner.form, self._manner.docker
         for place, layer in enumerate(layers):
             stored = imagedocs.form_of(layer.media_type)
             on_demand = form is not None and self._images.layer_blobs.source(layer.digest) is not None
             if form is not None and (on_demand or (self._manner.force and stored != form.kind)):
                 layer = await self._images.layer_blobs.converted(layer, form, docker)
-                pin([layer.digest])
+                self._pin([layer.digest])
             else:
                 layer = msgspec.structs.replace(layer, media_type=imagedocs.layer_type(stored, docker=docker))
             layers[place] = layer
@@ -226,60 +317,18 @@ class _Export:
             return None
         return Layer(row.diff_id, row.packed, spec.MEDIA_LAYER, row.diff_id, chain)
 
-    # -- documents
-
-    def _documents(
-        self, layers: Sequence[Layer], diff_ids: Sequence[str], chains: Sequence[str], created: Sequence[int]
-    ) -> _Documents:  # fmt: skip
-        manner = self._manner
-        entries = imagedocs.history(self._target, created, manner.epoch, self._squashed)
-        raw = imagedocs.config(self._target, diff_ids, entries, manner.extra)
-        id = sha256(raw)
-        manifest = imagedocs.manifest(raw, id, layers, docker=manner.docker, annotations=manner.annotations)
-        placed = tuple(msgspec.structs.replace(layer, chain_id=chain) for layer, chain in zip(layers, chains, strict=True))
-        return _Documents(raw, id, manifest, sha256(manifest), placed)
-
     # -- the store
 
-    async def _store(
-        self, rows: Sequence[Snapshot], packs: Sequence[tuple[str, int]], chains: Sequence[str], documents: _Documents,
-        names: Sequence[Reference], attach: Attach | None,
-    ) -> Exported:  # fmt: skip
-        images = self._images
-        self._report(f"writing image {documents.id}")
-        former = images.store.get(documents.id)
-        known = former is not None and self._serves(former, documents) and attach is None
-        rewritten = self._manner.rewrite and self._manner.epoch is not None
-        if not rewritten:
-            await self._settled(rows, packs, chains)
-        if known:
-            assert former is not None
-            image, index = former, None
-        else:
-            image = self._record(documents)
-            await blocking("disk", self._write, documents)
-            index = await self._index(documents, attach) if attach is not None else None
-        tagged = [name.with_default_tag() for name in names]
-        changes = not known or any(images.store.target(name) != image.manifest for name in tagged)
-        images.register(image, tagged, index)
-        if changes:
-            await images.durable()
-        else:
-            self._context.durability.lazily()  # only the time of the tag is new
-        self._report(f"writing image {documents.id}", done=True)
-        for name in names:
-            self._report(f"naming to {name}")
-            images.emit("tag", image.id, name.familiar)
-            self._report(f"naming to {name}", done=True)
-        image = images.store.get(image.id) or image
-        if index is not None:
-            return Exported(image, index.digest, index.media_type, len(index.raw), known)
-        return Exported(image, image.manifest, image.manifest_type or spec.MEDIA_MANIFEST, image.manifest_size, known)
+    async def store(self, documents: _Documents, *, exact: bool) -> tuple[ImageRecord, bool]:
+        """The record to register, and whether it was here before; with `exact` only with the very manifest."""
+        former = self._images.store.get(documents.id)
+        if former is not None and (former.manifest == documents.digest or (not exact and self._serves(former, documents))):
+            return former, True
+        await blocking("disk", self._write, documents)
+        return self._record(documents), False
 
     def _serves(self, former: ImageRecord, documents: _Documents) -> bool:
-        """Whether an image that is here has what was asked for: the same manifest, or one with layers as some registry has them."""
-        if former.manifest == documents.digest:
-            return True
+        """Whether an image that is here will do: its manifest has the layers as some registry has them."""
         manner = self._manner
         plain = manner.form is None and not manner.annotations and not manner.docker
         return plain and [layer.digest for layer in former.layers] != [layer.digest for layer in documents.layers]
@@ -296,30 +345,17 @@ class _Export:
         self._images.content.put(documents.raw, documents.id)
         self._images.content.put(documents.manifest, documents.digest)
 
-    async def _index(self, documents: _Documents, attach: Attach) -> Index:
-        image = spec.Descriptor(
-            media_type=spec.DOCKER_MANIFEST if self._manner.docker else spec.MEDIA_MANIFEST, digest=documents.digest,
-            size=len(documents.manifest), annotations=dict(self._manner.descriptor) or None, platform=self._target.platform,
-        )  # fmt: skip
-        beside = await attach(image)
-        document = spec.Index(
-            schema_version=2, media_type=spec.DOCKER_INDEX if self._manner.docker else spec.MEDIA_INDEX,
-            manifests=(image, *(one.descriptor for one in beside)), annotations=dict(self._manner.index) or None,
-        )  # fmt: skip
-        raw = spec.encode(document)
-        held = [digest for one in beside for digest in (one.descriptor.digest, *one.held)]
-        await blocking("disk", self._images.content.put, raw)
-        return Index.of(raw, held=held)
-
-    async def _settled(self, rows: Sequence[Snapshot], packs: Sequence[tuple[str, int]], chains: Sequence[str]) -> None:
+    async def name_snapshots(self) -> None:
         """Files on the disk, and snapshots under the names of their chains."""
-        snapshots = self._snapshots
+        if self._manner.rewrite and self._manner.epoch is not None:
+            return  # the layers are others; they are unpacked when the image is first used
+        snapshots, rows = self._snapshots, self._rows
         fresh = [row for row in rows if row.boot]
         if fresh:
             await blocking("disk", snapshots.sync_files, snapshots.folder(fresh[0]))
             snapshots.synced(fresh)
         parent = ""
-        for row, (diff_id, size), chain in zip(rows, packs, chains, strict=True):
+        for row, (diff_id, size), chain in zip(rows, self._packs, self._chains, strict=True):
             self._name(row, chain, parent, diff_id, size)
             parent = chain
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from builder import imagedocs
-from builder.export import Added, Beside, Exported, Manner, export_image
+from builder.attest import Attached
+from builder.export import Added, Exported, Manner, Part, export_image, export_images
 from builder.graph import Step, Target
 from builder.squash import merge
 from engine.errors import Damaged, KnarrError, NotFound
@@ -328,20 +330,40 @@ def test_an_epoch_sets_every_time_of_the_build(bench: Bench) -> None:
 
 def test_an_index_with_what_stands_beside_the_image(bench: Bench) -> None:
     async def main() -> None:
-        async def attach(image: spec.Descriptor) -> list[Beside]:
+        async def attach(target: Target, image: spec.Descriptor) -> list[Attached]:
             assert image.platform == AMD64
-            digest = bench.stores.content.put(b"statement of " + image.digest.encode())
-            return [
-                Beside(
-                    spec.Descriptor(media_type="text/plain", digest=digest, size=1, platform=Platform(architecture="unknown", os="unknown"))
-                )
-            ]
+            data = b"statement of " + image.digest.encode()
+            unknown = Platform(architecture="unknown", os="unknown")
+            descriptor = spec.Descriptor(media_type="text/plain", digest=sha256(data), size=len(data), platform=unknown)
+            return [Attached(descriptor, ((sha256(data), data),))]
 
-        made = await bench.build(bench.layer({"a": b"1"}), names=("app",), form=Form(), attach=attach, annotations={"k": "v"})
+        row = bench.layer({"a": b"1"})
+        made = await bench.build(row, names=("app",), form=Form(), attach=attach, annotations={"k": "v"})
         index = bench.images.store.index(made.digest)
         assert index is not None and len(index.manifests) == 2 and len(index.held) == 1
         assert bench.images.store.target(parse("app:latest")) == made.digest
         assert json.loads(bench.stores.content.read(made.image.manifest))["annotations"] == {"k": "v"}
+        assert bench.stores.content.verify(index.held[0]) and bench.stores.content.verify(index.digest)
+        again = await bench.build(row, names=("app",), form=Form(), attach=attach, annotations={"k": "v"})
+        assert again.existed and again.digest == made.digest
+
+    trio.run(main)
+
+
+def test_several_platforms_are_an_index(bench: Bench) -> None:
+    async def main() -> None:
+        bench.images.host = AMD64
+        parts = []
+        for place, architecture in enumerate(("amd64", "arm64")):
+            target = msgspec.structs.replace(target_of(1), platform=Platform(architecture=architecture))
+            parts.append(Part(target, [Added(bench.layer({"a": architecture.encode()}), place)]))
+        made = await export_images(bench.context, parts, [parse("app")])
+        assert made.image.architecture == "amd64" and len(made.images) == 2
+        assert bench.images.get("app", "linux/arm64").architecture == "arm64"
+        index = json.loads(bench.stores.content.read(made.digest))
+        assert [one["platform"]["architecture"] for one in index["manifests"]] == ["amd64", "arm64"]
+        assert (await export_images(bench.context, parts, [parse("app")])).existed
+        assert await bench.images.collect() == (0, 0)
 
     trio.run(main)
 
