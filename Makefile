@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
 help:
-	@echo "make hello    install what is missing, build, make an image and run it (root)"
+	@echo "make hello    install what is missing, build the example image from its Dockerfile and run it (root)"
 	@echo "make test     install what the tests need and run them all (root)"
 	@echo "make check    lint and type-check"
 	@echo "make bench    measure Knarr beside whichever of docker, podman, crun and runc is here (BENCH_ARGS=...)"
@@ -20,8 +20,8 @@ help:
 
 hello: core launcher
 	mkdir -p build/hello
-	$(CC) -O2 -o build/hello/hello examples/hello/hello.c
-	$(BIN)/knarr image from-host build/hello/hello -t hello
+	$(CC) -O2 -static -o build/hello/hello examples/hello/hello.c
+	$(BIN)/knarr build -f examples/hello/Dockerfile -t hello build/hello
 	$(BIN)/knarr run --rm --network none hello
 
 test: core launcher system-test $(VENV)/.dev

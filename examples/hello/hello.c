@@ -1,4 +1,4 @@
-/* The program of `make hello`: says where it runs. Any program of the host would do; Knarr finds the libraries it needs by itself. */
+/* The program of `make hello`: says where it runs. It is static, so that an image needs nothing but it. */
 #include <stdio.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -7,6 +7,6 @@ int main(void) {
     struct utsname host;
     uname(&host);
     printf("Hello from container %s.\n", host.nodename);
-    printf("I am process %d here, on Linux %s, with an image of one program and its libraries.\n", (int)getpid(), host.release);
+    printf("I am process %d here, on Linux %s, with an image of one program.\n", (int)getpid(), host.release);
     return 0;
 }
