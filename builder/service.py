@@ -131,20 +131,28 @@ class BuildService:
                     trees |= {MAIN_CONTEXT: sent.tree, "dockerfile": sent.dockerfile}
                     options = sent.options(options)
                 request = builds.Request(options=options, auths=build.auths, gifts=Nothing(), contexts=tree)
+                failure: KnarrError | None = None
                 async with trio.open_nursery() as writing:
                     writing.start_soon(write)
                     try:
                         tell(output.finish(await builds.build(self, request, Hooks())))
                     except KnarrError as error:
-                        if not parsed:
-                            raise
-                        tell(output.fail(error))
+                        if parsed:
+                            tell(output.fail(error))
+                        else:  # raised below, so that it does not arrive wrapped in a group
+                            failure = error
                     await lines.aclose()
+                if failure is not None:
+                    raise failure
 
     async def session(self, connection: Connection) -> None:
         """`POST /build/knarr`; see the protocol."""
         session = Session(connection)
-        if not await session.request():
+        try:
+            if not await session.request():
+                return
+        except KnarrError as error:
+            await session.refuse(error)
             return
 
         class Hooks(builds.Hooks):

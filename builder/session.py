@@ -107,7 +107,10 @@ class Session:
 
     async def request(self) -> bool:
         """Read the first frame; False when the client went away before. Raises InvalidParameter."""
-        first = await self._next()
+        try:
+            first = await self._next()
+        except frames.MalformedFrame as error:
+            raise InvalidParameter(f"the request of a build cannot be read: {error}") from error
         if first is None:
             return False
         kind, _, payload = first
@@ -124,6 +127,11 @@ class Session:
         self._names = asked.contexts
         self._arrived = {name: trio.Event() for name in asked.contexts}
         return True
+
+    async def refuse(self, error: KnarrError) -> None:
+        """Tell a client that its request makes no sense. Raises OSError."""
+        for piece in frames.message(frames.ERROR, 0, _error(error)):
+            await self._connection.send(piece)
 
     async def serve(self, open_upload: Callable[[str, bytes], Awaitable[Upload]], build: Callable[[], Awaitable[Result]]) -> None:
         """Run `build` while frames come and go, and tell its result. Raises OSError when the client is gone."""

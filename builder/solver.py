@@ -232,7 +232,11 @@ class Solver:
             return "scratch"
         async with self._key_locks.hold(index):
             if index not in self._keys:
-                self._keys[index] = await self._define(self._graph.vertices[index])
+                vertex = self._graph.vertices[index]
+                try:
+                    self._keys[index] = await self._define(vertex)
+                except (KnarrError, OSError) as error:
+                    raise placed(error, vertex.line) from error
         return self._keys[index]
 
     async def _define(self, vertex: Vertex) -> str:
