@@ -368,7 +368,7 @@ class _Maker:
         self.flags()
         words = self.some()
         if not self.arguments.json:
-            raise _Fault("SHELL requires the arguments to be in JSON form", hint='for example SHELL ["/bin/bash", "-c"]')
+            raise _Fault("SHELL requires the arguments to be in JSON form")
         return Shell(words=words, **self.common)
 
     def maintainer(self) -> Maintainer:
