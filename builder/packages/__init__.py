@@ -1,0 +1,1 @@
+"""Which packages an image has: a module for each kind of database, all of them over hostile trees."""
