@@ -118,6 +118,9 @@ async def export_images(
 ) -> Exported:  # fmt: skip
     """The same for several platforms: the names stand for an index then, and also with `attach`."""
     images = context.images
+    if (attach is not None or len(parts) > 1) and manner.form is None:
+        # An index is never written anew, so what it names must be what goes to a registry.
+        manner = msgspec.structs.replace(manner, form=Form())
     with images.pins() as pin:
         report("exporting layers")
         exports = [_Export(context, part, manner, pin) for part in parts]

@@ -25,6 +25,7 @@ from engine.service.unpack import Counted, bounded
 from engine.spec import platform as platforms
 from engine.spec import reference as references
 from engine.spec.digest import chain_ids, sha256, short
+from engine.spec.image import MEDIA_LAYER
 from engine.spec.reference import Reference
 from engine.store.images import ImageRecord, Layer
 from engine.wire import compression, jsonstream
@@ -168,12 +169,16 @@ class Archives:
             pin([group.index.digest])
 
     def _found(self, part: Part, pin: Pin) -> bool:
-        layer = self._known(part.digest) or self._known(part.diff_id)
+        layer = self._known(part.digest) or self._known(part.diff_id) or self._built(part.diff_id)
         if layer is None:
             return False
         pin([layer.digest])
         part.digest, part.size, part.media_type = layer.digest, layer.size, layer.media_type
         return True
+
+    def _built(self, diff_id: str) -> Layer | None:
+        row = self._images.layer_blobs.source(diff_id)
+        return Layer(diff_id, row.packed, MEDIA_LAYER, diff_id, "") if row is not None else None
 
     def _adapt(self, group: Group, image: Found) -> None:
         """An image some of whose layers are here in another form than its manifest says gets a manifest of its own."""
@@ -218,6 +223,8 @@ class Archives:
                 continue
             staged = part.staged
             if staged is None or not staged.folder or staged.digest != part.diff_id or (staged.hides and not parent):
+                if staged is None:
+                    await self._images.layer_blobs.bring(part.digest)
                 wanted.append(Wanted(part.digest, part.size, part.diff_id, chain, parent))
                 continue
             async with aclosing(self._bring(wanted, quiet)) as lines:

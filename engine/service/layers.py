@@ -137,7 +137,8 @@ class Layers:
         self._syncs = self._synced_upto = 0
 
     def job(self, wanted: Wanted, below: Job | None, fetch: Fetch | None) -> Job:
-        """Join the job of a layer, started unless it is under way. Call `leave` in a `finally`. Without `fetch` the blob must be here."""
+        """Join the job of a layer, started unless it is under way. Call `leave` in a `finally`. Without `fetch` the layer is unpacked,
+        or its blob is here."""
         key = (wanted.chain, wanted.digest)
         job = self._jobs.get(key)
         if job is None or job.cancelled or job.ended.is_set():
@@ -198,7 +199,7 @@ class Layers:
         async with self._blobs.hold(wanted.digest):
             job.started.set()
             here = await blocking("disk", self._content.exists, wanted.digest, wanted.size)
-            if here and self._snapshots.has(wanted.chain):
+            if (here or job.fetch is None) and self._snapshots.has(wanted.chain):
                 job.existed = True
             elif not here or not await self._from_blob(job):
                 await self._pull(job)

@@ -141,6 +141,10 @@ class ImageRepositories:
         here = {image.manifest for image in self._images.store.members(index.digest)} | set(index.held)
         return all(one.digest in here for one in index.manifests)
 
+    async def bring(self, name: str, digest: str) -> bool:
+        """See Backend: a layer that was built here."""
+        return self.blob_size(name, digest) is not None and await self._images.layer_blobs.bring(digest)
+
     # -- what comes
 
     async def link(self, name: str, digest: str, size: int) -> None:

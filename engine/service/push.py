@@ -1,7 +1,8 @@
 """Pushing: what is here under a name goes to its registry. Owns which manifests are sent, in what order, and what is told meanwhile.
 
 Blobs first, then the manifests that name them, the tag last: a registry never shows an image that is not whole. Manifests and blobs are
-sent as they came, nothing is packed again. The work is a task of the engine's, ended when its client goes.
+sent as they came, nothing is packed again; layers that were built are packed at their first push. The work is a task of the engine's, ended
+when its client goes.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ class Pushes:
         return Plan(top, index.raw, tuple(parts))
 
     async def _alone(self, image: ImageRecord) -> Plan:
+        image = await self._images.layer_blobs.for_registry(image)
         part = await self._part(image.manifest, image)
         return Plan(part.descriptor, part.raw, (part,))
 

@@ -1,8 +1,9 @@
 """`save`: images into an archive that is an OCI layout and a docker-archive at once, streamed; the same images give the same bytes.
 
 Owns what goes into an archive and in which order: documents, then each image's manifest, configuration and layers, a blob once however
-many images have it. Blobs are sent as they are stored, so that digests stay. A blob is checked while it is sent, and a damaged one ends
-the archive before its end, so that nobody takes it for whole. Writes no file and keeps nothing in memory but the documents.
+many images have it. Blobs are sent as they are stored, so that digests stay; layers that were built are packed on their way. A blob is
+checked while it is sent, and a damaged one ends the archive before its end, so that nobody takes it for whole. Writes no file and keeps
+nothing in memory but the documents.
 """
 
 from __future__ import annotations
@@ -176,6 +177,7 @@ class Archive:
         self._plan = plan
         self._pins = images.pins()
         self._documents: dict[str, bytes] = {}
+        self._made: dict[str, int] = {}  # layers that can be made, with their bytes
 
     def __enter__(self) -> Archive:
         pin = self._pins.__enter__()
@@ -186,7 +188,8 @@ class Archive:
         self._pins.__exit__()
 
     async def check(self) -> None:
-        """Before the first byte: that every blob is here, and of its length. Raises Damaged."""
+        """Before the first byte: that every blob is here, and of its length, or can be made. Raises Damaged."""
+        self._made = self._images.layer_blobs.sources()
         await blocking("disk", self._check)
 
     def _check(self) -> None:
@@ -201,6 +204,8 @@ class Archive:
     def _size(self, blob: Blob) -> int:
         content = self._images.content
         if not content.exists(blob.digest, blob.size):
+            if self._made.get(blob.digest) == blob.size:
+                return blob.size
             raise Damaged(f"saving images: blob {blob.digest} is not here", hint="pull or load the image again")
         return content.size(blob.digest)
 
@@ -219,6 +224,9 @@ class Archive:
     async def _send(self, blob: Blob, sink: Sink) -> None:
         """One blob, read for its digest beside being sent: the pages are the same."""
         content = self._images.content
+        if not await blocking("disk", content.exists, blob.digest):
+            await self._images.layer_blobs.send(blob.digest, sink.write)
+            return
         failures: list[Exception] = []
 
         async def check() -> None:

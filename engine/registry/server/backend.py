@@ -52,6 +52,9 @@ class Backend(Protocol):
     def holding(self, *digests: str) -> AbstractContextManager[None]:
         """Keep the garbage collector from blobs while they are on the way into a repository."""
 
+    async def bring(self, name: str, digest: str) -> bool:
+        """Put a blob of the repository that is not in the content store there; False when that cannot be done."""
+
     async def link(self, name: str, digest: str, size: int) -> None:
         """Add a blob, whose bytes are durable in the content store, to a repository."""
 
@@ -91,6 +94,10 @@ class RepositoryBackend:
     def sizes(self, name: str, digests: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
         """See Backend."""
         return self.store.blob_sizes(name, digests), self.store.manifest_sizes(name, digests)
+
+    async def bring(self, name: str, digest: str) -> bool:
+        """See Backend. Everything is in the content store already."""
+        return False
 
     async def link(self, name: str, digest: str, size: int) -> None:
         """See Backend."""

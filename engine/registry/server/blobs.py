@@ -50,6 +50,8 @@ class Blobs:
         """GET and HEAD of a blob (end-2)."""
         digest = names.digest(request.address.reference)
         size = self.find(request.name, digest)
+        if size is None and await self._backend.bring(request.name, digest):
+            size = self.find(request.name, digest)
         if size is None:
             raise RegistryError("BLOB_UNKNOWN", {"digest": digest})
         await self.send(request, digest, size)
