@@ -100,6 +100,11 @@ class _Owned(tar.TarReader):
 
 def _unpack(folder: str, source: compression.Source) -> None:
     os.mkdir(folder, 0o755)
+    unpack_into(folder, source)
+
+
+def unpack_into(folder: str, source: compression.Source) -> None:
+    """Blocks. Unpack an archive, plain or compressed, into an empty folder. Raises InvalidParameter, KnarrError."""
     packed = Counted(source)
     try:
         _, plain = compression.decompressed(packed)

@@ -45,7 +45,7 @@ ONLY_IN: dict[str, set[str]] = {
     "requests": set(),
     "h11": {"engine/http/"},
     "http.client": set(),
-    "subprocess": {"engine/monitor/client.py", "engine/service/top.py", "cli/autostart.py", "cli/terminal.py"},
+    "subprocess": {"engine/monitor/client.py", "engine/service/top.py", "builder/gitrun.py", "cli/autostart.py", "cli/terminal.py"},
     "threading": {"engine/aio/handoff.py", "cli/attach.py", "cli/terminal.py"},
     "concurrent.futures": set(),
     "multiprocessing": set(),
@@ -82,7 +82,7 @@ HOT_COMMANDS = (
     ["start", "c"],
     ["exec", "c", "true"],
     ["rm", "-f", "c"],
-    ["build", "examples/hello"],
+    ["build", "https://git.invalid/app.git"],
 )
 
 LONG_FILE = 500  # lines; a longer file is asking to be two
