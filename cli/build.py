@@ -232,7 +232,7 @@ class Session:
         self.by_fd: dict[int, int] = {}
         self.archives: dict[int, Archive] = {}
         self.pieces: dict[int, list[bytes]] = {}
-        self.ended: set[int] = set()
+        self.done: set[int] = set()
         self.result: dict[str, Any] | None = None
         self.wakes = Wakes()
         self.deadline = float("inf")
@@ -315,6 +315,8 @@ class Session:
         try:
             while self.result is None:
                 self.turn()
+            if missing := self.sinks.keys() - self.done:
+                raise refuse(f"the daemon ended the build without its output of type {self.sinks[min(missing)].kind}")
             return self.result
         except BaseException:
             for archive in self.archives.values():
@@ -404,20 +406,18 @@ class Session:
 
     def _output(self, number: int, data: bytes) -> None:
         """A piece of an output; b"" is its end."""
+        if not data:
+            self.done.add(number)
         sink = self.sinks.get(number)
         if sink is None:
             raise refuse(f"the daemon sends an output that was not asked for ({number})")
         if number in self.pieces:
             if data:
                 self.pieces[number].append(data)
-            else:
-                self.ended.add(number)
         elif sink.unpack:
             from cli.buildoutput import Unpacker
 
             self.pieces[number] = [data] if data else []
-            if not data:
-                self.ended.add(number)
             self._unpack(number, Unpacker(sink))
         else:
             from cli.buildoutput import Archive
@@ -434,7 +434,7 @@ class Session:
 
         def source() -> bytes:
             while not self.pieces[number]:
-                if number in self.ended:
+                if number in self.done:
                     return b""
                 if self.result is not None:
                     raise refuse("the daemon ended the build within an output")

@@ -246,7 +246,7 @@ def _tag(text: str) -> str:
     try:
         reference = parse(text)
     except ValueError as error:
-        words = str(error).removeprefix("invalid reference format: ")
+        words = "repository name must be lowercase" if "lowercase" in str(error) else str(error)
         raise refuse(f'invalid tag "{text}": {words}') from None
     if reference.digest:
         raise refuse(f'invalid tag "{text}": a tag has no digest')

@@ -145,7 +145,10 @@ class State:
         return vertex
 
     def _status(self, vertex: Vertex, one: "dict[str, Any]", now: float) -> None:
-        bar = vertex.bars.setdefault(one["id"], Bar(printable(one["id"])))
+        bar = vertex.bars.get(one["id"])
+        if bar is None:
+            bar = vertex.bars[one["id"]] = Bar(printable(one["id"]))
+            bar.shown = now  # most are done before a line about them is worth it
         bar.current, bar.total = int(one.get("current") or 0), int(one.get("total") or 0)
         end = one.get("completed") or one.get("timestamp")
         bar.seconds = moment(end) - moment(one["started"]) if end and one.get("started") else 0.0
