@@ -111,6 +111,7 @@ class Classic:
         self._digests: Sequence[str] = ()
         self._vertices: dict[str, _Vertex] = {}
         self._last_id: dict[int, str] = {}
+        self._roots: dict[int, int | None] = {}
         self._image = ""
         self._shown: set[str] = set()
         self._begun: list[_Vertex] = []
@@ -200,7 +201,9 @@ class Classic:
             place = (step.stage, step.line)
             if place not in bases:
                 made.setdefault(place, []).append(step.vertex)
-            elif step.instruction and step.instruction.split(None, 1)[0].upper() != "FROM":  # of ONBUILD
+            elif step.instruction[:4].upper() == "FROM":
+                self._roots[step.stage] = step.vertex
+            else:  # of ONBUILD
                 kind = "copy" if step.vertex is not None and self._copies(step.vertex) else "run"
                 triggers.setdefault(step.stage, []).append(_Step(kind, step.instruction, step.stage, step.vertex, trigger=True))
         self._steps = [_Step("argument", argument.text, -1) for argument in dockerfile.arguments]
@@ -343,7 +346,9 @@ class Classic:
         for other in reversed(dockerfile.stages[:stage]):
             if wanted in (other.name, str(other.index)) and other.index in self._last_id:
                 return self._last_id[other.index]
-        own = [index for index, vertex in enumerate(graph.vertices) if vertex.stage == stage and isinstance(vertex.op, ImageSource)]
+        root = self._roots.get(stage)
+        own = [root] if root is not None else []
+        own += [index for index, vertex in enumerate(graph.vertices) if vertex.stage == stage and isinstance(vertex.op, ImageSource)]
         mine = [step.vertex for step in self._steps if step.stage == stage and step.vertex is not None]
         if stage == self._steps[-1].stage:
             mine.append(graph.target.root)
