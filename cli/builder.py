@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 DU = Command("builder du", "[OPTIONS]", {"builder": "string", "filter": "filter", "format": "string", "verbose": "bool"},
              {"v": "verbose"}, 0, 0)
-PRUNE = Command("builder prune", "[OPTIONS]", {
+PRUNE = Command("builder prune", "", {
     "all": "bool", "builder": "string", "filter": "filter", "force": "bool", "keep-storage": "bytes", "max-used-space": "bytes",
     "min-free-space": "bytes", "reserved-space": "bytes", "verbose": "bool",
 }, {"a": "all", "f": "force"}, 0, 0)
@@ -132,7 +132,7 @@ def _formatted(records: "list[dict[str, Any]]", form: str) -> None:
     from cli.listing import show
     from cli.views import View
 
-    show(Cache, [Cache(one, View(True)) for one in records], form, False)
+    show(Cache, [Cache(one | {"Parent": ",".join(parents(one))}, View(True)) for one in records], form, False)
 
 
 def prune(client: Client, name: str, argv: "list[str]") -> int:
@@ -143,7 +143,7 @@ def prune(client: Client, name: str, argv: "list[str]") -> int:
     _own(given)
     everything = given.get("all", False)
     what = "all" if everything else "all dangling"
-    if not given.get("force") and not confirmed(f"WARNING! This will remove {what} build cache."):
+    if not given.get("force") and not confirmed(f"WARNING! This will remove {what} build cache.", " "):
         return 0
     path = query("/build/prune", all=everything or None, filters=_filters(given), **{
         flag: given[flag] for flag in ("keep-storage", "reserved-space", "max-used-space", "min-free-space") if given.get(flag)})

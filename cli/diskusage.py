@@ -92,8 +92,8 @@ class Cache(Row):
         return (text if self.view.full else text[:12]) + ("*" if self.data.get("InUse") else "")
 
     def Parent(self) -> str:
-        found = self.data.get(" Parents") or self.data.get("Parents") or [self.data.get("Parent", "")]  # dockerd's name has a blank
-        return ",".join(text if self.view.full else text[:12] for text in found)
+        text = str(self.data.get("Parent", ""))
+        return text if self.view.full else text[:12]
 
     def CacheType(self) -> str:
         return str(self.data.get("Type", ""))
