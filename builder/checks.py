@@ -50,6 +50,7 @@ _SECRET = re.compile(r"(?:_|^)(?:apikey|auth|credentials?|key|password|pword|pas
 _NO_SECRET = re.compile(r"(?:_|^)(?:public|file|version)(?:_|$)", re.IGNORECASE)
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _WHOLE_CONTEXT = ("*", "**", "**/*")
+_LONGEST_MESSAGE = 1000
 _MANY = 100
 """Undefined variables of one word that are told."""
 _LOOKS = 20_000
@@ -106,7 +107,9 @@ class _Check:
         self.looked = 0
 
     def report(self, rule: Rule, location: Location, message: str) -> None:
-        self.found.append(Violation(rule, message, location))
+        # The file may be hostile, and this is shown on terminals.
+        shown = "".join(char if char.isprintable() else "�" for char in message[:_LONGEST_MESSAGE])
+        self.found.append(Violation(rule, shown, location))
 
     def near(self, name: str, options: Collection[str]) -> str:
         """What a name may have meant. A file can have thousands of each, so at some point nobody looks any more."""
