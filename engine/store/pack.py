@@ -58,35 +58,145 @@ def pack(folder: str, write: Write | None = None, *, epoch: int | None = None, c
     """
     top = os.open(folder, FOLDER)
     try:
-        return _Packing(top, write, epoch, check).run()
+        return _Packing(top, Members(write, epoch, check)).run()
     finally:
         os.close(top)
 
 
-class _Packing:
-    def __init__(self, top: int, write: Write | None, epoch: int | None, check: Callable[[], object] | None) -> None:
-        self._top = top
+class Members:
+    """The members of an archive on their way out: headers, and bytes gathered into pieces. `inodes` and `files_bytes` count."""
+
+    def __init__(self, write: Write | None, epoch: int | None, check: Callable[[], object] | None) -> None:
         self._write = write
         self._latest = epoch
         self._check = check
         self._hash = hashlib.sha256()
         self._buffer = memoryview(bytearray(_ROOM))
-        self._used = self._size = 0
-        self._files_bytes = self._inodes = 0
-        self._first: dict[tuple[int, int], bytes] = {}  # of files with several names: device and inode -> the name that is the file
+        self._used = 0
+        self.size = 0
+        self.files_bytes = self.inodes = 0
+        # Of files with several names: what names the inode -> the name that is the file.
+        self._first: dict[tuple[int, ...], bytes] = {}
+
+    @property
+    def digest(self) -> str:
+        """Of all that went out."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def finish(self) -> None:
+        """The end of the archive."""
+        self.put(tarwrite.END)
+        self._flush()
+
+    def link(self, full: bytes, info: os.stat_result, *where: int) -> bool:
+        """Whether it is a further name of a file that was there before, and is written so. `where` tells file systems apart."""
+        first = self._first.setdefault((*where, info.st_dev, info.st_ino), full)
+        if first == full:
+            return False
+        self.put(self.header(full, info, tar.LINK, None, first))
+        return True
+
+    def file(self, fd: int, name: bytes, full: bytes, info: os.stat_result) -> None:
+        """A regular file in the folder `fd`. Raises OSError, KnarrError."""
+        file = os.open(name, _FILE, dir_fd=fd)
+        try:
+            self.put(self.header(full, info, tar.REGULAR, attributes(file)))
+            if info.st_size:
+                self.content(file, info.st_size, full)
+        finally:
+            os.close(file)
+
+    def node(self, fd: int, name: bytes, full: bytes, info: os.stat_result) -> None:
+        """A link, a device or a pipe in the folder `fd`; a socket is left out. Raises OSError."""
+        kind = _KINDS.get(stat.S_IFMT(info.st_mode))
+        if kind is not None:
+            target = os.readlink(name, dir_fd=fd) if kind == tar.SYMLINK else b""
+            self.put(self.header(full, info, kind, None, target))
+
+    def header(
+        self, name: bytes, info: os.stat_result, kind: bytes, xattrs: dict[bytes, bytes] | None, linkname: bytes = b""
+    ) -> bytes:  # fmt: skip
+        """A member's header; its times are whole seconds, and not behind the epoch."""
+        self.inodes += 1
+        seconds = info.st_mtime_ns // _SECOND
+        if self._latest is not None and seconds > self._latest:
+            seconds = self._latest
+        entry = tar.Entry(name, kind)
+        entry.mode = info.st_mode & 0o7777
+        entry.uid, entry.gid = info.st_uid, info.st_gid
+        entry.mtime = seconds * _SECOND
+        entry.linkname = linkname
+        entry.xattrs = xattrs
+        if kind == tar.REGULAR:
+            entry.size = info.st_size
+        elif kind in (tar.CHARACTER, tar.BLOCK_DEVICE):
+            entry.devmajor, entry.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
+        return tarwrite.header(entry)
+
+    def put(self, data: bytes) -> None:
+        """Bytes of the archive."""
+        used = self._used
+        end = used + len(data)
+        if end <= _ROOM:
+            self._buffer[used:end] = data
+            self._used = end
+            return
+        view = memoryview(data)
+        while view:
+            if self._used == _ROOM:
+                self._flush()
+            used = self._used
+            end = min(_ROOM, used + len(view))
+            self._buffer[used:end] = view[: end - used]
+            self._used = end
+            view = view[end - used :]
+
+    def content(self, file: int, size: int, name: bytes) -> None:
+        """`size` bytes of an open file, with what fills the last block. Raises OSError, KnarrError when there are fewer."""
+        left = size
+        while left:
+            used = self._used
+            if used == _ROOM:
+                self._flush()
+                used = 0
+            count = os.readv(file, (self._buffer[used : min(used + left, _ROOM)],))
+            if not count:
+                raise KnarrError(f"packing {tar.show(name)}: it has {size - left} bytes instead of {size}")
+            self._used = used + count
+            left -= count
+        self.files_bytes += size
+        if size % _BLOCK:
+            self.put(tarwrite.padding(size))
+
+    def _flush(self) -> None:
+        if self._used:
+            self._out(self._buffer[: self._used])
+            self._used = 0
+
+    def _out(self, piece: memoryview) -> None:
+        if self._check is not None:
+            self._check()
+        self._hash.update(piece)
+        self.size += len(piece)
+        if self._write is not None:
+            self._write(piece)
+
+
+class _Packing:
+    def __init__(self, top: int, out: Members) -> None:
+        self._top = top
+        self._out = out
         self._left_out: list[bytes] = []
 
     def run(self) -> Packed:
         info = os.fstat(self._top)
-        attributes = _attributes(self._top)
-        if attributes or (info.st_mode, info.st_uid, info.st_gid) != _ROOT:
-            self._put(self._header(b"./", info, tar.DIRECTORY, attributes))
+        found = attributes(self._top)
+        out = self._out
+        if found or (info.st_mode, info.st_uid, info.st_gid) != _ROOT:
+            out.put(out.header(b"./", info, tar.DIRECTORY, found))
         self._walk()
-        self._put(tarwrite.END)
-        self._flush()
-        return Packed(
-            f"sha256:{self._hash.hexdigest()}", self._size, self._files_bytes, self._inodes, tuple(self._left_out)
-        )  # fmt: skip
+        out.finish()
+        return Packed(out.digest, out.size, out.files_bytes, out.inodes, tuple(self._left_out))
 
     def _walk(self) -> None:
         """Folders are entered one by one and left through "..", so that a tree of any depth needs two descriptors and no long path."""
@@ -126,117 +236,27 @@ class _Packing:
     # -- members
 
     def _folder(self, fd: int, path: bytes, info: os.stat_result) -> None:
-        self._put(self._header(path, info, tar.DIRECTORY, _attributes(fd)))
-        if _opaque(fd):
-            self._put(_whiteout(path + OPAQUE))
+        out = self._out
+        out.put(out.header(path, info, tar.DIRECTORY, attributes(fd)))
+        if is_opaque(fd):
+            out.put(_whiteout(path + OPAQUE))
 
     def _file(self, fd: int, path: bytes, name: bytes, info: os.stat_result) -> None:
         if name.startswith(WHITEOUT):
             self._left_out.append(path + name)
-            return
-        full = path + name
-        if info.st_nlink > 1 and self._link(full, info):
-            return
-        file = os.open(name, _FILE, dir_fd=fd)
-        try:
-            size = info.st_size
-            self._put(self._header(full, info, tar.REGULAR, _attributes(file)))
-            if size:
-                self._content(file, size, full)
-        finally:
-            os.close(file)
-
-    def _link(self, full: bytes, info: os.stat_result) -> bool:
-        """Whether it is a further name of a file that was there before."""
-        first = self._first.setdefault((info.st_dev, info.st_ino), full)
-        if first == full:
-            return False
-        self._put(self._header(full, info, tar.LINK, None, first))
-        return True
+        elif info.st_nlink == 1 or not self._out.link(path + name, info):
+            self._out.file(fd, name, path + name, info)
 
     def _other(self, fd: int, path: bytes, name: bytes, info: os.stat_result) -> None:
         if is_whiteout(info):
-            self._put(_whiteout(path + WHITEOUT + name))
-            self._inodes += 1
+            self._out.put(_whiteout(path + WHITEOUT + name))
+            self._out.inodes += 1
+        elif stat.S_ISSOCK(info.st_mode):
             return
-        kind = _KINDS.get(stat.S_IFMT(info.st_mode))
-        if kind is None:
-            return
-        if name.startswith(WHITEOUT):
+        elif name.startswith(WHITEOUT):
             self._left_out.append(path + name)
-            return
-        full = path + name
-        if info.st_nlink > 1 and self._link(full, info):
-            return
-        target = os.readlink(name, dir_fd=fd) if kind == tar.SYMLINK else b""
-        self._put(self._header(full, info, kind, None, target))
-
-    def _header(
-        self, name: bytes, info: os.stat_result, kind: bytes, xattrs: dict[bytes, bytes] | None, linkname: bytes = b""
-    ) -> bytes:  # fmt: skip
-        self._inodes += 1
-        seconds = info.st_mtime_ns // _SECOND
-        if self._latest is not None and seconds > self._latest:
-            seconds = self._latest
-        entry = tar.Entry(name, kind)
-        entry.mode = info.st_mode & 0o7777
-        entry.uid, entry.gid = info.st_uid, info.st_gid
-        entry.mtime = seconds * _SECOND
-        entry.linkname = linkname
-        entry.xattrs = xattrs
-        if kind == tar.REGULAR:
-            entry.size = info.st_size
-        elif kind in (tar.CHARACTER, tar.BLOCK_DEVICE):
-            entry.devmajor, entry.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
-        return tarwrite.header(entry)
-
-    # -- bytes
-
-    def _put(self, data: bytes) -> None:
-        used = self._used
-        end = used + len(data)
-        if end <= _ROOM:
-            self._buffer[used:end] = data
-            self._used = end
-            return
-        view = memoryview(data)
-        while view:
-            if self._used == _ROOM:
-                self._flush()
-            used = self._used
-            end = min(_ROOM, used + len(view))
-            self._buffer[used:end] = view[: end - used]
-            self._used = end
-            view = view[end - used :]
-
-    def _content(self, file: int, size: int, name: bytes) -> None:
-        left = size
-        while left:
-            used = self._used
-            if used == _ROOM:
-                self._flush()
-                used = 0
-            count = os.readv(file, (self._buffer[used : min(used + left, _ROOM)],))
-            if not count:
-                raise KnarrError(f"packing {tar.show(name)}: it has {size - left} bytes instead of {size}")
-            self._used = used + count
-            left -= count
-        self._files_bytes += size
-        if size % _BLOCK:
-            self._put(tarwrite.padding(size))
-
-    def _flush(self) -> None:
-        if self._used:
-            self._out(self._buffer[: self._used])
-            self._used = 0
-
-    def _out(self, piece: memoryview) -> None:
-        if self._check is not None:
-            self._check()
-        self._hash.update(piece)
-        self._size += len(piece)
-        if self._write is not None:
-            self._write(piece)
+        elif info.st_nlink == 1 or not self._out.link(path + name, info):
+            self._out.node(fd, name, path + name, info)
 
 
 def _listed(fd: int) -> list[_Found]:
@@ -247,7 +267,8 @@ def _listed(fd: int) -> list[_Found]:
     return found
 
 
-def _attributes(fd: int) -> dict[bytes, bytes] | None:
+def attributes(fd: int) -> dict[bytes, bytes] | None:
+    """Those of an open file or folder that an archive keeps; None for none. Raises OSError."""
     try:
         names = os.listxattr(fd)
     except OSError as error:
@@ -258,7 +279,8 @@ def _attributes(fd: int) -> dict[bytes, bytes] | None:
     return {os.fsencode(name): os.getxattr(fd, name) for name in kept} if kept else None
 
 
-def _opaque(fd: int) -> bool:
+def is_opaque(fd: int) -> bool:
+    """Whether an open folder hides what layers below have in it. Raises OSError."""
     try:
         return os.getxattr(fd, OPAQUE_ATTRIBUTE) == b"y"
     except OSError as error:

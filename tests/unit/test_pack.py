@@ -8,8 +8,10 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from engine.errors import KnarrError
 from engine.store.merged import OPAQUE_ATTRIBUTE
 from engine.store.pack import Packed, pack
+from engine.store.packmerged import pack_merged
 from engine.store.trees import remove_tree
 from engine.store.unpack import unpack
 from engine.wire import tar as wire
@@ -253,3 +256,69 @@ def _round(base: Path, steps: list[tuple[str, list[str]]], number: int) -> None:
     assert archive(second)[0] == data
     plain = {path: what for path, what in describe(first).items()}
     assert plain.keys() == describe(second).keys()
+
+
+class Merging:
+    """Layers as folders, and their tree by a real overlay and as an archive."""
+
+    def __init__(self, base: Path, *layers: str) -> None:
+        self.base = base
+        self.folders: list[Path] = []
+        for name in layers:
+            self.folders.insert(0, base / name)
+            self.folders[0].mkdir(mode=0o755)
+
+    def archive(self, **options: Any) -> bytes:
+        pieces: list[bytes] = []
+        pack_merged([str(path) for path in self.folders], lambda piece: pieces.append(bytes(piece)), **options)
+        return b"".join(pieces)
+
+    def overlay(self) -> dict[str, tuple[object, ...]]:
+        mountpoint = self.base / "merged"
+        mountpoint.mkdir()
+        lower = ":".join(map(str, self.folders))
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={lower}", mountpoint], check=True)
+        try:
+            return describe(mountpoint)
+        finally:
+            subprocess.run(["umount", mountpoint], check=True)
+
+
+def test_a_merged_tree_is_what_an_overlay_shows(tmp_path: Path) -> None:
+    case = Merging(tmp_path, "bottom", "middle", "top")
+    top, middle, bottom = case.folders
+    for path in ("kept/a", "kept/b", "opaque/x", "gone/x", "file", "tree/deep/x"):
+        (bottom / path).parent.mkdir(parents=True, exist_ok=True)
+        (bottom / path).write_bytes(b"bottom")
+    os.link(bottom / "kept/a", bottom / "kept/again")
+    os.symlink("/etc", bottom / "link")
+    (middle / "kept").mkdir()
+    (middle / "kept/b").write_bytes(b"middle")
+    (middle / "opaque").mkdir()
+    os.setxattr(middle / "opaque", OPAQUE_ATTRIBUTE, b"y")
+    (middle / "opaque/new").write_bytes(b"middle")
+    (middle / "tree").write_bytes(b"a file hides a folder")
+    whiteout(middle / "gone")
+    (top / "kept").mkdir(mode=0o700)
+    whiteout(top / "kept/b")
+    (top / "file").mkdir()
+    os.link(bottom / "opaque/x", top / "shared")
+    os.mkfifo(top / "pipe")
+    out = tmp_path / "out"
+    for folder in case.folders:
+        for path, folders, files in os.walk(folder, topdown=False):
+            for name in (path, *(os.path.join(path, one) for one in (*folders, *files))):
+                os.utime(name, (5, 5), follow_symlinks=False)
+    data = case.archive()
+    out.mkdir(mode=0o755)
+    unpack(wire.TarReader(source(data)), str(out))
+    assert describe(out) == case.overlay()
+    assert not any(name.startswith(".wh.") for name in os.listdir(out))
+
+
+def test_a_merged_tree_in_a_folder_with_further_files(tmp_path: Path) -> None:
+    case = Merging(tmp_path, "one")
+    (case.folders[0] / "a").write_bytes(b"1")
+    found = members(case.archive(prefix=b"linux_amd64/", extra={b"provenance.json": b"{}"}))
+    assert list(found) == ["linux_amd64", "linux_amd64/provenance.json", "linux_amd64/a"]
+    assert case.archive() == case.archive()
