@@ -15,7 +15,7 @@ from builder.faults import BuildFault
 from builder.graph import ContextSource, Copy, GitSource, Graph, HttpSource, ImageSource, Run, Stack
 from builder.instructions import Add, Dockerfile, Instruction
 from builder.instructions import Copy as CopyInstruction
-from engine.errors import KnarrError
+from engine.errors import InvalidParameter, KnarrError
 from engine.service.build import ClassicBuild
 from engine.spec.build import Log, Progress, Result, Status, VertexStatus
 from engine.wire import jsonstream
@@ -117,7 +117,7 @@ class Classic:
         self._begun: list[_Vertex] = []
 
     def parsed(self, dockerfile: Dockerfile) -> None:
-        """The Dockerfile could be read: from now on what fails is told in the stream."""
+        """The Dockerfile could be read."""
         self._dockerfile = dockerfile
 
     def planned(self, graph: Graph, digests: Sequence[str]) -> list[bytes]:
@@ -164,6 +164,11 @@ class Classic:
             lines.append(jsonstream.stream(f"Successfully built {_short(result.image)}\n"))
         lines += [jsonstream.stream(f"Successfully tagged {tag}\n") for tag in self._build.options.tags]
         return lines
+
+    def takes(self, error: KnarrError) -> bool:
+        """Whether an error belongs into the stream. A Dockerfile or a parameter that makes no sense is a status, as long as no step was
+        told of; that a base image is not to be had is told below its FROM."""
+        return self._graph is not None or (self._dockerfile is not None and error.status != InvalidParameter.status)
 
     def fail(self, error: KnarrError) -> list[bytes]:
         """The rest of a build that failed after its Dockerfile was read."""

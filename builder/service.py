@@ -91,7 +91,6 @@ class BuildService:
         """`POST /build`; see the protocol."""
         output = Classic(build)
         lines, to_send = trio.open_memory_channel[bytes](10_000)
-        parsed = False
 
         def tell(pieces: Sequence[bytes]) -> None:
             for piece in pieces:
@@ -102,8 +101,6 @@ class BuildService:
 
         class Hooks(builds.Hooks):
             def parsed(self, dockerfile: Dockerfile) -> None:
-                nonlocal parsed
-                parsed = True
                 output.parsed(dockerfile)
 
             def planned(self, graph: Graph, digests: list[str]) -> None:
@@ -137,7 +134,7 @@ class BuildService:
                     try:
                         tell(output.finish(await builds.build(self, request, Hooks())))
                     except KnarrError as error:
-                        if parsed:
+                        if output.takes(error):
                             tell(output.fail(error))
                         else:  # raised below, so that it does not arrive wrapped in a group
                             failure = error

@@ -17,7 +17,7 @@ from builder.graph import SCRATCH, ContextSource, Copy, CopySource, Graph, HttpS
 from builder.instructions import Arg, Command, Dockerfile, Env, From, Instruction, Location, Stage
 from builder.instructions import Copy as CopyInstruction
 from builder.instructions import Run as RunInstruction
-from engine.errors import NotFound
+from engine.errors import InvalidParameter, NotFound
 from engine.service.build import ClassicBuild
 from engine.spec.build import Log, Options, Progress, Result, Status, VertexStatus
 from engine.spec.image import ImageConfig
@@ -185,6 +185,16 @@ def test_a_base_image_that_is_not_found_fails_in_the_stream() -> None:
     case.fail(NotFound("pull access denied for busybox"))
     assert case.text == "Step 1/5 : ARG V=1\nStep 2/5 : FROM busybox\n"
     assert case.lines[-1]["error"] == "pull access denied for busybox"
+
+
+def test_what_makes_no_sense_is_a_status_as_long_as_nothing_was_told() -> None:
+    case = simple()
+    mistake, missing = InvalidParameter("target stage could not be found"), NotFound("no such image")
+    assert not case.classic.takes(missing)
+    case.classic.parsed(case.dockerfile)
+    assert not case.classic.takes(mistake) and case.classic.takes(missing)
+    case.begin()
+    assert case.classic.takes(mistake)
 
 
 def test_a_pull_before_the_first_step_is_told() -> None:
