@@ -345,12 +345,16 @@ class _Work:
                     raise
             finally:
                 os.close(fd)
-        self._clear(into, name)
         owner = self._owner or (info.st_uid, info.st_gid)
         mode = stat.S_IMODE(info.st_mode) if self._change is None else self._change(info.st_mode)
         adorned = self._source.adorned((*place, os.fsencode(entry.name)))
+        arguments = (entry.fd, entry.name, info, into.fd, name, owner, mode, self._time(info), adorned, self._stop)
         try:
-            filecopy.copy(entry.fd, entry.name, info, into.fd, name, owner, mode, self._time(info), adorned, self._stop)
+            try:
+                filecopy.copy(*arguments)
+            except FileExistsError:
+                self._clear(into, name)
+                filecopy.copy(*arguments)
         except (FileNotFoundError, filecopy.Changed) as error:
             raise changed(place, entry.name) from error
 

@@ -7,6 +7,7 @@ wildcards are Go's `filepath.Match` name by name and whose exclusions are those 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
 import re
@@ -130,7 +131,7 @@ class Source:
             found: dict[str, Entry] = {}
             done: set[str] = set()
             for index in layers:
-                fd = self.open(index, place, FOLDER)
+                fd = self._enter(index, place)
                 fds.append(fd)
                 last = index == layers[-1]
                 try:
@@ -145,6 +146,14 @@ class Source:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _enter(self, layer: int, place: Place) -> int:
+        try:
+            return self.open(layer, place, FOLDER)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise changed(place[:-1], os.fsdecode(place[-1]) if place else "") from error
+            raise
 
     def _merge(self, name: str, info: os.stat_result, fd: int, index: int, last: bool, found: dict[str, Entry], done: set[str]) -> None:
         known = found.get(name)
@@ -248,7 +257,7 @@ def _opaque(fd: int, name: str) -> bool:
     try:
         return os.getxattr(f"/proc/self/fd/{fd}/{name}", OPAQUE_ATTRIBUTE, follow_symlinks=False) == b"y"
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or error.errno in (61, 95):
+        if error.errno in (errno.ENODATA, errno.ENOTSUP, errno.ENOENT):
             return False
         raise
 

@@ -197,26 +197,21 @@ def test_a_link_in_a_folder_is_replaced_by_a_file_and_not_followed(site: Site) -
 
 
 @pytest.mark.parametrize(
-    ("base", "source", "destination", "words"),
+    ("below", "source", "named", "destination", "words"),
     [
-        ("etc/f/", "etc/f", "/", "cannot replace to directory /etc/f with file"),
-        ("etc/f/", "etc/f", "/etc/", "cannot replace to directory /etc/f with file"),
-        ("etc/f", "etc/f/", "/", "cannot copy to non-directory: /etc/f"),
-        ("etc/f", "d/", "/etc/f", "cannot copy to non-directory: /etc/f"),
-        ("etc/f", "d/", "/etc/f/", "mkdir /etc/f: not a directory"),
-        ("etc/f", "a", "/etc/f/x", "mkdir /etc/f: not a directory"),
+        ("etc/f/x", "etc/f", "/", "/", "cannot replace to directory /etc/f with file"),
+        ("etc/f/x", "etc/f", "/etc/f", "/etc/", "cannot replace to directory /etc/f with file"),
+        ("etc/f", "etc/f/x", "/", "/", "cannot copy to non-directory: /etc/f"),
+        ("etc/f", "d/x", "/d", "/etc/f", "cannot copy to non-directory: /etc/f"),
+        ("etc/f", "d/x", "/d", "/etc/f/", "mkdir /etc/f: not a directory"),
+        ("etc/f", "a", "/a", "/etc/f/x", "mkdir /etc/f: not a directory"),
     ],
 )
 def test_a_folder_is_not_replaced_by_a_file_nor_a_file_by_a_folder(
-    site: Site, base: str, source: str, destination: str, words: str
+    site: Site, below: str, source: str, named: str, destination: str, words: str
 ) -> None:
-    for top, path in ((site.lower("base"), base), (site.context, source)):
-        put(top / path / "x" if path.endswith("/") else top / path)
-    named = "/etc" if source == "etc/f/" else "/" + source.rstrip("/")
-    if source == "etc/f" and destination == "/":
-        named = "/"
-    elif source == "etc/f/":
-        named = "/"
+    put(site.lower("base") / below)
+    put(site.context / source)
     with pytest.raises(InvalidParameter, match=words):
         site.copy(named, destination)
 
@@ -249,7 +244,7 @@ def test_a_source_that_is_not_there(site: Site, path: str) -> None:
     put(site.context / "a")
     (site.context / "dangling").symlink_to("nowhere")
     (site.context / "out").symlink_to("../../../../../../..")
-    with pytest.raises(NotFound, match='failed to calculate checksum of ref.*": not found'):
+    with pytest.raises(NotFound, match=r'failed to calculate checksum of ref.*": not found'):
         site.copy(path, "/x")
     with pytest.raises(NotFound, match="lstat /zz: no such file or directory"):
         site.copy("/zz/*", "/x")
@@ -518,7 +513,12 @@ def test_a_hostile_archive_stays_in_its_folder(site: Site) -> None:
     put(site.context / "links.tar", archive(("l", {"type": tarfile.SYMTYPE, "linkname": "/etc"}), ("l/passwd", {"size": 1})))
     upper = site.copy("/links.tar", "/u", unpack=True)
     assert names(upper) == ["u", "u/etc", "u/etc/passwd", "u/l"]
-    for name, fields in (("../../x", {}), ("n", {"type": tarfile.CHRTYPE}), ("h", {"type": tarfile.LNKTYPE, "linkname": "../etc/passwd"})):
+    members: list[tuple[str, dict[str, object]]] = [
+        ("../../x", {}),
+        ("n", {"type": tarfile.CHRTYPE}),
+        ("h", {"type": tarfile.LNKTYPE, "linkname": "../etc/passwd"}),
+    ]
+    for name, fields in members:
         put(site.context / "bad.tar", archive((name, fields)))
         with pytest.raises(InvalidParameter, match=r"failed to unpack /bad\.tar"):
             site.copy("/bad.tar", "/u", unpack=True)
@@ -545,6 +545,25 @@ def test_it_stops(site: Site) -> None:
     op = Copy(sources=(CopySource(input=0, path="/d"),), destination="/x")
     with pytest.raises(Stopped):
         copying.apply(op, (), str(site.folder("upper")), [Tree(layers=(str(site.context),))], stop=lambda: True)
+
+
+def test_a_source_that_changes_meanwhile_is_named_and_leads_nowhere(site: Site) -> None:
+    outside = put(site.folder("outside") / "secret").parent
+    for name in ("d/sub/f", "d/other/f"):
+        put(site.context / name)
+    op = Copy(sources=(CopySource(input=0, path="/d"),), destination="/x")
+
+    def swap() -> bool:
+        sub = site.context / "d/sub"
+        if not sub.is_symlink() and (upper / "x/sub").exists():
+            sub.rename(site.context / "moved")
+            sub.symlink_to(outside)
+        return False
+
+    upper = site.folder("upper")
+    with pytest.raises(InvalidParameter, match="/d/sub changed or went away while it was copied"):
+        copying.apply(op, (), str(upper), [Tree(layers=(str(site.context),))], stop=swap)
+    assert not list(upper.rglob("secret"))
 
 
 def test_what_the_kernel_shows_is_what_was_meant(site: Site) -> None:
