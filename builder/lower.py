@@ -63,16 +63,6 @@ def lower(
     )
 
 
-def unused(graph: Graph, options: Options) -> tuple[str, ...]:
-    """Names of build arguments that were given and that nothing declares: Docker warns of them."""
-    return tuple(name for name in sorted(options.build_args) if name not in graph.used and not platformargs.is_builtin(name))
-
-
-def unused_warning(names: tuple[str, ...]) -> str:
-    """Docker's words."""
-    return f"[Warning] One or more build-args [{' '.join(names)}] were not consumed"
-
-
 def _stage(lowering: Lowering, node: Node, bases: Mapping[Key, Base]) -> State:
     try:
         state = _beginning(lowering, node, bases)
@@ -80,6 +70,7 @@ def _stage(lowering: Lowering, node: Node, bases: Mapping[Key, Base]) -> State:
         raise lowering.stages.located(error, node.location) from None
     if node.stage is None or node.replaced:
         return state
+    state.replacement = None
     state.no_cache = _not_cached(lowering.options, node.name)
     lowering.note(state, node.stage.base, None if node.base is not None or state.root == SCRATCH else state.root)
     _environment(state)
@@ -101,8 +92,10 @@ def _beginning(lowering: Lowering, node: Node, bases: Mapping[Key, Base]) -> Sta
     state = State(node, platform, empty_image(platform))
     if node.context is None or node.context.kind == "scratch":
         return state
-    vertex = _sources(lowering, node.context)
-    op, inputs = lowercopy.whole_tree(vertex)
+    state.replacement = _sources(lowering, node.context)
+    if node.stage is None:
+        return state
+    op, inputs = lowercopy.whole_tree(state.replacement)
     name = f"[context {node.context.name}] root file system"
     state.root = lowering.vertices.add(op, inputs, name, line=node.location.line, stage=node.index)
     created_by = f"local source for {node.context.name}"

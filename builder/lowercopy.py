@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder import modes
+from builder import giturl, modes
 from builder.addresses import filename, is_git, is_web
 from builder.evaluate import Fault, below, destination
 from builder.graph import SCRATCH, CopySource, GitSource, HttpSource, MakeFolder, Stack
@@ -114,12 +114,18 @@ class _Copying:
         shown = self.state.node.shown
         message = f'cannot copy from stage "{self.instruction.from_}", it needs to be defined before current stage "{shown}"'
         check_dependency(self.state.node, node, message)
-        return self.lowering.states[node.number].root
+        return self.lowering.states[node.number].source
 
     def repository(self, url: str) -> CopySource:
         if self.add is None:
             raise Fault("source can't be a git ref for COPY", word=url)
-        op = GitSource(url=url, keep_git_dir=bool(self.add.keep_git_dir), checksum=self.checksum)
+        said = giturl.parse(url)
+        keep = self.add.keep_git_dir
+        if None not in (keep, said.keep_git_dir) and keep != said.keep_git_dir:
+            raise Fault("inconsistent keep-git-dir configuration", word=url)
+        if self.checksum and said.checksum and self.checksum != said.checksum:
+            raise Fault(f'checksum mismatch "{self.checksum}" != "{said.checksum}"', word=self.checksum)
+        op = GitSource(url=url, keep_git_dir=bool(keep or said.keep_git_dir), checksum=self.checksum or said.checksum)
         return CopySource(input=self.inputs.place(self.fetched(op, url)), path="/", literal=True)
 
     def download(self, url: str) -> CopySource:

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from builder.evaluate import Evaluator
+from builder import platformargs
+from builder.evaluate import Evaluator, Fault
 from builder.goformat import quoted_list
 from builder.graph import SCRATCH, ContextSource, CopySource, Op, Step, Vertex
 from builder.instructions import Instruction
@@ -20,6 +21,10 @@ from engine.spec.platform import Platform
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
+
+_LARGEST_ENVIRONMENT = 2 << 20
+"""What the kernel gives to a process, arguments and variables together, as systems are set up."""
+_LONGEST_NAME = 8192
 
 # What BuildKit keeps of a base image's configuration; the rest belongs to the container that the image was made from.
 _KEPT = (
@@ -42,8 +47,12 @@ class Vertices:
         if index is None:
             index = self._known[key] = len(self.all)
             self.all.append(Vertex(op=op, inputs=inputs, name=name, line=line, stage=stage, no_cache=no_cache))
-        elif no_cache and not self.all[index].no_cache:
-            self.all[index] = msgspec.structs.replace(self.all[index], no_cache=True)
+            return index
+        known = self.all[index]
+        if no_cache and not known.no_cache:
+            self.all[index] = known = msgspec.structs.replace(known, no_cache=True)
+        if stage >= 0 and known.stage < 0:  # better named by a stage than by nobody
+            self.all[index] = msgspec.structs.replace(known, name=name, line=line, stage=stage)
         return index
 
     def context(self, name: str = MAIN_CONTEXT) -> int:
@@ -70,9 +79,10 @@ class Inputs:
 class State:
     """A stage as far as it has been lowered.
 
-    `root`: the vertex of its file system; `config`: its image's, `base`: that of the image at the bottom; `env`: variables in the order in
-    which they were set, arguments included; `args`: declared arguments, (name, value or None); `history`: what the image's history gets,
-    over all stages below; `plan`: a step for each instruction of this stage.
+    `root`: the vertex of its file system; `replacement`: that of the folder that stands for the whole stage, if one does; `config`: its
+    image's, `base`: that of the image at the bottom; `env`: variables in the order in which they were set, arguments included; `args`:
+    declared arguments, (name, value or None); `history`: what the image's history gets, over all stages below; `plan`: a step for each
+    instruction of this stage.
     """
 
     def __init__(self, node: Node, platform: Platform, config: ImageConfig, root: int = SCRATCH, base: ImageConfig | None = None) -> None:
@@ -81,7 +91,10 @@ class State:
         self.config = config
         self.base = base
         self.root = root
+        self.replacement: int | None = None
         self.env: dict[str, str] = {}
+        self._entries: dict[str, str] = {}
+        self._size = 0
         self.args: list[tuple[str, str | None]] = []
         self.history: list[Step] = []
         self.plan: list[Step] = []
@@ -94,6 +107,8 @@ class State:
         state = State(node, self.platform, self.config, self.root, self.base)
         state.change(on_build=None)
         state.env = dict(self.env)
+        state._entries = dict(self._entries)
+        state._size = self._size
         state.history = list(self.history)
         return state
 
@@ -106,10 +121,25 @@ class State:
         """Set fields of `defaults`."""
         self.config = msgspec.structs.replace(self.config, config=msgspec.structs.replace(self.defaults, **fields))
 
+    @property
+    def source(self) -> int:
+        """The vertex that others copy files from."""
+        return self.root if self.replacement is None else self.replacement
+
     def set_variable(self, name: str, value: str) -> None:
-        """Set one for what follows; it becomes the last in order, as BuildKit has it."""
+        """Set one for what follows; it becomes the last in order, as BuildKit has it. Raises Fault when all are too large for a process."""
+        old = self._entries.pop(name, None)
         self.env.pop(name, None)
         self.env[name] = value
+        self._entries[name] = entry = f"{name}={value}"
+        self._size += len(entry) - (len(old) if old is not None else 0)
+        if self._size > _LARGEST_ENVIRONMENT:
+            raise Fault(f"the variables of a stage have more than {_LARGEST_ENVIRONMENT} characters", word=name)
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """`env` as "K=V"."""
+        return tuple(self._entries.values())
 
     def with_shell(self, words: Sequence[str]) -> tuple[str, ...]:
         """A command line for the shell, as words."""
@@ -124,6 +154,8 @@ class Lowering:
         self.options: Options = stages.options
         self.arguments: Mapping[str, str] = stages.arguments
         self.evaluator: Evaluator = stages.evaluator
+        self.proxies = platformargs.proxies(self.arguments)
+        self.hosts = platformargs.hosts(self.options.hosts)
         self.vertices = Vertices()
         self.states: dict[int, State] = {}
 
@@ -133,6 +165,7 @@ class Lowering:
 
     def named(self, state: State, text: str, *, trigger: bool = False) -> str:
         """The name of a stage's next vertex, `[build 2/5] RUN make`, which is counted by this."""
+        text = text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…"
         total = state.node.steps
         if not total:
             return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import re
 
 from builder import platformargs
 from builder.evaluate import Fault, below
@@ -14,7 +13,7 @@ from builder.lines import heredoc
 from builder.lowering import Inputs, Lowering, State, run_text
 from builder.runmount import RunMount, parse_mount
 from builder.stages import Needed, Node, check_dependency
-from engine.errors import InvalidParameter, NotImplementedYet
+from engine.errors import NotImplementedYet
 
 _SCRIPTS = "/dev/pipes/"
 _AGENT = "SSH_AUTH_SOCK"
@@ -27,20 +26,20 @@ def run(lowering: Lowering, state: State, needed: Needed, instruction: Run) -> N
     args, files, summary = _command(state, instruction)
     inputs = Inputs(state.root)
     mounts = _Mounts(lowering, state, needed, inputs).all(instruction)
-    env = dict(state.env)
+    env = state.environment
     sockets = [mount.target for mount in mounts if mount.kind == "ssh"]
-    if sockets:
-        env.setdefault(_AGENT, sockets[0])
-    proxies = tuple(entry for entry in platformargs.proxies(lowering.arguments) if entry.partition("=")[0] not in env)
+    if sockets and _AGENT not in state.env:
+        env = (*env, f"{_AGENT}={sockets[0]}")
+    proxies = tuple(entry for entry in lowering.proxies if entry.partition("=")[0] not in state.env)
     op = RunOp(
         args=args,
-        env=tuple(f"{name}={value}" for name, value in env.items()),
+        env=env,
         cwd=state.defaults.working_dir or "/",
         user=state.defaults.user,
         mounts=tuple(mounts),
         network=_network(lowering, instruction),
         security=_security(lowering, instruction),
-        hosts=hosts(lowering.options.hosts),
+        hosts=lowering.hosts,
         hostname=lowering.arguments.get(platformargs.HOSTNAME, ""),
         proxies=proxies,
         files=files,
@@ -117,17 +116,6 @@ def _entitled(lowering: Lowering, entitlement: str, word: str) -> None:
         raise Fault(f"{entitlement} is not allowed", word=word, hint=f"build with --allow {entitlement}")
 
 
-def hosts(entries: tuple[str, ...]) -> tuple[str, ...]:
-    """`--add-host` as "name:address". Raises InvalidParameter."""
-    found: list[str] = []
-    for entry in entries:
-        name, mark, address = re.sub("=", ":", entry, count=1).partition(":") if "=" in entry else entry.partition(":")
-        if not mark or not name or not address:
-            raise InvalidParameter(f'bad format for add-host: "{entry}"', hint="host:ip")
-        found.append(f"{name}:{address.removeprefix('[').removesuffix(']')}")
-    return tuple(found)
-
-
 class _Mounts:
     """The mounts of one RUN."""
 
@@ -161,7 +149,7 @@ class _Mounts:
         if source is not None:
             message = f'cannot mount from stage "{asked.from_}" to "{asked.target}", stage needs to be defined before current command'
             check_dependency(self.state.node, source, message)
-            place = self.inputs.place(self.lowering.states[source.number].root)
+            place = self.inputs.place(self.lowering.states[source.number].source)
         elif asked.type == "bind":
             place = self.inputs.place(self.lowering.vertices.context())
         path = below("/", asked.source)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from builder import giturl
 from builder.addresses import is_git, is_web
 from builder.suggest import hint
 from engine.errors import InvalidParameter
@@ -70,6 +71,7 @@ def _kind(name: str, value: str) -> tuple[str, str]:
     if value.startswith(_LAYOUT):
         return "image", value
     if is_git(value):
+        giturl.parse(value)
         return "git", value
     if is_web(value):
         return "web", value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from engine.errors import InvalidParameter
 from engine.spec.build import Options
@@ -19,7 +19,6 @@ NOT_IN_ENVIRONMENT = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCA
 """Arguments that are no variables of a RUN although they are declared."""
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
-_BUILTIN = re.compile(r"BUILDKIT_.*|SOURCE_DATE_EPOCH|(?:HTTP|HTTPS|FTP|NO|ALL)_PROXY|(?:http|https|ftp|no|all)_proxy")
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _DEFAULT_STAGE = "default"
 
@@ -52,11 +51,6 @@ def proxies(arguments: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"{name}={found[proxy]}" for proxy in _PROXIES if found.get(proxy) for name in (proxy, proxy.lower()))
 
 
-def is_builtin(name: str) -> bool:
-    """Whether an argument means something without being declared."""
-    return _BUILTIN.fullmatch(name) is not None
-
-
 def is_true(arguments: Mapping[str, str], name: str) -> bool:
     """Whether an argument is set to something that Go's strconv.ParseBool takes for true."""
     return arguments.get(name, "") in _TRUE
@@ -69,3 +63,14 @@ def epoch(value: str) -> int | None:
     if re.fullmatch(r"[+-]?[0-9]{1,18}", value) is None:
         raise InvalidParameter(f"invalid SOURCE_DATE_EPOCH: {value}", hint="seconds since 1970 as a whole number")
     return int(value)
+
+
+def hosts(entries: Iterable[str]) -> tuple[str, ...]:
+    """`--add-host`, `NAME:ADDRESS` or `NAME=ADDRESS`, as "name:address". Raises InvalidParameter."""
+    found: list[str] = []
+    for entry in entries:
+        name, _, address = entry.partition("=" if "=" in entry else ":")
+        if not name or not address:
+            raise InvalidParameter(f'bad format for add-host: "{entry}"', hint="it is host:ip")
+        found.append(f"{name}:{address.removeprefix('[').removesuffix(']')}")
+    return tuple(found)
