@@ -284,7 +284,12 @@ class _Folder:
             identity = await blocking("disk", self._finish)
             assert self._plan is not None
             folders = [one.folder for one in self._plan.folders]
-            self._tree = Tree(layers=(f"{self._path}/tree-{self._generation}",), digests=Digests(folders), identity=f"context {identity}")
+            self._tree = Tree(
+                layers=(f"{self._path}/tree-{self._generation}",),
+                digests=Digests(folders),
+                attributes=manifest.adorned(folders),
+                identity=f"context {identity}",
+            )
             self._plan = None
             self._contexts.use(self._key, self._generation)
             self._let_go()

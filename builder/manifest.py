@@ -29,8 +29,9 @@ from engine.wire.buildframes import (
 )
 
 FILE, DIRECTORY, SYMLINK, HARD_LINK, PIPE, CHARACTER, BLOCK = TYPES
-LINKS, DIRTY = 0x40, 0x80
-"""Flags of a stored folder: it has hard links; it may have less or other things in it than the tree on disk."""
+ADORNED, LINKS, DIRTY = 0x20, 0x40, 0x80
+"""Flags of a stored folder: something in it has extended attributes; it has hard links; it may have less or other things in it than the
+tree on disk."""
 
 DIGEST = 32
 ABSENT = bytes(DIGEST)
@@ -276,6 +277,8 @@ def _changed(folder: Folder, old: Folder | None) -> tuple[Planned, set[bytes]]:
     folder.size = 0
     for i, entry in enumerate(found):
         raw, digest = claims.get(entry.name, (b"", ABSENT))
+        if entry.attributes:
+            folder.flags |= ADORNED
         if entry.type == FILE:
             folder.size += entry.size
             if raw == entry.raw and entry.ctime != RACY_TIME and digest != ABSENT:
@@ -352,6 +355,19 @@ def identity(folders: Iterable[Folder]) -> str:
     for folder in folders:
         hasher.update(b"%d " % len(folder.path) + folder.path + folder.content)
     return hasher.hexdigest()
+
+
+def adorned(folders: Sequence[Folder]) -> frozenset[bytes]:
+    """The paths of what has extended attributes."""
+    found: set[bytes] = set()
+    for folder in folders:
+        if folder.flags & ADORNED:
+            found.update(_joined(folder.path, entry.name) for entry in entries(folder) if entry.attributes)
+    if found:
+        for folder in folders:
+            if folder.flags & LINKS:
+                found.update(_joined(folder.path, entry.name) for entry in entries(folder) if entry.target in found)
+    return frozenset(found)
 
 
 def full(plan: Plan) -> tuple[Folder, ...]:
