@@ -567,6 +567,8 @@ def _run(session: Session, request: "dict[str, Any]", sources: Sources) -> "dict
         printer.close()
         if failure.text.startswith("error from sender: "):
             raise refuse(f"failed to solve: {failure.text}") from None
+        if not failure.text.startswith("ERROR: "):
+            raise Failure(f"ERROR: {failure.text}", failure.code) from None
         raise
 
 
