@@ -482,5 +482,9 @@ class Digests(Mapping[bytes, str]):
     def __iter__(self) -> Iterator[bytes]:
         return (_joined(path, name) for path in self._folders for name in self._names(path))
 
+    def __bool__(self) -> bool:
+        """Whether there may be any: counting them would read every folder."""
+        return bool(self._folders)
+
     def __len__(self) -> int:
         return sum(len(self._names(path)) for path in self._folders)
