@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.lib import compose
 from tests.lib.daemon import Engine, docker_program
 from tests.lib.http import UnixConnection
 
@@ -413,3 +414,29 @@ def test_the_cli_tells_the_exit_status_of_a_command(api: Engine) -> None:
     done = cli(api, "-", input=b"FROM busybox\nRUN exit 5\n", check=False)
     assert done.returncode == 5 and b"The command '/bin/sh -c exit 5' returned a non-zero code: 5" in done.stderr
     assert cli(api, "-", input=b"FROM busybox\nNOSUCH\n", check=False).returncode == 1
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_compose(api: Engine, tmp_path: Path, version: str) -> None:
+    """Both Composes that use the classic builder: docker-compose 1, and the plugin with DOCKER_BUILDKIT=0."""
+    found = compose.program(version)
+    if found is None:
+        pytest.skip(f"Compose {version} is not here")
+    (tmp_path / "Dockerfile").write_text("FROM busybox AS first\nARG WORD\nRUN echo $WORD > /word\nFROM first\nRUN exit 1\n")
+    service = {"image": OWN, "build": {"context": ".", "target": "first", "args": {"WORD": "composed"}, "labels": {"k": "v"}}}
+    file = tmp_path / "compose.yaml"
+    file.write_text(json.dumps({"version": "3.8", "services": {"s": service}}))
+    environment = {**api.docker_environment(), "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"}
+
+    def build_it(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        command = [found or "", "-p", OWN, "-f", str(file), "build", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, timeout=100, stdin=subprocess.DEVNULL)
+
+    done = build_it()
+    assert done.returncode == 0, (done.stdout, done.stderr, api.log_tail())
+    assert run(api, OWN, "cat", "/word") == "composed"
+    assert api.api("GET", f"/images/{OWN}/json").json()["Config"]["Labels"]["k"] == "v"
+    service["build"] = {"context": "."}
+    file.write_text(json.dumps({"version": "3.8", "services": {"s": service}}))
+    failed = build_it()
+    assert failed.returncode and b"returned a non-zero code: 1" in failed.stdout + failed.stderr
