@@ -113,8 +113,9 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
 
 class Run(Op, frozen=True, kw_only=True):
     """RUN: a process in `inputs[0]`; other inputs are those of mounts. `args`: the program with its shell in front; `env`: "K=V" in order;
-    `proxies`: variables for the process that are no part of the key; `user` as in USER; `network`: default, none, host; `hosts`:
-    "name:address". `files`: absolute path -> content of files (mode 0755) that only this process sees: scripts from heredocs."""
+    `proxies`: variables for the process that are no part of the key; `user` as in USER; `network`: default, none, host, or the name of a
+    network; `hosts`: "name:address". `files`: absolute path -> content of files (mode 0755) that only this process sees: scripts from
+    heredocs."""
 
     args: tuple[str, ...]
     env: tuple[str, ...]

@@ -132,8 +132,9 @@ def test_target_has_a_suggestion() -> None:
 def test_not_there() -> None:
     with pytest.raises(NotImplementedYet, match="RUN --device"):
         lowered("FROM b\nRUN --device=gpu x", allow=("device",))
-    with pytest.raises(NotImplementedYet, match="--network mine of a build"):
-        lowered("FROM b\nRUN x", network="mine")
+    with pytest.raises(NotImplementedYet, match="--network container of a build"):
+        lowered("FROM b\nRUN x", network="container:x")
+    assert runs(lowered("FROM b\nRUN x", network="mine"))[0].network == "mine"
 
 
 @pytest.mark.parametrize(
