@@ -93,6 +93,11 @@ class _Work:
         self._layer = layer
         self._latest = latest
         self._stop = stop
+        if op.link and owners.named(op.chown):
+            raise InvalidParameter(
+                f"--link with --chown={op.chown}: names are looked up in the root file system below, which --link does without",
+                hint="use numbers, or leave out --link",
+            )
         self._owner = owners.resolve(op.chown, layer.view)
         self._change = modes.parse(op.chmod)
         self._made_by = self._owner or (0, 0)  # of folders that nothing was the source of

@@ -17,6 +17,11 @@ Owner = tuple[int, int]
 _MOST = 1 << 20  # bytes of passwd or group
 
 
+def named(chown: str) -> bool:
+    """Whether a "user[:group]" has names that must be looked up."""
+    return any(part and not _number(part) for part in chown.split(":", 1))
+
+
 def resolve(chown: str, view: View | None) -> Owner | None:
     """User and group of "user[:group]", None for "". `view` is the root file system, None for an empty one. Raises
     InvalidParameter, OSError."""

@@ -16,14 +16,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from builder.graph import Copy, CopySource
-from builder.ignore import Folder, Patterns
+from builder.ignore import Folder, Patterns, clean
+from builder.patterns import has_wildcard, with_parents
 from builder.tree import Tree
 from engine.errors import InvalidParameter, NotFound
 from engine.spec import glob
 from engine.store.merged import FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
 from engine.store.view import Node, Place, View, open_below
 
-_WILD = re.compile(r"(?:[^\\*?\[]|\\.)*[*?\[]", re.DOTALL)
 _NOTHING = os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 1, 0, 0, 0, 0, 0, 0), {"st_mtime_ns": 0, "st_rdev": 0})
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
@@ -49,22 +49,22 @@ class Selected(NamedTuple):
 
 
 class Within(NamedTuple):
-    """A folder as patterns see it: what is excluded, and what is included (as the exception from "all is excluded")."""
+    """A folder as patterns see it: those of `--exclude`, and that of `--parents`, of which what it "leaves out" is what is taken."""
 
     exclude: Folder | None
     include: Folder | None
 
     def takes(self, name: str) -> bool:
         """Whether the entry of this name is taken."""
-        return not (self.exclude is not None and self.exclude.leaves_out(name)) and not (
-            self.include is not None and self.include.leaves_out(name)
-        )
+        return (self.include is None or self.include.leaves_out(name)) and not (self.exclude is not None and self.exclude.leaves_out(name))
 
     def enter(self, name: str) -> Within | None:
         """The folder of this name, None when nothing in it can be taken."""
         exclude = self.exclude.enter(name) if self.exclude is not None else None
         include = self.include.enter(name) if self.include is not None else None
-        if (exclude is not None and exclude.skippable) or (include is not None and include.skippable):
+        if exclude is not None and exclude.skippable:
+            return None
+        if include is not None and not include.excluded and not include.promising:
             return None
         return Within(exclude, include)
 
@@ -171,31 +171,32 @@ class Source:
 def select(source: Source, asked: CopySource, op: Copy) -> list[Selected]:
     """What `asked` names, [] for a wildcard without a match. Raises NotFound and InvalidParameter in BuildKit's words, OSError."""
     exclude = Patterns(op.exclude).root if op.exclude else None
-    path, include = asked.path, ""
     if op.parents:
-        path, pivot, include = asked.path.partition("/./")
-        if not pivot:
-            path, include = "/", asked.path
-        include = posixpath.normpath("/" + include).lstrip("/")
-    if not include:
-        within = Within(exclude, None) if exclude is not None else None
-        found = _named(source, path or "/", asked.literal)
-        wild = not asked.literal and _WILD.match(path) is not None
-        return [Selected(name, node, within) for name, node in found if not (wild and exclude is not None and exclude.leaves_out(name))]
-    pattern = _literal(include) if asked.literal else include
-    if not asked.literal and "**" not in include:
-        _check(include)
-    within = Within(exclude, Patterns(["**", "!" + pattern]).root)
-    found = _named(source, path or "/", asked.literal)
-    if (asked.literal or not _WILD.match(include)) and not any(_has(source, node, include) for _, node in found):
-        raise missing(posixpath.join("/", include))
+        return _with_parents(source, asked, exclude)
+    within = Within(exclude, None) if exclude is not None else None
+    wild = not asked.literal and has_wildcard(asked.path)
+    found = _named(source, asked.path, asked.literal)
+    return [Selected(name, node, within) for name, node in found if not (wild and exclude is not None and exclude.leaves_out(name))]
+
+
+def _with_parents(source: Source, asked: CopySource, exclude: Folder | None) -> list[Selected]:
+    """The folder before the `/./` of a path (the root where there is none), and in it what the rest says."""
+    above, pivot, below = asked.path.partition("/./")
+    if not pivot:
+        above, below = "", asked.path
+    below = clean("/" + below)[1:]
+    include = with_parents(_literal(asked.path) if asked.literal else asked.path)[1]
+    found = _named(source, above or "/", asked.literal)
+    if below and (asked.literal or not has_wildcard(below)) and not any(_has(source, node, below) for _, node in found):
+        raise missing(f"{above}/{below}")
+    within = Within(exclude, include.root)
     return [Selected(name, node, within, delayed=True) for name, node in found if node.folder]
 
 
 def _named(source: Source, path: str, literal: bool) -> list[tuple[str, Node]]:
     """Names and nodes that a path leads to, wildcards resolved."""
     parts = [part for part in path.split("/") if part]
-    first = next((index for index, part in enumerate(parts) if not literal and _WILD.match(part)), len(parts))
+    first = next((index for index, part in enumerate(parts) if not literal and has_wildcard(part)), len(parts))
     above = "/" + "/".join(parts[:first])
     if first == len(parts):
         node = _whole(source) if not parts else source.find(above)
@@ -241,11 +242,6 @@ def _matches(source: Source, patterns: list[re.Pattern[str]], base: Node) -> lis
 
 def _has(source: Source, node: Node, path: str) -> bool:
     return source.find(b"/" + b"/".join((*node.place, os.fsencode(path)))) is not None
-
-
-def _check(pattern: str) -> None:
-    for part in pattern.split("/"):
-        glob.compile(part)
 
 
 def _literal(path: str) -> str:

@@ -35,9 +35,9 @@ def site(tmp_path: Path) -> Path:
     return folder
 
 
-def _link(top: Path) -> None:
-    (top / "d/g").unlink()
-    os.link(top / "d/f", top / "d/g")
+def _free(path: Path) -> Path:
+    path.unlink()
+    return path
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -50,11 +50,11 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "name": lambda top: (top / "d/f").rename(top / "d/e"),
     "one less": lambda top: (top / "d/f").unlink(),
     "an empty folder more": lambda top: (top / "d/sub/new").mkdir(),
-    "target": lambda top: ((top / "d/l").unlink(), (top / "d/l").symlink_to("g")),
-    "kind": lambda top: ((top / "d/pipe").unlink(), os.mknod(top / "d/pipe", stat.S_IFSOCK | 0o644)),
+    "target": lambda top: os.symlink("g", _free(top / "d/l")),
+    "kind": lambda top: os.mknod(_free(top / "d/pipe"), stat.S_IFSOCK | 0o644),
     "attribute": lambda top: os.setxattr(top / "d/f", "user.a", b"1"),
     "attribute of a folder": lambda top: os.setxattr(top / "d/sub", "user.a", b"1"),
-    "one file with two names": _link,
+    "one file with two names": lambda top: os.link(top / "d/f", _free(top / "d/g")),
 }
 
 

@@ -332,6 +332,13 @@ def test_owners(site: Site) -> None:
             site.copy("/a", "/1", chown=chown)
 
 
+def test_a_layer_on_nothing_knows_no_names(site: Site) -> None:
+    put(site.context / "a")
+    assert (site.copy("/a", "/x", chown="5:6", link=True) / "x").stat().st_gid == 6
+    with pytest.raises(InvalidParameter, match="--link with --chown=5:users: names are looked up"):
+        site.copy("/a", "/x", chown="5:users", link=True)
+
+
 def test_a_passwd_that_is_a_pipe_or_leads_out_lists_nobody(site: Site) -> None:
     base = site.lower("base")
     (base / "etc").mkdir()
