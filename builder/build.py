@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from builder import contextfiles
+from builder import calls, contextfiles, ignore
 from builder.bases import Bases
 from builder.export import Added, Manner, export_image
 from builder.faults import BuildFault, first_error, placed
-from builder.graph import Graph
+from builder.graph import GitSource, Graph, HttpSource
+from builder.ignore import Patterns
 from builder.instructions import Dockerfile
 from builder.limits import limits_of
 from builder.lower import lower, wanted
@@ -26,10 +27,11 @@ from builder.parser import parse
 from builder.progress import Reporter, stamp
 from builder.secrets import Gifts
 from builder.solver import Outcome, Solver
+from builder.sources import Fetcher
 from builder.stages import Base, Key, Wanted
 from builder.tree import Tree
 from builder.worker import BuildWorker, limits_key
-from engine.errors import InvalidParameter, KnarrError, NotImplementedYet
+from engine.errors import InvalidParameter, KnarrError
 from engine.spec import platform as platforms
 from engine.spec import reference as references
 from engine.spec.build import MAIN_CONTEXT, Options, Progress, Result
@@ -44,13 +46,15 @@ _ROUNDS = 100  # of triggers that name further images; a chain of base images is
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """What a client asks and what it can give. `outputs` sends an output to it, None for a client that takes none."""
+    """What a client asks and what it can give. `outputs` sends an output to it, None for a client that takes none. `strict`: content types
+    of a context at an address are taken as the classic builder does."""
 
     options: Options
     auths: Mapping[str, Credentials]
     gifts: Gifts
     contexts: Callable[[str], Awaitable[Tree]]
     outputs: Callable[[int, AsyncIterator[bytes]], Awaitable[None]] | None = None
+    strict: bool = False
 
 
 class Hooks:
@@ -75,16 +79,18 @@ class _Platform(msgspec.Struct):
 
 async def build(service: BuildService, request: Request, hooks: Hooks) -> Result:
     """Build. Raises DockerfileError, BuildFault, KnarrError, OSError; what was finished stays in the cache."""
-    return await _Build(service, request, hooks).run()
+    async with service.building(request.gifts) as fetcher:
+        return await _Build(service, request, hooks, fetcher).run()
 
 
 class _Build:
-    def __init__(self, service: BuildService, request: Request, hooks: Hooks) -> None:
+    def __init__(self, service: BuildService, request: Request, hooks: Hooks, fetcher: Fetcher) -> None:
         self._service = service
         self._context = service.context
         self._request = request
         self._options = request.options
         self._hooks = hooks
+        self._fetcher = fetcher
         self._reporter = Reporter(hooks.told)
         self._seconds: dict[str, float] = {}
         self._main = Tree()
@@ -136,8 +142,7 @@ class _Build:
         host = self._context.images.host
         wanted_platforms = [platforms.parse(text, host).normalised() for text in options.platforms] or [host]
         if options.call != "build":
-            return self._answer(dockerfile, wanted_platforms[0])
-        self._check(dockerfile, wanted_platforms[0])
+            return await self._answer(dockerfile, wanted_platforms[0])
         used: dict[int, CachedResult] = {}
         with self._service.using(used), self._context.images.pins() as pin:
             try:
@@ -165,21 +170,43 @@ class _Build:
         options = self._options
         with self._vertex(f"[internal] load build definition from {options.dockerfile.rpartition('/')[2] or 'Dockerfile'}"):
             if options.remote:
-                self._main = await self._service.remote_context(options.remote)
+                self._main = await self._fetcher.context(options.remote, options.dockerfile, strict=self._request.strict)
             tree = await self._tree("dockerfile" if options.dockerfile_sent else MAIN_CONTEXT)
             return parse(await contextfiles.dockerfile(tree, options.dockerfile), options.dockerfile)
+
+    async def _fetch(self, op: HttpSource | GitSource, vertex: str) -> Tree:
+        return await self._fetcher.fetch(op)
 
     async def _tree(self, name: str) -> Tree:
         if name == MAIN_CONTEXT and self._options.remote:
             return self._main
         return await self._request.contexts(name)
 
-    def _answer(self, dockerfile: Dockerfile, platform: Platform) -> Result:
+    async def _answer(self, dockerfile: Dockerfile, platform: Platform) -> Result:
         """`--call` other than build."""
-        raise NotImplementedYet(f"--call={self._options.call}")
+        ignore = await self._ignored()
+        return calls.answer(dockerfile, self._options, platform, self._context.images, ignore)
 
-    def _check(self, dockerfile: Dockerfile, platform: Platform) -> None:
-        """Warn of what the build checks find."""
+    async def _check(self, dockerfile: Dockerfile, platform: Platform, bases: Mapping[Key, Base]) -> None:
+        """Warn of what the build checks find. Raises DockerfileError where they are to fail the build."""
+        ignore = await self._ignored()
+        for finding in calls.checked(dockerfile, self._options, platform, self._context.images.host, bases, ignore):
+            self._reporter.warn(finding)
+
+    async def _ignored(self) -> Patterns | None:
+        """The .dockerignore of the main context, which the client has sent along; None without one, or when it cannot be read."""
+        options = self._options
+        if options.dockerfile_sent:
+            return None
+        tree = await self._tree(MAIN_CONTEXT)
+        for name in ignore.candidates(options.dockerfile):
+            text = await contextfiles.find(tree, name)
+            if text is not None:
+                try:
+                    return Patterns(ignore.read(text))
+                except InvalidParameter:
+                    return None
+        return None
 
     # -- images
 
@@ -191,7 +218,9 @@ class _Build:
         for _ in range(_ROUNDS):
             missing = wanted(dockerfile, self._options, platform, host, known)
             if not missing:
-                return lower(dockerfile, self._options, platform, host, known)
+                graph = lower(dockerfile, self._options, platform, host, known)
+                await self._check(dockerfile, platform, known)
+                return graph
             async with trio.open_nursery() as nursery:
                 for one in missing:
                     nursery.start_soon(self._base, bases, one, known, pin)
@@ -215,7 +244,7 @@ class _Build:
         service, limits = self._service, limits_of(self._options)
         with service.scratch() as scratch:
             worker = BuildWorker(
-                self._context, self._reporter, contexts=self._tree, fetch=service.fetch, gifts=self._request.gifts, mounts=service.mounts,
+                self._context, self._reporter, contexts=self._tree, fetch=self._fetch, gifts=self._request.gifts, mounts=service.mounts,
                 limits=limits, scratch=scratch,
             )  # fmt: skip
             solver = Solver(graph, worker, service.cache, service.locks, self._reporter, extra=limits_key(limits))

@@ -20,6 +20,22 @@ async def dockerfile(tree: Tree, path: str) -> bytes:
     return await blocking("disk", _read, tree, path)
 
 
+async def find(tree: Tree, path: str) -> bytes | None:
+    """The content of a small file of a tree, None when it has none of that name."""
+    return await blocking("disk", _find, tree, path)
+
+
+def _find(tree: Tree, path: str) -> bytes | None:
+    if not tree.layers:
+        return None
+    with View(tree.layers) as view:
+        node = view.find(posixpath.normpath("/" + path))
+        if node is None or not stat.S_ISREG(node.info.st_mode) or node.info.st_size > _LARGEST:
+            return None
+        with open(view.open_file(node), "rb") as file:
+            return file.read(_LARGEST)
+
+
 def _read(tree: Tree, path: str) -> bytes:
     place = posixpath.normpath("/" + path)
     if not tree.layers:

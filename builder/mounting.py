@@ -50,7 +50,8 @@ def bind(asked: Asked, tree: Tree | None, scratch: str) -> Mount:
         for name in ("upper", "work"):
             os.mkdir(f"{scratch}/{name}", 0o755)
         options += [f"upperdir={_escaped(scratch)}/upper", f"workdir={_escaped(scratch)}/work", "volatile"]
-    return Mount(destination=asked.target, type="overlay", source="overlay", options=(*options, "index=off", "redirect_dir=off", "metacopy=off"))
+    options += ["index=off", "redirect_dir=off", "metacopy=off"]
+    return Mount(destination=asked.target, type="overlay", source="overlay", options=tuple(options))
 
 
 def _missing(asked: Asked) -> InvalidParameter:

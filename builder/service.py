@@ -19,14 +19,18 @@ from builder import build as builds
 from builder.cachemounts import CacheMounts
 from builder.classic import Classic
 from builder.contexts import Contexts
-from builder.graph import GitSource, Graph, HttpSource
+from builder.graph import Graph
 from builder.instructions import Dockerfile
-from builder.secrets import Nothing
+from builder.secrets import Gifts, Nothing
 from builder.session import Connection, Session
+from builder.sources import Fetcher, Sources
 from builder.tree import Tree
 from engine.aio.blocking import blocking
 from engine.aio.locks import KeyedLocks
-from engine.errors import KnarrError, NotImplementedYet
+from engine.aio.scopes import shielded
+from engine.errors import KnarrError
+from engine.registry import proxies
+from engine.registry.transport import Transport
 from engine.service.build import ClassicBuild, Send
 from engine.service.context import Context
 from engine.spec.build import MAIN_CONTEXT, Progress, Result
@@ -36,7 +40,7 @@ from engine.store.buildcache import BuildCache, CachedResult
 
 log = logging.getLogger("knarr.build")
 
-_SYNC_SECONDS = 120.0
+_CLOSE_SECONDS = 5.0
 
 
 class BuildService:
@@ -50,6 +54,10 @@ class BuildService:
         self.locks = KeyedLocks()
         self.mounts = CacheMounts(f"{self.folder}/mounts")
         self.contexts = Contexts(f"{self.folder}/contexts")
+        settings = context.settings
+        self._transport = Transport(proxies.from_settings(settings.http_proxy, settings.https_proxy, settings.no_proxy))
+        self._builds = 0
+        self.sources = Sources(f"{self.folder}/sources", f"{context.layout.exec_root}/build", self._transport)
         self._running: dict[str, trio.CancelScope] = {}
         self._users: dict[int, dict[int, CachedResult]] = {}
         self._numbers = 0
@@ -63,8 +71,22 @@ class BuildService:
         try:
             await self.mounts.sweep()
             await self.contexts.sweep()
+            await self.sources.sweep()
         except OSError as error:
             log.warning("removing what an interrupted build left: %s", error)
+
+    @contextlib.asynccontextmanager
+    async def building(self, gifts: Gifts) -> AsyncIterator[Fetcher]:
+        """Around one build: what it fetches stays while the block runs. Connections are closed with the last one."""
+        self._builds += 1
+        try:
+            with self.sources.opened(gifts) as fetcher:
+                yield fetcher
+        finally:
+            self._builds -= 1
+            if not self._builds:
+                with shielded(_CLOSE_SECONDS):
+                    await self._transport.close()
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[str]:
@@ -76,14 +98,6 @@ class BuildService:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
-
-    async def fetch(self, op: HttpSource | GitSource, vertex: str) -> Tree:
-        """Sources from elsewhere."""
-        raise NotImplementedYet("ADD from a URL")
-
-    async def remote_context(self, address: str) -> Tree:
-        """The main context at an address."""
-        raise NotImplementedYet("a build context at a URL")
 
     # -- builds
 
@@ -127,7 +141,7 @@ class BuildService:
                     sent = await stack.enter_async_context(self.contexts.from_tar(context, options.dockerfile))
                     trees |= {MAIN_CONTEXT: sent.tree, "dockerfile": sent.dockerfile}
                     options = sent.options(options)
-                request = builds.Request(options=options, auths=build.auths, gifts=Nothing(), contexts=tree)
+                request = builds.Request(options=options, auths=build.auths, gifts=Nothing(), contexts=tree, strict=True)
                 failure: KnarrError | None = None
                 async with trio.open_nursery() as writing:
                     writing.start_soon(write)
@@ -225,7 +239,7 @@ class BuildService:
                     size=await self.mounts.size(mount), created_at=record.created, last_used_at=record.used, usage_count=record.uses,
                 )
             )  # fmt: skip
-        return [*records, *await self.contexts.usage()]
+        return [*records, *await self.contexts.usage(), *await self.sources.usage()]
 
     async def prune(self, wanted: Prune) -> tuple[Sequence[str], int]:
         """Remove from the cache; identifiers of what went, and the bytes that were freed."""
@@ -235,7 +249,7 @@ class BuildService:
         ids = {record.id for record in chosen}
         self.cache.forget(one for one in self.cache.results() if one.id in ids)
         await self.mounts.remove([mount for mount in self.mounts.all() if os.path.basename(mount.path) in ids])
-        freed = await self.contexts.remove(ids)
+        freed = await self.contexts.remove(ids) + await self.sources.remove(ids)
         freed += sum(record.size for record in chosen if record.type == CACHE_MOUNT)
         freed += (await self.context.images.collect())[1]
         attributes = {"reclaimed": str(freed)}

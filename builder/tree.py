@@ -13,7 +13,7 @@ class Tree(msgspec.Struct, frozen=True, kw_only=True):
     `digests`: sha256 (hexadecimal) of regular files by path without a leading slash, as far as it is known without reading them;
     `linkable`: files may be hard-linked into layers, because nobody ever writes to them (what one would change is replaced by a new file).
     `attributes`: the paths of files and folders that have extended attributes, None when that is not known.
-    `identity`: a short text that is equal only for trees with equal content (a chain identifier, a context's digest), "" when there is none.
+    `identity`: a short text that is equal only for trees with equal content (a context's digest), "" when there is none.
     """
 
     layers: tuple[str, ...] = ()

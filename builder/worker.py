@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 import shutil
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
@@ -34,6 +33,8 @@ from engine.store.snapshots import PROVISIONAL, Snapshot
 from engine.store.trees import usage
 
 _SECRET_MAX = 512 * 1024  # BuildKit's limit, 500 KiB and a little
+
+_SNAPSHOT = "snapshot "
 
 Fetch = Callable[[HttpSource | GitSource, str], Awaitable[Tree]]
 """Fetches sources from elsewhere; the second argument is the vertex that is told of it."""
@@ -82,13 +83,16 @@ class BuildWorker:
         """A root file system as a tree."""
         if row is None:
             return Tree()
-        return Tree(layers=self._context.snapshots.lowers(row.name), identity=f"snapshot {row.number}")
+        return Tree(layers=self._context.snapshots.lowers(row.name), identity=f"{_SNAPSHOT}{row.number}")
 
     async def selection(self, op: Copy, trees: Sequence[Tree]) -> str:
         """The digest of what a COPY would copy."""
-        known = (op, tuple(tree.identity for tree in trees))
+        whole = [trees[one.input] for one in op.sources if one.input >= 0 and one.path == "/"]
+        if len(whole) == len(op.sources) and not op.exclude and not op.parents and all(_is_content(tree.identity) for tree in whole):
+            return "whole " + " ".join(tree.identity for tree in whole)  # nothing needs to be looked at for it
         if not all(tree.identity or not tree.layers for tree in trees):
             return await blocking("hashing", checksum.key, op, trees)
+        known = (op, tuple(tree.identity for tree in trees))
         found = self._selections.get(known)
         if found is None:
             found = self._selections[known] = await blocking("hashing", checksum.key, op, trees)
@@ -96,7 +100,7 @@ class BuildWorker:
 
     async def content(self, tree: Tree, path: str) -> str:
         """The digest of what is at a path of a tree."""
-        if path == "/" and tree.identity:
+        if path == "/" and _is_content(tree.identity):
             return tree.identity
         whole = Copy(sources=(CopySource(input=0, path=path, literal=True),), destination="/")
         return await self.selection(whole, [tree])
@@ -128,11 +132,11 @@ class BuildWorker:
         """A new layer on `below`, filled by `work(its folder, whether to stop)` in a worker thread."""
         snapshots = self._context.snapshots
         path = snapshots.begin()
-        stopped = threading.Event()
+        stopped = Stop()
 
         def fill() -> tuple[int, int]:
             try:
-                work(f"{path}/fs", stopped.is_set)
+                work(f"{path}/fs", stopped)
                 return usage(f"{path}/fs")
             except BaseException:
                 snapshots.discard(path)
@@ -228,7 +232,21 @@ class BuildWorker:
             yield mounting.file(mount.target, path)
 
 
-async def _stoppable(work: Callable[[], tuple[int, int]], stopped: threading.Event) -> tuple[int, int]:
+class Stop:
+    """Tells a worker thread that nobody waits for its work any more: a flag that one side sets and the other looks at."""
+
+    wanted = False
+
+    def __call__(self) -> bool:
+        return self.wanted
+
+
+def _is_content(identity: str) -> bool:
+    """Whether an identity is the same for all equal trees, and not only for this very one."""
+    return bool(identity) and not identity.startswith(_SNAPSHOT)
+
+
+async def _stoppable(work: Callable[[], tuple[int, int]], stopped: Stop) -> tuple[int, int]:
     """Wait for a thread; when this is cancelled the thread is asked to stop, and waited for."""
     results: list[tuple[int, int]] = []
     failures: list[Exception] = []
@@ -247,7 +265,7 @@ async def _stoppable(work: Callable[[], tuple[int, int]], stopped: threading.Eve
         try:
             await done.wait()
         except trio.Cancelled:
-            stopped.set()
+            stopped.wanted = True
             raise
     if failures:
         raise failures[0]

@@ -122,8 +122,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """How a build ended. `image`: the image's identifier, "" without one; `digest`: of its manifest or index; `text`: what a `call` other
-    than build prints; `answer`: the same as JSON; `code`: exit status for `--check`. `counts`: steps executed and steps from the cache;
-    `seconds`: wall time by phase (context, solve, export)."""
+    than build prints; `answer`: the same as JSON; `code`: exit status for `--check`, and `error` what is said about it. `executed` and
+    `cached` count steps; `seconds`: wall time by phase (context, bases, solve, export)."""
 
     image: str = ""
     digest: str = ""
@@ -131,6 +131,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
     text: str = ""
     answer: msgspec.Raw = msgspec.Raw(b"null")
     code: int = 0
+    error: str = ""
     executed: int = 0
     cached: int = 0
     seconds: dict[str, float] = {}
