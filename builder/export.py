@@ -24,6 +24,7 @@ from engine.service.context import Context
 from engine.service.images import Images
 from engine.service.layerblobs import Form
 from engine.spec import image as spec
+from engine.spec import platform as platforms
 from engine.spec.digest import chain_ids, sha256
 from engine.spec.reference import Reference
 from engine.store.images import ImageRecord, Index, Layer
@@ -73,7 +74,7 @@ class Part(msgspec.Struct, frozen=True):
 
 class Exported(msgspec.Struct, frozen=True):
     """`image`: what the names stand for here, one of `images`; `digest` of what they stand for in a registry, the manifest or the index,
-    with its `media_type` and `size`. `existed`: all of it was here before."""
+    with its `media_type` and `size`. `existed`: all of it was here before. `index`: None for a manifest alone."""
 
     image: ImageRecord
     images: tuple[ImageRecord, ...]
@@ -81,7 +82,11 @@ class Exported(msgspec.Struct, frozen=True):
     media_type: str
     size: int
     existed: bool = False
+    index: Index | None = None
 
+
+Pin = Callable[[Iterable[str]], object]
+"""Keeps blobs and snapshots from collection."""
 
 Attach = Callable[[Target, spec.Descriptor], Awaitable[Sequence[Attached]]]
 """What stands beside an image in its index, of which the manifest's descriptor is known."""
@@ -114,19 +119,26 @@ async def export_image(
 
 async def export_images(
     context: Context, parts: Sequence[Part], names: Sequence[Reference] = (), manner: Manner = Manner(), *,  # noqa: B008
-    report: Report = _silent, attach: Attach | None = None,
+    report: Report = _silent, attach: Attach | None = None, hold: Pin | None = None,
 ) -> Exported:  # fmt: skip
-    """The same for several platforms: the names stand for an index then, and also with `attach`."""
+    """The same for several platforms: the names stand for an index then, and also with `attach`.
+
+    With `hold` nothing is registered and nobody has a name: documents and blobs that do not come on demand are in the content store, kept
+    from collection by what `hold` is told.
+    """
     images = context.images
     if (attach is not None or len(parts) > 1) and manner.form is None:
         # An index is never written anew, so what it names must be what goes to a registry.
         manner = msgspec.structs.replace(manner, form=Form())
-    with images.pins() as pin:
+    with images.pins() as pins:
+        pin = hold or pins
         report("exporting layers")
         exports = [_Export(context, part, manner, pin) for part in parts]
         documents = [await export.prepare() for export in exports]
         report("exporting layers", done=True)
         with shielded(_COMMIT_SECONDS):
+            if hold is not None:
+                return await _unnamed(context, exports, documents, manner, attach, hold)
             return await _store(context, exports, documents, names, manner, report, attach)
     raise KnarrError("storing the image: the disk did not take it in time")
 
@@ -168,8 +180,21 @@ async def _store(
         report(f"naming to {name}", done=True)
     everything = tuple(images.store.get(record.id) or record for record in records)
     if index is not None:
-        return Exported(image, everything, index.digest, index.media_type, len(index.raw), known)
+        return Exported(image, everything, index.digest, index.media_type, len(index.raw), known, index)
     return Exported(image, everything, image.manifest, image.manifest_type or spec.MEDIA_MANIFEST, image.manifest_size, known)
+
+
+async def _unnamed(
+    context: Context, exports: Sequence[_Export], documents: Sequence[_Documents], manner: Manner, attach: Attach | None, hold: Pin
+) -> Exported:  # fmt: skip
+    """Images that nothing in the store refers to."""
+    records = [await export.unnamed(one) for export, one in zip(exports, documents, strict=True)]
+    index = await _index(context.images, documents, manner, attach) if attach is not None or len(records) > 1 else None
+    best = platforms.best([record.config.platform for record in records], context.images.host) or 0
+    if index is not None:
+        hold([index.digest, *index.held])
+        return Exported(records[best], tuple(records), index.digest, index.media_type, len(index.raw), False, index)
+    return Exported(records[0], tuple(records), records[0].manifest, records[0].manifest_type, records[0].manifest_size)
 
 
 async def _index(images: Images, documents: Sequence[_Documents], manner: Manner, attach: Attach | None) -> Index:
@@ -204,7 +229,7 @@ async def _index(images: Images, documents: Sequence[_Documents], manner: Manner
 class _Export:
     """One platform's image on its way."""
 
-    def __init__(self, context: Context, part: Part, manner: Manner, pin: Callable[[Iterable[str]], object]) -> None:
+    def __init__(self, context: Context, part: Part, manner: Manner, pin: Pin) -> None:
         self._images = context.images
         self._snapshots = context.snapshots
         self._target = part.target
@@ -329,6 +354,11 @@ class _Export:
             return former, True
         await blocking("disk", self._write, documents)
         return self._record(documents), False
+
+    async def unnamed(self, documents: _Documents) -> ImageRecord:
+        """The record alone, and its documents in the content store."""
+        await blocking("disk", self._write, documents)
+        return self._record(documents)
 
     def _serves(self, former: ImageRecord, documents: _Documents) -> bool:
         """Whether an image that is here will do: its manifest has the layers as some registry has them."""

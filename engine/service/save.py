@@ -78,7 +78,17 @@ def plan(images: Images, names: Sequence[str], platform: Sequence[str] = (), sin
                 chosen.append(one)
             else:
                 same.names += tuple(name for name in one.names if name not in same.names)
-    without = _layers_of(images, since) if since else set()
+    return _planned(chosen, _layers_of(images, since) if since else set(), since)
+
+
+def plan_of(names: Sequence[Reference], default: ImageRecord, members: Sequence[ImageRecord], index: Index | None) -> Plan:
+    """What to save of images that are here whatever they are called: `names` are what the archive calls them, and nobody is told."""
+    plan = _planned([_Chosen(tuple(names), default, list(members), index)], set(), "")
+    plan.images = []
+    return plan
+
+
+def _planned(chosen: Sequence[_Chosen], without: set[str], since: str) -> Plan:
     blobs: dict[str, Blob] = {}
     saved: list[documents.Saved] = []
     for one in chosen:
