@@ -21,6 +21,7 @@ from builder.graph import GitSource
 from builder.kept import Kept
 from builder.tree import Tree
 from engine.errors import InvalidParameter, KnarrError
+from tests.lib.registries import Reply, Request, Scripted
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -336,6 +337,41 @@ def test_tokens_reach_their_server_alone(server: Server) -> None:
     assert header("git@h:x", GIT_AUTH_TOKEN="t") == {}
     with pytest.raises(InvalidParameter):
         header("https://h/x", GIT_AUTH_HEADER="a\nHost: evil")
+
+
+def http_backend(folder: Path, authorization: str) -> Callable[[Request], Reply]:
+    """Git's own CGI program behind HTTP, for who has the right header."""
+
+    def answer(request: Request) -> Reply:
+        if request.headers.get("authorization") != authorization:
+            return Reply(401, {"WWW-Authenticate": 'Basic realm="x"'})
+        path, _, query = request.target.partition("?")
+        environment = {
+            "PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": str(folder), "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path,
+            "QUERY_STRING": query,            "REQUEST_METHOD": request.method, "CONTENT_TYPE": request.headers.get("content-type", ""), "HOME": "/dev/null",
+            "CONTENT_LENGTH": str(len(request.body)), "HTTP_CONTENT_ENCODING": request.headers.get("content-encoding", ""),
+            "GIT_PROTOCOL": request.headers.get("git-protocol", ""), "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory",
+            "GIT_CONFIG_VALUE_0": "*",
+        }  # fmt: skip
+        out = subprocess.run(["git", "http-backend"], env=environment, input=request.body, capture_output=True).stdout
+        head, _, body = out.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
+        return Reply(int(headers.pop("Status", "200").split()[0]), headers, body)
+
+    return answer
+
+
+def test_a_private_repository_over_http(server: Server, checkouts: Checkouts) -> None:
+    server.repository("private", {"a": "1"})
+    token = "basic eC1hY2Nlc3MtdG9rZW46aHVzaA=="
+    with Scripted(http_backend(server.folder, token)) as web:
+        with pytest.raises(KnarrError, match=r"terminal prompts disabled|could not read Username|Authentication failed") as error:
+            fetch(checkouts, f"{web.url}/private/.git")
+        tree = fetch(checkouts, f"{web.url}/private/.git", secrets={"GIT_AUTH_TOKEN": b"hush"})
+        assert names(tree) == {"a"}
+        with pytest.raises(KnarrError) as error:
+            fetch(checkouts, f"{web.url}/none/.git", secrets={"GIT_AUTH_TOKEN": b"hush"})
+        assert "hush" not in str(error.value) and "aHVzaA" not in str(error.value)
 
 
 def test_what_is_kept_can_be_listed_and_removed(server: Server, checkouts: Checkouts) -> None:
