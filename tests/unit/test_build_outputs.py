@@ -70,7 +70,7 @@ def test_attributes() -> None:
         ("image", {"pussh": "true"}, 'unknown attribute "pussh"'),
         ("image", {"annotation.": "x"}, 'invalid annotation "annotation."'),
         ("local", {"compression": "gzip"}, 'unknown attribute "compression"'),
-        ("image", {"name": "UPPER"}, "repository name must be lowercase"),
+        ("image", {"name": "UPPER"}, "must be lowercase"),
     ],
 )
 def test_what_is_wrong_is_told(kind: str, attributes: dict[str, str], message: str) -> None:
@@ -231,14 +231,10 @@ def test_a_client_that_goes_ends_the_work() -> None:
             async for _ in pieces:
                 raise KnarrError("the client is gone")
 
-        for kind in ("tar", "oci"):
+        around = Surroundings(report=Client().report, send=send)
+        for one_output in (asked("tar"), asked("oci", compression="uncompressed")):
             with pytest.raises(KnarrError, match="the client is gone"):
-                await carry_out(
-                    bench.context,
-                    asked(kind, compression="uncompressed") if kind == "oci" else asked(kind),
-                    [one],
-                    Surroundings(report=Client().report, send=send),
-                )
+                await carry_out(bench.context, one_output, [one], around)
         assert not bench.images._pinned and bench.stores.content.list() == []
 
     with_bench(main)
