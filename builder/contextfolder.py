@@ -32,7 +32,7 @@ from builder.manifest import (
     parent,
     seal,
 )
-from engine.errors import DiskFull, InvalidParameter
+from engine.errors import DiskFull, InvalidParameter, KnarrError
 from engine.store.merged import FOLDER as OPEN_FOLDER
 from engine.store.trees import remove_tree
 from engine.store.unpack import REFUSED_XATTRS
@@ -50,11 +50,15 @@ def explained(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"{doing}: {error.strerror}") from error
-        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
-            raise InvalidParameter(f"{doing}: {error.strerror}") from error
-        raise
+        raise _better(error, doing) from error
+
+
+def _better(error: OSError, doing: str) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"{doing}: {error.strerror}")
+    if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+        return InvalidParameter(f"{doing}: {error.strerror}")
+    return KnarrError(f"{doing}: {error.strerror}")
 
 
 def place(path: bytes) -> tuple[bytes, ...]:
@@ -108,7 +112,7 @@ class Filling:
     # -- before the files
 
     def prepare(self) -> None:
-        """Make folders and what is no file, remove what is not wanted. Raises OSError, MalformedFrame."""
+        """Make folders and what is no file, remove what is not wanted. Raises KnarrError."""
         for one in self._plan.folders:
             if one.entries is None:
                 continue
@@ -147,16 +151,20 @@ class Filling:
     # -- files
 
     def feed(self, data: bytes) -> None:
-        """Bytes of FILES as they come. Raises OSError, MalformedFrame."""
-        view = memoryview(data)
+        """Bytes of FILES as they come. Raises KnarrError, MalformedFrame."""
+        try:
+            self._feed(memoryview(data))
+        except OSError as error:
+            raise _better(error, f"storing {self._shown()} of the context") from error
+
+    def _feed(self, view: memoryview) -> None:
         while view:
             if self._current is None:
                 view = self._begin(view)
                 continue
             piece = view[: self._left]
             self._hasher.update(piece)
-            with explained(f"storing {self._shown()} of the context"):
-                _write_all(self._file, piece)
+            _write_all(self._file, piece)
             self._left -= len(piece)
             self.received += len(piece)
             view = view[len(piece) :]
@@ -176,14 +184,13 @@ class Filling:
         self._waiting -= 1
         entry = one.entries[position]
         self._current = one, position, entry
-        with explained(f"storing {self._shown()} of the context"):
-            if self._folder_of is not one:
-                if self._folder >= 0:
-                    os.close(self._folder)
-                    self._folder = -1
-                self._folder = open_below(self._top, place(one.folder.path), OPEN_FOLDER)
-                self._folder_of = one
-            self._file = os.open(entry.name, _NEW, 0o600, dir_fd=self._folder)
+        if self._folder_of is not one:
+            if self._folder >= 0:
+                os.close(self._folder)
+                self._folder = -1
+            self._folder = open_below(self._top, place(one.folder.path), OPEN_FOLDER)
+            self._folder_of = one
+        self._file = os.open(entry.name, _NEW, 0o600, dir_fd=self._folder)
         self._left = size
         self._hasher = hashlib.sha256()
         if not size:
@@ -193,13 +200,12 @@ class Filling:
     def _end(self) -> None:
         assert self._current is not None
         one, position, entry = self._current
-        with explained(f"storing {self._shown()} of the context"):
-            for name, value in attributes(entry):
-                _set_attribute(self._file, name, value)
-            os.fchmod(self._file, entry.mode)
-            os.utime(self._file, ns=(entry.mtime, entry.mtime))
-            os.close(self._file)
-        self._file = -1
+        for name, value in attributes(entry):
+            _set_attribute(self._file, name, value)
+        os.fchmod(self._file, entry.mode)
+        os.utime(self._file, ns=(entry.mtime, entry.mtime))
+        fd, self._file = self._file, -1
+        os.close(fd)
         assert isinstance(one.digests, bytearray)
         one.digests[position * DIGEST : (position + 1) * DIGEST] = self._hasher.digest()
         self._current = None
@@ -212,7 +218,7 @@ class Filling:
     # -- after the files
 
     def finish(self) -> None:
-        """Hard links, and what folders are to look like. Raises OSError, MalformedFrame when files are missing."""
+        """Hard links, and what folders are to look like. Raises KnarrError, MalformedFrame when files are missing."""
         if self._waiting or self._current is not None or self._head:
             raise MalformedFrame(f"the client ended its context {self._waiting + (self._current is not None)} files early")
         with explained("storing the context"):

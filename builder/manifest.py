@@ -278,7 +278,8 @@ def _changed(folder: Folder, old: Folder | None) -> tuple[Planned, set[bytes]]:
     for i, entry in enumerate(found):
         raw, digest = claims.get(entry.name, (b"", ABSENT))
         if entry.attributes:
-            folder.flags |= ADORNED
+            for _ in attributes(entry):  # all of them can be read
+                folder.flags |= ADORNED
         if entry.type == FILE:
             folder.size += entry.size
             if raw == entry.raw and entry.ctime != RACY_TIME and digest != ABSENT:

@@ -409,16 +409,21 @@ def test_hostile_manifests(client: Client, kind: str) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("data", [buildframes.FILE_HEAD.pack(1, 1) + b"x", buildframes.FILE_HEAD.pack(0, 1) + b"xy", b""])
-def test_hostile_files(client: Client, data: bytes) -> None:
-    """A file that nobody asked for, one more than that, an end too early."""
+@pytest.mark.parametrize(
+    "pieces",
+    [[buildframes.FILE_HEAD.pack(1, 1) + b"x"], [buildframes.FILE_HEAD.pack(0, 1) + b"x", b"y"], [b""], [bytes(5), b""]],
+    ids=["unasked", "too much", "nothing", "half"],
+)
+def test_hostile_files(client: Client, pieces: list[bytes]) -> None:
+    """A file that nobody asked for, more than was asked for, an end too early."""
 
     async def main() -> None:
         async with client.contexts.uploads() as open_upload:
             upload = await open_upload("context", BEGIN + block(("f", b"a", b""), ("l", b"b", b"/etc/passwd")))
+            for piece in pieces[:-1]:
+                await upload.feed(piece)
             with pytest.raises(MalformedFrame):
-                await upload.feed(data)
-                await upload.feed(b"x")
+                await upload.feed(pieces[-1])
 
     run(main)
 

@@ -348,7 +348,8 @@ def http_backend(folder: Path, authorization: str) -> Callable[[Request], Reply]
         path, _, query = request.target.partition("?")
         environment = {
             "PATH": os.environ["PATH"], "GIT_PROJECT_ROOT": str(folder), "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path,
-            "QUERY_STRING": query,            "REQUEST_METHOD": request.method, "CONTENT_TYPE": request.headers.get("content-type", ""), "HOME": "/dev/null",
+            "QUERY_STRING": query,            "REQUEST_METHOD": request.method,
+            "CONTENT_TYPE": request.headers.get("content-type", ""), "HOME": "/dev/null",
             "CONTENT_LENGTH": str(len(request.body)), "HTTP_CONTENT_ENCODING": request.headers.get("content-encoding", ""),
             "GIT_PROTOCOL": request.headers.get("git-protocol", ""), "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory",
             "GIT_CONFIG_VALUE_0": "*",
