@@ -6,7 +6,6 @@ Tells of what it does itself as BuildKit does: vertices with names that begin wi
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -16,13 +15,14 @@ import trio
 
 from builder import calls, contextfiles, ignore
 from builder.bases import Bases
-from builder.export import Added, Manner, export_image
+from builder.export import Added, Part
 from builder.faults import BuildFault, first_error, placed
 from builder.graph import GitSource, Graph, HttpSource
 from builder.ignore import Patterns
 from builder.instructions import Dockerfile
 from builder.limits import limits_of
 from builder.lower import lower, wanted
+from builder.outcome import Built, Outcomes
 from builder.parser import parse
 from builder.progress import Reporter, stamp
 from builder.secrets import Gifts
@@ -33,7 +33,6 @@ from builder.tree import Tree
 from builder.worker import BuildWorker, limits_key
 from engine.errors import InvalidParameter, KnarrError
 from engine.spec import platform as platforms
-from engine.spec import reference as references
 from engine.spec.build import MAIN_CONTEXT, Options, Progress, Result
 from engine.spec.docker.registry import Credentials
 from engine.spec.platform import Platform
@@ -63,18 +62,14 @@ class Hooks:
     def told(self, progress: Progress) -> None:
         """Something happened."""
 
+    async def room(self) -> None:
+        """Return when there is room for more to be told."""
+
     def parsed(self, dockerfile: Dockerfile) -> None:
         """The Dockerfile could be read."""
 
     def planned(self, graph: Graph, digests: list[str]) -> None:
         """What is going to be done."""
-
-
-class _Platform(msgspec.Struct):
-    """What was built for one platform."""
-
-    graph: Graph
-    added: list[Added]
 
 
 async def build(service: BuildService, request: Request, hooks: Hooks) -> Result:
@@ -91,7 +86,7 @@ class _Build:
         self._options = request.options
         self._hooks = hooks
         self._fetcher = fetcher
-        self._reporter = Reporter(hooks.told)
+        self._reporter = Reporter(hooks.told, hooks.room)
         self._seconds: dict[str, float] = {}
         self._main = Tree()
         self._dockerfile: Dockerfile | None = None
@@ -119,21 +114,6 @@ class _Build:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - began
 
-    @contextlib.contextmanager
-    def _vertex(self, name: str) -> Iterator[str]:
-        """Something of our own that is told of."""
-        digest = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
-        self._reporter.begin(digest, name)
-        try:
-            yield digest
-        except (KnarrError, OSError) as error:
-            self._reporter.end(digest, error=str(error), counts=False)
-            raise
-        except BaseException:
-            self._reporter.end(digest, error="context canceled", counts=False)
-            raise
-        self._reporter.end(digest, counts=False)
-
     async def _run(self) -> Result:
         options = self._options
         with self._phase("context"):
@@ -151,9 +131,12 @@ class _Build:
                     with self._phase("bases"):
                         graph = await self._graph(dockerfile, platform, pin)
                     with self._phase("solve"):
-                        built.append(_Platform(graph, await self._solve(graph, used, number)))
+                        built.append(await self._solve(graph, used, number))
                 with self._phase("export"):
-                    result = await self._export(built)
+                    outcomes = Outcomes(
+                        self._context, options, dockerfile.text, built, self._reporter, self._request.auths, self._request.outputs
+                    )
+                    result = await outcomes.carry_out()
             finally:
                 with trio.CancelScope(shield=True):
                     await self._service.keep(list(used.values()))
@@ -168,7 +151,7 @@ class _Build:
 
     async def _read(self) -> Dockerfile:
         options = self._options
-        with self._vertex(f"[internal] load build definition from {options.dockerfile.rpartition('/')[2] or 'Dockerfile'}"):
+        with self._reporter.vertex(f"[internal] load build definition from {options.dockerfile.rpartition('/')[2] or 'Dockerfile'}"):
             if options.remote:
                 self._main = await self._fetcher.context(options.remote, options.dockerfile, strict=self._request.strict)
             tree = await self._tree("dockerfile" if options.dockerfile_sent else MAIN_CONTEXT)
@@ -239,9 +222,9 @@ class _Build:
 
     # -- solving
 
-    async def _solve(self, graph: Graph, used: dict[int, CachedResult], number: int) -> list[Added]:
-        """The layers that a graph's target adds to its base image, bottom first."""
-        service, limits = self._service, limits_of(self._options)
+    async def _solve(self, graph: Graph, used: dict[int, CachedResult], number: int) -> Built:
+        """A graph's target: the layers that it adds to its base image."""
+        service, limits, began = self._service, limits_of(self._options), stamp()
         with service.scratch() as scratch:
             worker = BuildWorker(
                 self._context, self._reporter, contexts=self._tree, fetch=self._fetch, gifts=self._request.gifts, mounts=service.mounts,
@@ -253,7 +236,8 @@ class _Build:
                 outcome = await solver.solve(graph.target.root)
             finally:
                 used.update({(number << 32) + index: found for index, found in solver.used.items()})
-        return self._added(graph, outcome)
+        part = Part(graph.target, self._added(graph, outcome))
+        return Built(graph=graph, part=part, resolved=solver.resolved(), began=began)
 
     def _added(self, graph: Graph, outcome: Outcome) -> list[Added]:
         """One for each step that makes a layer: the result and what it lies on."""
@@ -266,23 +250,3 @@ class _Build:
             added.append(Added(row, found.created if found is not None else row.at * 1_000_000_000))
             row = self._context.snapshots.get(row.parent) if row.parent else None
         return added[::-1]
-
-    # -- outputs
-
-    async def _export(self, built: list[_Platform]) -> Result:
-        names = [references.parse(tag).with_default_tag() for tag in self._options.tags]
-        one = built[0]
-        with self._vertex("exporting to image") as vertex:
-            exported = await export_image(
-                self._context, one.graph.target, one.added, names, Manner(epoch=one.graph.epoch, squash=self._options.squash),
-                report=self._report(vertex),
-            )  # fmt: skip
-        return Result(image=exported.image.id, digest=exported.digest)
-
-    def _report(self, vertex: str) -> Callable[..., None]:
-        began: dict[str, str] = {}
-
-        def report(text: str, *, done: bool = False) -> None:
-            self._reporter.status(vertex, text, 0, started=began.setdefault(text, stamp()), completed=done)
-
-        return report

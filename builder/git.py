@@ -92,7 +92,7 @@ class _Fetch:
                 id = self._id(found.commit)
                 if self._kept.find(id) is None:
                     await self._checkout(found, id)
-        return id, Tree(layers=(self._kept.tree(id),), identity=f"git {self._key(found.commit)}")
+        return id, Tree(layers=(self._kept.tree(id),), identity=f"git {self._key(found.commit)}", commit=found.commit)
 
     def _key(self, commit: str) -> str:
         """What a tree is equal by: BuildKit's key and whether submodules are in it."""

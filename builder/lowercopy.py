@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder import giturl, modes
+from builder import giturl, modes, owners
 from builder.addresses import filename, is_git, is_web
 from builder.evaluate import Fault, below, destination
 from builder.graph import SCRATCH, CopySource, GitSource, HttpSource, MakeFolder, Stack
@@ -43,7 +43,9 @@ class _Copying:
         self.chown = self.word(instruction.chown)
         self.chmod = self.word(instruction.chmod)
         self.checksum = self.word(self.add.checksum) if self.add is not None else ""
-        self.inputs = Inputs(SCRATCH if instruction.link else state.root)
+        # The names of owners are those of what is below, which a layer of its own does not see.
+        self.link = instruction.link and not owners.named(self.chown)
+        self.inputs = Inputs(SCRATCH if self.link else state.root)
 
     def word(self, text: str) -> str:
         return self.lowering.word(self.state, text)
@@ -68,7 +70,7 @@ class _Copying:
             chmod=self.chmod,
             exclude=tuple(self.word(pattern) for pattern in instruction.exclude),
             parents=instruction.parents,
-            link=instruction.link,
+            link=self.link,
         )
         vertex = self.vertices(op)
         flags = [

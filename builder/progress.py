@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import msgspec
 
+from engine.errors import KnarrError
 from engine.spec.build import Finding, Log, Progress, Status, VertexStatus
 
 Sink = Callable[[Progress], None]
@@ -18,11 +21,17 @@ def stamp() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-class Reporter:
-    """Tells one client of one build. `executed` and `cached` count the steps."""
+async def _always() -> None:
+    pass
 
-    def __init__(self, sink: Sink) -> None:
+
+class Reporter:
+    """Tells one client of one build. `executed` and `cached` count the steps. Whoever can wait calls `room` before it tells more, so that a
+    client that reads slowly slows the work down and nothing grows."""
+
+    def __init__(self, sink: Sink, room: Callable[[], Awaitable[None]] = _always) -> None:
         self._sink = sink
+        self.room = room
         self._vertices: dict[str, VertexStatus] = {}
         self.executed = 0
         self.cached = 0
@@ -43,6 +52,21 @@ class Reporter:
             self.cached += cached
             self.executed += not cached
         self._put(msgspec.structs.replace(vertex, completed=stamp(), cached=cached, error=error))
+
+    @contextlib.contextmanager
+    def vertex(self, name: str) -> Iterator[str]:
+        """Around something that is no step of the Dockerfile; its digest."""
+        digest = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
+        self.begin(digest, name)
+        try:
+            yield digest
+        except (KnarrError, OSError) as error:
+            self.end(digest, error=str(error), counts=False)
+            raise
+        except BaseException:
+            self.end(digest, error="context canceled", counts=False)
+            raise
+        self.end(digest, counts=False)
 
     def told(self, digest: str) -> bool:
         """Whether a vertex has begun."""

@@ -10,7 +10,8 @@ import contextlib
 import functools
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable
+from typing import Protocol
 
 import msgspec
 import trio
@@ -22,9 +23,11 @@ from engine.aio.blocking import blocking
 from engine.errors import InvalidParameter, KnarrError, LaunchError
 from engine.monitor.client import MonitorGone
 from engine.runtime import plan
+from engine.runtime.ops import Exec
 from engine.service import admission, bundle, create, specgen
 from engine.service.container import Container, Plan, now
 from engine.service.context import Context
+from engine.service.running import exec_hint
 from engine.service.sandboxes import Joining
 from engine.service.supervise import Ended, LaunchFailed, Process, launch_error
 from engine.spec.container import ContainerRecord
@@ -40,8 +43,15 @@ _READ = 1 << 16
 _UNMOUNT_SECONDS = 30.0
 _CLEANUP_SECONDS = 60.0
 
-Output = Callable[[int, bytes], None]
-"""Called in the event loop with a stream's number (1, 2) and a piece of what was written to it."""
+
+class Output(Protocol):
+    """Takes what a process writes."""
+
+    def __call__(self, stream: int, data: bytes) -> None:
+        """A piece of standard output (1) or standard error (2)."""
+
+    def room(self) -> Awaitable[None]:
+        """Wait until there is room for more; the process waits meanwhile."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +197,10 @@ async def _launch(
 
 
 def _explain(context: Context, container: Container, ready: Plan, op: int, errno: int) -> LaunchError:
-    return plan.explain(ready.ops, op, errno)
+    found = plan.explain(ready.ops, op, errno)
+    if isinstance(ready.ops[op], Exec):  # another architecture, a missing interpreter
+        found.hint = exec_hint(context, container) or found.hint
+    return found
 
 
 async def _copy_output(stream: trio.socket.SocketType, output: Output) -> None:
@@ -203,6 +216,7 @@ async def _copy_output(stream: trio.socket.SocketType, output: Output) -> None:
             output(number, pending[at + _HEADER.size : at + _HEADER.size + length])
             at += _HEADER.size + length
         pending = pending[at:]
+        await output.room()
 
 
 async def _clean_up(context: Context, container: Container, process: Process | None, joining: Joining) -> None:

@@ -21,6 +21,7 @@ from builder.classic import Classic
 from builder.contexts import Contexts
 from builder.graph import Graph
 from builder.instructions import Dockerfile
+from builder.outbox import Outbox
 from builder.secrets import Gifts, Nothing
 from builder.session import Connection, Session
 from builder.sources import Fetcher, Sources
@@ -104,14 +105,11 @@ class BuildService:
     async def classic(self, build: ClassicBuild, context: AsyncIterator[bytes] | None, send: Send) -> None:
         """`POST /build`; see the protocol."""
         output = Classic(build)
-        lines, to_send = trio.open_memory_channel[bytes](10_000)
+        outbox = Outbox()
 
         def tell(pieces: Sequence[bytes]) -> None:
             for piece in pieces:
-                try:
-                    lines.send_nowait(piece)
-                except trio.WouldBlock:
-                    raise ConnectionAbortedError("the client of a build does not read what it is told") from None
+                outbox.put(piece)
 
         class Hooks(builds.Hooks):
             def parsed(self, dockerfile: Dockerfile) -> None:
@@ -123,9 +121,8 @@ class BuildService:
             def told(self, progress: Progress) -> None:
                 tell(output.feed(progress))
 
-        async def write() -> None:
-            async for piece in to_send:
-                await send(piece)
+            async def room(self) -> None:
+                await outbox.room()
 
         trees: dict[str, Tree] = {}
 
@@ -144,7 +141,7 @@ class BuildService:
                 request = builds.Request(options=options, auths=build.auths, gifts=Nothing(), contexts=tree, strict=True)
                 failure: KnarrError | None = None
                 async with trio.open_nursery() as writing:
-                    writing.start_soon(write)
+                    writing.start_soon(outbox.run, send)
                     try:
                         tell(output.finish(await builds.build(self, request, Hooks())))
                     except KnarrError as error:
@@ -152,7 +149,7 @@ class BuildService:
                             tell(output.fail(error))
                         else:  # raised below, so that it does not arrive wrapped in a group
                             failure = error
-                    await lines.aclose()
+                    outbox.close()
                 if failure is not None:
                     raise failure
 
@@ -169,6 +166,9 @@ class BuildService:
         class Hooks(builds.Hooks):
             def told(self, progress: Progress) -> None:
                 session.tell(progress)
+
+            async def room(self) -> None:
+                await session.outbox.room()
 
         async def work() -> Result:
             request = builds.Request(

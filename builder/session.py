@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from builder.contextarchive import Upload
+from builder.outbox import Outbox
 from builder.tree import Tree
 from engine.errors import InvalidParameter, KnarrError
 from engine.spec.build import Options, Progress, Result
@@ -25,7 +26,6 @@ from engine.wire import buildframes as frames
 log = logging.getLogger("knarr.build")
 
 _ROOM = 64  # pieces of a context or of an agent's stream that wait
-_BACKLOG = 64 << 20  # bytes of events that a client may be behind before it is given up
 _encoder = msgspec.json.Encoder()
 
 
@@ -59,7 +59,7 @@ class Session:
         self._connection = connection
         self._frames = frames.Frames()
         self._waiting: list[tuple[int, int, bytes]] = []
-        self._outgoing, self._to_send = trio.open_memory_channel[bytes](10_000)
+        self.outbox = Outbox()
         self._channels: dict[int, _Channel] = {}
         self._next_channel = 1
         self._uploads: dict[int, Upload] = {}
@@ -67,7 +67,6 @@ class Session:
         self._names: tuple[str, ...] = ()
         self._arrived: dict[str, trio.Event] = {}
         self._failures: dict[str, Exception] = {}
-        self._behind = 0
         self.options = Options()
         self.auths: dict[str, Credentials] = {}
         self.secrets: dict[str, bytes] = {}
@@ -84,24 +83,10 @@ class Session:
             self._waiting = self._frames.feed(data)[::-1]
         return self._waiting.pop()
 
-    async def _send(self, data: bytes) -> None:
-        await self._outgoing.send(data)
-
-    async def _write(self) -> None:
-        async for data in self._to_send:
-            self._behind -= len(data)
-            await self._connection.send(data)
-
     def tell(self, progress: Progress) -> None:
-        """An event for the client. Never blocks; a client that does not read is given up (OSError)."""
+        """An event for the client. Never waits; a client that reads nothing is given up (OSError)."""
         for piece in frames.message(frames.EVENT, 0, _encoder.encode(progress)):
-            self._behind += len(piece)
-            try:
-                if self._behind > _BACKLOG:
-                    raise trio.WouldBlock
-                self._outgoing.send_nowait(piece)
-            except trio.WouldBlock:
-                raise ConnectionAbortedError("the client of a build does not read what it is told") from None
+            self.outbox.put(piece)
 
     # -- the build
 
@@ -136,7 +121,7 @@ class Session:
     async def serve(self, open_upload: Callable[[str, bytes], Awaitable[Upload]], build: Callable[[], Awaitable[Result]]) -> None:
         """Run `build` while frames come and go, and tell its result. Raises OSError when the client is gone."""
         async with trio.open_nursery() as writing:
-            writing.start_soon(self._write)
+            writing.start_soon(self.outbox.run, self._connection.send)
             last: list[bytes] = []
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, open_upload, nursery.cancel_scope)
@@ -154,8 +139,8 @@ class Session:
                 writing.cancel_scope.cancel()
                 return
             for piece in last:
-                await self._send(piece)
-            await self._outgoing.aclose()
+                self.outbox.put(piece)
+            self.outbox.close()
 
     async def _read(self, open_upload: Callable[[str, bytes], Awaitable[Upload]], scope: trio.CancelScope) -> None:
         """What the client sends, until it hangs up or says that it wants no more."""
@@ -185,7 +170,7 @@ class Session:
                     self._failed(name, error)
                     return
                 for piece in frames.message(frames.NEED, stream, upload.need):
-                    await self._send(piece)
+                    await self.outbox.send(piece)
                 nursery.start_soon(self._receive, name, upload)
             case frames.FILES if stream < len(self._names):
                 if stream in self._uploads:
@@ -223,8 +208,8 @@ class Session:
         """Send the output of that index."""
         async for piece in pieces:
             for start in range(0, len(piece), frames.MAX_PAYLOAD):
-                await self._send(frames.frame(frames.OUTPUT, number, piece[start : start + frames.MAX_PAYLOAD]))
-        await self._send(frames.frame(frames.OUTPUT_END, number, b""))
+                await self.outbox.send(frames.frame(frames.OUTPUT, number, piece[start : start + frames.MAX_PAYLOAD]))
+        await self.outbox.send(frames.frame(frames.OUTPUT_END, number, b""))
 
     async def connect(self, id: str, stream: trio.SocketStream) -> None:
         """Serve one connection to the client's agent `id`."""
@@ -232,7 +217,7 @@ class Session:
         self._next_channel += 1
         channel = self._channels[number] = _Channel()
         for piece in frames.message(frames.OPEN, number, id.encode()):
-            await self._send(piece)
+            await self.outbox.send(piece)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._to_client, number, stream)
@@ -247,8 +232,8 @@ class Session:
 
     async def _to_client(self, number: int, stream: trio.SocketStream) -> None:
         async for data in stream:
-            await self._send(frames.frame(frames.CHANNEL, number, bytes(data)))
-        await self._send(frames.frame(frames.CHANNEL_END, number, b""))
+            await self.outbox.send(frames.frame(frames.CHANNEL, number, bytes(data)))
+        await self.outbox.send(frames.frame(frames.CHANNEL_END, number, b""))
 
 
 def _error(error: KnarrError) -> bytes:

@@ -214,6 +214,17 @@ class Solver:
                 return self._cache.put([*keys, *found[1]], found[0], _description(self._graph.vertices[index]))
         return None
 
+    def resolved(self) -> dict[int, str]:
+        """What sources from elsewhere turned out to be: "sha256:…" of a file, a commit."""
+        found: dict[int, str] = {}
+        for index, outcome in self._outcomes.items():
+            op = self._graph.vertices[index].op if index != SCRATCH else None
+            if isinstance(op, HttpSource) and outcome.tree is not None:
+                found.update((index, f"sha256:{digest}") for digest in outcome.tree.digests.values())
+            elif isinstance(op, GitSource) and outcome.tree is not None and outcome.tree.commit:
+                found[index] = outcome.tree.commit
+        return found
+
     # -- keys
 
     def _is_tainted(self, index: int) -> bool:

@@ -14,6 +14,7 @@ class Tree(msgspec.Struct, frozen=True, kw_only=True):
     `linkable`: files may be hard-linked into layers, because nobody ever writes to them (what one would change is replaced by a new file).
     `attributes`: the paths of files and folders that have extended attributes, None when that is not known.
     `identity`: a short text that is equal only for trees with equal content (a context's digest), "" when there is none.
+    `commit`: of a checkout.
     """
 
     layers: tuple[str, ...] = ()
@@ -21,3 +22,4 @@ class Tree(msgspec.Struct, frozen=True, kw_only=True):
     linkable: bool = True
     attributes: frozenset[bytes] | None = None
     identity: str = ""
+    commit: str = ""

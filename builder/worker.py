@@ -153,8 +153,7 @@ class BuildWorker:
         async with contextlib.AsyncExitStack() as stack:
             mounts, env = await self._mounted(op, inputs, stack)
             return await run(
-                self._context, op, below.name if below is not None else None, mounts, env, self._limits,
-                lambda stream, data: self._reporter.log(vertex, stream, data),
+                self._context, op, below.name if below is not None else None, mounts, env, self._limits, _Told(self._reporter, vertex)
             )  # fmt: skip
 
     async def _mounted(self, op: Run, inputs: Sequence[Outcome], stack: contextlib.AsyncExitStack) -> tuple[list[SpecMount], list[str]]:
@@ -230,6 +229,20 @@ class BuildWorker:
             path = f"{folder}/secret"
             _write_secret(path, mount, secret)
             yield mounting.file(mount.target, path)
+
+
+class _Told:
+    """The output of a process, for whoever is told of a vertex."""
+
+    def __init__(self, reporter: Reporter, vertex: str) -> None:
+        self._reporter = reporter
+        self._vertex = vertex
+
+    def __call__(self, stream: int, data: bytes) -> None:
+        self._reporter.log(self._vertex, stream, data)
+
+    def room(self) -> Awaitable[None]:
+        return self._reporter.room()
 
 
 class Stop:

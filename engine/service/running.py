@@ -255,18 +255,8 @@ class Runner:
     def _explain(self, container: Container, ready: Plan, op: int, errno: int) -> LaunchError:
         found = plan.explain(ready.ops, op, errno)
         if isinstance(ready.ops[op], ops.Exec):
-            found.hint = self._exec_hint(container) or found.hint
+            found.hint = exec_hint(self._context, container) or found.hint
         return found
-
-    def _exec_hint(self, container: Container) -> str:
-        """Why the kernel could not run the program: wrong architecture, a missing interpreter (pyelftools, on the failure path only)."""
-        from engine.linux import elf
-
-        snapshots = self._context.snapshots
-        layers = (snapshots.upper(container.id), *snapshots.lowers(snapshots.parent(container.id)))
-        with contextlib.ExitStack() as stack:
-            roots = [stack.enter_context(files.Root(layer)).fd for layer in layers]
-            return elf.explain_exec(roots, container.record.path) or ""
 
     def _ended(self, container: Container, process: Process, ended: Ended) -> None:
         """The process is gone. No await: nobody sees a state between running and ended."""
@@ -424,6 +414,17 @@ class Runner:
                     self._remove(container)  # it has ended, and the end was told to leave it
                 raise
         container.publish("restart")
+
+
+def exec_hint(context: Context, container: Container) -> str:
+    """Why the kernel could not run a container's program: another architecture, a missing interpreter. On the failure path only."""
+    from engine.linux import elf
+
+    snapshots = context.snapshots
+    layers = (snapshots.upper(container.id), *snapshots.lowers(snapshots.parent(container.id)))
+    with contextlib.ExitStack() as stack:
+        roots = [stack.enter_context(files.Root(layer)).fd for layer in layers]
+        return elf.explain_exec(roots, container.record.path) or ""
 
 
 def check_waits_not(container: Container) -> None:

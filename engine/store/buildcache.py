@@ -1,4 +1,4 @@
-"""What builds left for the next ones: which snapshot is the result of what, found by keys. Owns the tables `build_results` and `build_keys`.
+"""What builds left for the next ones: which snapshot is the result of what, found by keys. Owns the tables `build_results`, `build_keys`.
 
 A result is named by its snapshot's number, which stays when the snapshot gets the name of a chain. Does not know what a key says, and
 does not decide what goes.
