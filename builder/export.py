@@ -307,8 +307,7 @@ class _Export:
         form = msgspec.structs.replace(form, epoch=manner.epoch if rewrite else None)
         made: list[Layer] = []
         for row in self._rows:
-            layer = await self._images.layer_blobs.made(row, form)
-            self._pin([layer.digest])
+            layer = await self._images.layer_blobs.made(row, form, self._pin)
             made.append(msgspec.structs.replace(layer, media_type=form.media_type(manner.docker)))
         return made
 
@@ -332,8 +331,7 @@ class _Export:
             stored = imagedocs.form_of(layer.media_type)
             on_demand = form is not None and self._images.layer_blobs.source(layer.digest) is not None
             if form is not None and (on_demand or (self._manner.force and stored != form.kind)):
-                layer = await self._images.layer_blobs.converted(layer, form, docker)
-                self._pin([layer.digest])
+                layer = await self._images.layer_blobs.converted(layer, form, self._pin, docker)
             else:
                 layer = msgspec.structs.replace(layer, media_type=imagedocs.layer_type(stored, docker=docker))
             layers[place] = layer

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ import trio
 
 from engine.aio.blocking import blocking
 from engine.aio.locks import KeyedLocks
+from engine.aio.scopes import shielded
 from engine.errors import Damaged, InvalidParameter, NotFound
 from engine.service.layers import explained
 from engine.spec import image as spec
@@ -39,6 +40,9 @@ _READ = 256 << 10
 _CUT = 256 << 10  # as `service.staging`
 
 T = TypeVar("T")
+Pin = Callable[[Iterable[str]], object]
+"""Keeps blobs from collection."""
+_CLEANUP_SECONDS = 60.0
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -75,6 +79,8 @@ class LayerBlobs:
         self._content = images.content
         self._snapshots = images.snapshots
         self._locks = KeyedLocks()
+        # Plain layers that are in the content store for somebody who copies the image as it is; a registry gets them compressed.
+        self._brought: set[str] = set()
 
     def source(self, digest: str) -> Snapshot | None:
         """The snapshot that a plain layer can be made of, None when there is none."""
@@ -114,60 +120,81 @@ class LayerBlobs:
         async with self._locks.hold(digest):
             if not await blocking("disk", self._content.exists, digest):
                 row = self._source(digest)
-                await self._stored(lambda write: self._fill(row, write, None), Form("uncompressed"), digest)
+                with self._images.pins() as pin:
+                    await self._stored(lambda write: self._fill(row, write, None), Form("uncompressed"), digest, pin)
+                self._brought.add(digest)
         return True
 
-    async def made(self, row: Snapshot, form: Form) -> Layer:
-        """A committed snapshot as a blob in the content store: a layer without a chain, whose blob the caller pins. Raises KnarrError."""
-        return await self._stored(lambda write: self._fill(row, write, form.epoch), form, "" if form.epoch is not None else row.diff_id)
+    async def made(self, row: Snapshot, form: Form, pin: Pin) -> Layer:
+        """A committed snapshot as a blob in the content store, pinned: a layer without a chain. Raises KnarrError."""
+        expected = "" if form.epoch is not None else row.diff_id
+        return await self._stored(lambda write: self._fill(row, write, form.epoch), form, expected, pin)
 
-    async def converted(self, layer: Layer, form: Form, docker: bool = False) -> Layer:
-        """The same layer packed in another way, in the content store; the caller pins its blob. Raises NotFound, Damaged, KnarrError."""
+    async def converted(self, layer: Layer, form: Form, pin: Pin, docker: bool = False) -> Layer:
+        """The same layer packed in another way, in the content store and pinned. Raises NotFound, Damaged, KnarrError."""
         if await blocking("disk", self._content.exists, layer.digest, layer.size):
-            made = await self._stored(lambda write: self._inflate(layer.digest, write), form, layer.diff_id)
+            made = await self._stored(lambda write: self._inflate(layer.digest, write), form, layer.diff_id, pin)
         else:
             row = self._source(layer.diff_id)
-            made = await self._stored(lambda write: self._fill(row, write, None), form, layer.diff_id)
+            made = await self._stored(lambda write: self._fill(row, write, None), form, layer.diff_id, pin)
         return msgspec.structs.replace(layer, digest=made.digest, size=made.size, media_type=form.media_type(docker))
 
     async def for_registry(self, image: ImageRecord, form: Form = GZIP) -> ImageRecord:
         """The image, all of whose layers are in the content store: those that were made on demand are compressed, once, and its manifest
         names them so from now on. Raises Damaged, KnarrError."""
+        images = self._images
         async with self._locks.hold(image.id):
-            image = self._images.store.get(image.id) or image
+            image = images.store.get(image.id) or image
             lacking = await blocking("disk", self._lacking, image)
             if not lacking or any(self.source(layer.digest) is None for layer in lacking):
                 return image  # what lacks a blob for another reason is told by who reads it
-            with self._images.pins() as pin:
-                raw = await blocking("disk", self._content.read, image.manifest)
-                manifest = spec.decode_manifest(raw)
-                docker = manifest.media_type == spec.DOCKER_MANIFEST
-                made: dict[str, Layer] = {}
-                for layer in lacking:
-                    if layer.digest not in made:
-                        made[layer.digest] = await self.converted(layer, form, docker)
-                        pin([made[layer.digest].digest])
-                layers = tuple(
-                    msgspec.structs.replace(layer, digest=one.digest, size=one.size, media_type=form.media_type(docker))
-                    if (one := made.get(layer.digest)) is not None else layer
-                    for layer in image.layers
-                )  # fmt: skip
-                described = tuple(spec.Descriptor(media_type=one.media_type, digest=one.digest, size=one.size) for one in layers)
-                raw = spec.encode(msgspec.structs.replace(manifest, layers=described))
-                pin([sha256(raw)])
-                await blocking("disk", self._content.put, raw)
-                current = self._images.store.get(image.id)
-                if current is None or current.manifest != image.manifest:
-                    return current or image
-                changed = msgspec.structs.replace(current, manifest=sha256(raw), manifest_size=len(raw), layers=layers)
-                self._images.store.put(changed)
-                await self._images.durable()
-        return self._images.store.get(image.id) or changed
+            superfluous: list[str] = []
+            try:
+                with images.pins() as pin:
+                    changed = await self._compressed(image, lacking, form, pin, superfluous)
+                    current = images.store.get(image.id)
+                    if current is not None and current.manifest == image.manifest:
+                        images.store.put(msgspec.structs.replace(changed, repo_tags=current.repo_tags, repo_digests=current.repo_digests))
+                        superfluous += [image.manifest, *(layer.digest for layer in lacking)]
+                        self._brought.difference_update(superfluous)
+            finally:
+                with shielded(_CLEANUP_SECONDS):
+                    await images.release(superfluous)
+        return images.store.get(image.id) or changed
+
+    async def _compressed(
+        self, image: ImageRecord, lacking: Sequence[Layer], form: Form, pin: Pin, stored: list[str]
+    ) -> ImageRecord:  # fmt: skip
+        """A record with a manifest that has blobs for what is `lacking`. Blobs that come into the content store are added to `stored`."""
+
+        def keep(digests: Iterable[str]) -> None:
+            new = list(digests)
+            stored.extend(new)
+            pin(new)
+
+        raw = await blocking("disk", self._content.read, image.manifest)
+        manifest = spec.decode_manifest(raw)
+        docker = manifest.media_type == spec.DOCKER_MANIFEST
+        made: dict[str, Layer] = {}
+        for layer in lacking:
+            if layer.digest not in made:
+                made[layer.digest] = await self.converted(layer, form, keep, docker)
+        layers = tuple(
+            msgspec.structs.replace(layer, digest=one.digest, size=one.size, media_type=one.media_type)
+            if (one := made.get(layer.digest)) is not None else layer
+            for layer in image.layers
+        )  # fmt: skip
+        described = tuple(spec.Descriptor(media_type=one.media_type, digest=one.digest, size=one.size) for one in layers)
+        raw = spec.encode(msgspec.structs.replace(manifest, layers=described))
+        keep([sha256(raw)])
+        await blocking("disk", self._content.put, raw)
+        return msgspec.structs.replace(image, manifest=sha256(raw), manifest_size=len(raw), layers=layers)
 
     # -- inside
 
     def _lacking(self, image: ImageRecord) -> list[Layer]:
-        return [layer for layer in image.layers if not self._content.exists(layer.digest, layer.size)]
+        brought = self._brought
+        return [layer for layer in image.layers if layer.digest in brought or not self._content.exists(layer.digest, layer.size)]
 
     def _source(self, digest: str) -> Snapshot:
         row = self.source(digest)
@@ -196,8 +223,9 @@ class LayerBlobs:
                 trio.from_thread.check_cancelled()
                 write(piece)
 
-    async def _stored(self, fill: Callable[[Write], object], form: Form, expected: str) -> Layer:
-        """Plain bytes that `fill` writes as a blob. `expected`: their digest, "" when it is not known yet."""
+    async def _stored(self, fill: Callable[[Write], object], form: Form, expected: str, pin: Pin) -> Layer:
+        """Plain bytes that `fill` writes as a blob, which is pinned before anybody can find it. `expected`: their digest, "" when it is not
+        known yet."""
         form.check()
         path = self._content.temporary()
 
@@ -214,14 +242,17 @@ class LayerBlobs:
                 packer.finish()
             diff_id = f"sha256:{plain.hexdigest()}"
             _same(expected or diff_id, diff_id)
-            if self._content.exists(blob.digest, blob.size):
-                os.unlink(path)
-            else:
-                self._content.adopt(path, blob.digest)
             return Layer(blob.digest, blob.size, form.media_type(), diff_id, "")
 
+        def adopt(layer: Layer) -> None:
+            if not self._content.exists(layer.digest, layer.size):
+                self._content.adopt(path, layer.digest)
+
         try:
-            return await blocking("build", work)
+            layer = await blocking("build", work)
+            pin([layer.digest])
+            await blocking("disk", adopt, layer)
+            return layer
         except compression.CompressionError as error:
             raise Damaged(f"packing layer {expected}: {error}") from error
         except OSError as error:
