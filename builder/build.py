@@ -138,8 +138,7 @@ class _Build:
                     )
                     result = await outcomes.carry_out()
             finally:
-                with trio.CancelScope(shield=True):
-                    await self._service.keep(list(used.values()))
+                self._service.keep(list(used.values()))
         return msgspec.structs.replace(
             result,
             executed=self._reporter.executed,

@@ -38,6 +38,8 @@ from engine.spec.build import MAIN_CONTEXT, Progress, Result
 from engine.spec.buildcache import CACHE_MOUNT, CacheRecord, Prune
 from engine.spec.event import Event
 from engine.store.buildcache import BuildCache, CachedResult
+from engine.store.db import DatabaseError
+from engine.store.snapshots import Snapshot
 
 log = logging.getLogger("knarr.build")
 
@@ -209,14 +211,22 @@ class BuildService:
         finally:
             del self._users[key]
 
-    async def keep(self, used: Sequence[CachedResult]) -> None:
-        """At the end of a build: what it made reaches the disk, and when it used what."""
-        rows = [one.row for one in used if one.row.boot]
-        if rows:
-            await blocking("disk", self.context.snapshots.sync_files, self.folder)
-            self.context.snapshots.synced(rows)
+    def keep(self, used: Sequence[CachedResult]) -> None:
+        """At the end of a build: store when it used what, and see to it that what it made reaches the disk. Nobody waits for that: the cache
+        may lose what a power cut takes, and an image was synced when it was exported."""
         self.cache.write_use(used)
         self.context.durability.lazily()
+        rows = [one.row for one in used if one.row.boot]
+        if rows:
+            self.context.nursery.start_soon(self._sync, rows)
+
+    async def _sync(self, rows: list[Snapshot]) -> None:
+        """Background task."""
+        try:
+            await blocking("disk", self.context.snapshots.sync_files, self.folder)
+            self.context.snapshots.synced(row for row in rows if self.context.snapshots.is_current(row))
+        except (OSError, DatabaseError) as error:
+            log.warning("writing the build cache to the disk: %s", error)
 
     async def usage(self) -> Sequence[CacheRecord]:
         """What the cache has."""
