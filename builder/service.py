@@ -212,8 +212,8 @@ class BuildService:
             del self._users[key]
 
     def keep(self, used: Sequence[CachedResult]) -> None:
-        """At the end of a build: store when it used what, and see to it that what it made reaches the disk. Nobody waits for that: the cache
-        may lose what a power cut takes, and an image was synced when it was exported."""
+        """At the end of a build: store when it used what, and see to it that what it made reaches the disk. Nobody waits for that: the
+        cache may lose what a power cut takes, and an image was synced when it was exported."""
         self.cache.write_use(used)
         self.context.durability.lazily()
         rows = [one.row for one in used if one.row.boot]
