@@ -340,15 +340,16 @@ def warnings(found: "list[dict[str, Any]]", dockerfile: "bytes | None", expand: 
     text = dockerfile.decode("utf-8", "replace").split("\n") if dockerfile is not None else []
     for one in found:
         ranges = [(int(start), int(end)) for start, end in one.get("lines") or ()]
+        short = printable(one.get("short", ""))
         at = f" (line {ranges[0][0]})" if ranges else ""
-        out += f" - {printable(one.get('short', ''))}{at}\n"
+        out += f" - {short}{'' if short.endswith(at) else at}\n"
         if not expand:
             continue
         out += "".join(printable(line) + "\n" for line in one.get("detail") or ())
         if one.get("url"):
             out += f"More info: {printable(one['url'])}\n"
         out += excerpt(printable(one.get("filename") or "Dockerfile"), text, ranges) + "\n"
-    return out
+    return out.rstrip("\n") + "\n"
 
 
 def seconds_text(seconds: float) -> str:

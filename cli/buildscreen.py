@@ -123,7 +123,7 @@ def compose(state: State, title: str, elapsed: float, now: float, rows: int, sig
 
 
 def _folded(cached: "list[Vertex]", signs: "dict[str, str]") -> "list[Line]":
-    steps = sum(not vertex.internal for vertex in cached)
+    steps = sum(not vertex.internal and "] FROM " not in vertex.name for vertex in cached)
     if not steps:
         return []
     return [Line((f" {signs['cached']} {steps} step{'' if steps == 1 else 's'} from the cache", "cached"))]
