@@ -411,6 +411,10 @@ class Archives:
         except Damaged as error:
             return [str(error)]
         missing = {id: entry for id, entry in entries.items() if images.store.get(id) is None}
+        wanted = await blocking("disk", recover.lacking, images.content, missing)
+        if wanted:
+            folders = images.snapshots.leftovers()
+            await blocking("disk", recover.bring_back, images.content, folders, wanted, trio.from_thread.check_cancelled)
         found, lost = await blocking("disk", recover.find, images.content, missing)
         for one in recover.in_order(found):
             images.register(one.image, one.names, one.index)

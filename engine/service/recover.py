@@ -1,13 +1,16 @@
 """Images back from their blobs after the database was lost, as the mirror names them. Blocks: for a worker thread; registers nothing.
 
 Manifests and configurations are read and checked, layers only looked for: they are checked when they are unpacked, which is when an image
-is first used, so the daemon starts at once however many images there are.
+is first used, so the daemon starts at once however many images there are. Layers that were built have no blobs: those are made of folders
+of snapshots that nothing owns any more.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -19,6 +22,9 @@ from engine.spec.digest import chain_ids
 from engine.spec.reference import Reference
 from engine.store.content import Content
 from engine.store.images import ImageRecord, Index, Layer, MirrorEntry
+from engine.store.pack import pack
+
+_PACKED = ("gzip", "zstd")
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -40,6 +46,44 @@ def find(content: Content, entries: Mapping[str, MirrorEntry]) -> tuple[list[Rec
             names = ", ".join(references.parse(name).familiar for name in entry.names) or id
             lost.append(f"image {names} cannot be recovered: {error}")
     return found, lost
+
+
+def lacking(content: Content, entries: Mapping[str, MirrorEntry]) -> dict[str, int]:
+    """The plain layers, with their bytes, that images of `entries` need and that are not here: layers that were built have no blob."""
+    wanted: dict[str, int] = {}
+    for entry in entries.values():
+        try:
+            manifest = manifests.parse(content.read(entry.manifest), "", entry.manifest)
+        except KnarrError:
+            continue  # `find` tells of it
+        for layer in (manifest.layers or ()) if isinstance(manifest, spec.Manifest) else ():
+            if not layer.media_type.endswith(_PACKED) and not content.exists(layer.digest, layer.size):
+                wanted[layer.digest] = layer.size
+    return wanted
+
+
+def bring_back(content: Content, folders: Iterable[str], wanted: Mapping[str, int], check: Callable[[], object]) -> None:
+    """Make blobs of `wanted` layers from the host folders whose snapshots they may be, as far as they are there. Reads every file of the
+    folders. Raises what `check` does, OSError when the disk takes no blob."""
+    left = dict(wanted)
+    for folder in folders:
+        if not left:
+            return
+        try:
+            digest = pack(folder, check=check).diff_id
+        except (KnarrError, OSError):
+            continue  # not that one
+        if left.pop(digest, None) is None:
+            continue
+        path = content.temporary()
+        try:
+            with open(path, "xb", buffering=0) as file:
+                again = pack(folder, file.write, check=check).diff_id
+            if again == digest:
+                content.adopt(path, digest)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def in_order(found: Iterable[Recovered]) -> list[Recovered]:

@@ -517,6 +517,10 @@ class Snapshots:
                     return folders
                 folders.extend(self.forget(name, cursor) for name in idle)
 
+    def leftovers(self) -> list[str]:
+        """The host paths of what the folders that `sweep` will delete have of files."""
+        return [f"{path}/fs" for path in self._leftovers]
+
     def sweep(self) -> list[str]:
         """Delete the folders that no row owned when the store was opened; returns them. Slow when there are many; any thread."""
         swept, self._leftovers = self._leftovers, []

@@ -246,6 +246,22 @@ def test_it_is_there_after_the_daemon_ended(busybox: bytes, context: Path, numbe
         ours.close()
 
 
+def test_it_is_there_after_the_database_was_lost(busybox: bytes, context: Path) -> None:
+    ours = made()
+    try:
+        ours.start().docker("load", input=busybox)
+        found = build(ours, context, "kept")
+        ours.stop()
+        for name in ours.data_root.glob("meta.db*"):
+            name.write_bytes(b"damage" * 1000)
+        ours.start()
+        assert inspect(ours, "kept")["Id"] == found["Id"]
+        assert ours.out("run", "--rm", "--network", "none", "kept") == "made"
+        assert "cannot be recovered" not in ours.log.read_text()
+    finally:
+        ours.close()
+
+
 def test_removed_with_its_cache_nothing_is_left(busybox: bytes, context: Path) -> None:
     ours = made()
     try:
