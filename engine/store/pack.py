@@ -13,7 +13,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
-from operator import itemgetter
 
 import msgspec
 
@@ -34,9 +33,6 @@ _ROOT = (stat.S_IFDIR | 0o755, 0, 0)
 _CAPABILITY = "security.capability"
 _USER, _USER_OVERLAY = "user.", "user.overlay."
 _KINDS = {stat.S_IFLNK: tar.SYMLINK, stat.S_IFCHR: tar.CHARACTER, stat.S_IFBLK: tar.BLOCK_DEVICE, stat.S_IFIFO: tar.FIFO}
-_NAME = itemgetter(0)
-
-_Found = tuple[bytes, os.stat_result]
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -201,12 +197,13 @@ class _Packing:
     def _walk(self) -> None:
         """Folders are entered one by one and left through "..", so that a tree of any depth needs two descriptors and no long path."""
         fd = os.dup(self._top)
-        above: list[tuple[int, bytes, list[_Found]]] = []
+        above: list[tuple[int, bytes, list[bytes]]] = []
         path, pending = b"", _listed(fd)
         try:
             while True:
                 while pending:
-                    name, info = pending.pop()
+                    name = pending.pop()
+                    info = os.stat(name, dir_fd=fd, follow_symlinks=False)
                     mode = info.st_mode
                     if stat.S_ISREG(mode):
                         self._file(fd, path, name, info)
@@ -259,12 +256,9 @@ class _Packing:
             self._out.node(fd, name, path + name, info)
 
 
-def _listed(fd: int) -> list[_Found]:
-    """What is in a folder, the last name first."""
-    with os.scandir(fd) as entries:
-        found = [(os.fsencode(entry.name), entry.stat(follow_symlinks=False)) for entry in entries]
-    found.sort(key=_NAME, reverse=True)
-    return found
+def _listed(fd: int) -> list[bytes]:
+    """The names in a folder, the last one first."""
+    return sorted(map(os.fsencode, os.listdir(fd)), reverse=True)
 
 
 def attributes(fd: int) -> dict[bytes, bytes] | None:

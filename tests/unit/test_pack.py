@@ -196,10 +196,9 @@ def test_work_can_be_ended(folder: Path) -> None:
 
 
 def test_a_file_that_is_cut_meanwhile_is_an_error(folder: Path) -> None:
-    (folder / "b").write_bytes(bytes(2 << 20))
-    (folder / "c").write_bytes(bytes(2 << 20))
-    with pytest.raises(KnarrError, match="'c': it has 100 bytes instead of 2097152"):
-        pack(str(folder), lambda piece: os.truncate(folder / "c", 100))
+    (folder / "b").write_bytes(bytes(4 << 20))
+    with pytest.raises(KnarrError, match=r"'b': it has \d+ bytes instead of 4194304"):
+        pack(str(folder), lambda piece: os.truncate(folder / "b", 100))
 
 
 _names = st.sampled_from(["a", "b", "c", "dir", "é", "x" * 120])
