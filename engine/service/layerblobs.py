@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 import trio
 
-from engine.aio.blocking import blocking
+from engine.aio.blocking import Kind, blocking
+from engine.aio.handoff import Closed, Handoff
 from engine.aio.locks import KeyedLocks
 from engine.aio.scopes import shielded
-from engine.errors import Damaged, InvalidParameter, NotFound
+from engine.errors import Damaged, InvalidParameter, KnarrError, NotFound
 from engine.service.layers import explained
+from engine.service.unpack import Hashed
 from engine.spec import image as spec
 from engine.spec.digest import sha256
 from engine.store import pack
@@ -37,6 +39,7 @@ _GZIP_LEVELS = range(10)
 _ZSTD_LEVELS = range(1, 23)
 _ZSTD_DEFAULT = 3
 _READ = 256 << 10
+_ROOM = 4  # pieces of a mebibyte between packing and compressing
 _CUT = 256 << 10  # as `service.staging`
 
 T = TypeVar("T")
@@ -121,14 +124,14 @@ class LayerBlobs:
             if not await blocking("disk", self._content.exists, digest):
                 row = self._source(digest)
                 with self._images.pins() as pin:
-                    await self._stored(lambda write: self._fill(row, write, None), Form("uncompressed"), digest, pin)
+                    await self._stored(lambda write: self._fill(row, write, None).diff_id, Form("uncompressed"), digest, pin)
                 self._brought.add(digest)
         return True
 
     async def made(self, row: Snapshot, form: Form, pin: Pin) -> Layer:
         """A committed snapshot as a blob in the content store, pinned: a layer without a chain. Raises KnarrError."""
         expected = "" if form.epoch is not None else row.diff_id
-        return await self._stored(lambda write: self._fill(row, write, form.epoch), form, expected, pin)
+        return await self._stored(lambda write: self._fill(row, write, form.epoch).diff_id, form, expected, pin)
 
     async def converted(self, layer: Layer, form: Form, pin: Pin, docker: bool = False) -> Layer:
         """The same layer packed in another way, in the content store and pinned. Raises NotFound, Damaged, KnarrError."""
@@ -136,7 +139,7 @@ class LayerBlobs:
             made = await self._stored(lambda write: self._inflate(layer.digest, write), form, layer.diff_id, pin)
         else:
             row = self._source(layer.diff_id)
-            made = await self._stored(lambda write: self._fill(row, write, None), form, layer.diff_id, pin)
+            made = await self._stored(lambda write: self._fill(row, write, None).diff_id, form, layer.diff_id, pin)
         return msgspec.structs.replace(layer, digest=made.digest, size=made.size, media_type=form.media_type(docker))
 
     async def for_registry(self, image: ImageRecord, form: Form = GZIP) -> ImageRecord:
@@ -215,41 +218,65 @@ class LayerBlobs:
         """In a worker thread."""
         return pack.pack(f"{self._snapshots.folder(row)}/fs", write, epoch=epoch, check=trio.from_thread.check_cancelled)
 
-    def _inflate(self, digest: str, write: Write) -> None:
-        """In a worker thread: a stored blob's content."""
+    def _inflate(self, digest: str, write: Write) -> str:
+        """In a worker thread: a stored blob's content; its digest."""
         with self._content.open(digest) as file:
             _, content = compression.decompressed(lambda: file.read(_READ))
-            while piece := content():
+            hashed = Hashed(content)
+            while piece := hashed():
                 trio.from_thread.check_cancelled()
                 write(piece)
+        return hashed.digest
 
-    async def _stored(self, fill: Callable[[Write], object], form: Form, expected: str, pin: Pin) -> Layer:
-        """Plain bytes that `fill` writes as a blob, which is pinned before anybody can find it. `expected`: their digest, "" when it is not
-        known yet."""
+    async def _stored(self, fill: Callable[[Write], str], form: Form, expected: str, pin: Pin) -> Layer:
+        """Plain bytes that `fill` writes as a blob, which is pinned before anybody can find it; `fill` returns their digest. `expected`:
+        that digest, "" when it is not known yet. Packing is in one thread, compressing in another."""
         form.check()
         path = self._content.temporary()
+        pieces = Handoff(_ROOM)
+        failures: list[Exception] = []
+        plain = ""
+        layer: Layer | None = None
 
-        def work() -> Layer:
+        def give() -> None:
+            nonlocal plain
+            plain = fill(lambda piece: pieces.put(bytes(piece)))
+            pieces.end()
+
+        def squeeze() -> None:
+            nonlocal layer
             with open(path, "xb", buffering=0) as file:
-                blob, plain = _Hashed(file.write), hashlib.sha256()
+                blob = _Hashed(file.write)
                 packer = _packer(form, blob.write)
-
-                def both(piece: bytes | memoryview) -> None:
-                    plain.update(piece)
+                while piece := pieces.get():
+                    trio.from_thread.check_cancelled()
                     packer.write(piece)
-
-                fill(both)
                 packer.finish()
-            diff_id = f"sha256:{plain.hexdigest()}"
-            _same(expected or diff_id, diff_id)
-            return Layer(blob.digest, blob.size, form.media_type(), diff_id, "")
+            layer = Layer(blob.digest, blob.size, form.media_type(), "", "")
+
+        async def run(kind: Kind, step: Callable[[], None], over: Callable[[], object]) -> None:
+            try:
+                await blocking(kind, step)
+            except Closed:
+                pass  # the other thread's failure tells
+            except (KnarrError, OSError, compression.CompressionError) as error:
+                failures.append(error)
+            finally:
+                over()  # here and not in the thread: one that is cancelled may never have begun
 
         def adopt(layer: Layer) -> None:
             if not self._content.exists(layer.digest, layer.size):
                 self._content.adopt(path, layer.digest)
 
         try:
-            layer = await blocking("build", work)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run, "build", give, lambda: pieces.end(Closed()))
+                nursery.start_soon(run, "layers", squeeze, pieces.close)
+            if failures:
+                raise failures[0]
+            assert layer is not None
+            _same(expected or plain, plain)
+            layer = msgspec.structs.replace(layer, diff_id=plain)
             pin([layer.digest])
             await blocking("disk", adopt, layer)
             return layer
