@@ -178,9 +178,10 @@ def read_all(fd: int, name: str) -> bytes:
 class Wakes:
     """Signals while a build runs: the first SIGINT or SIGTERM asks for its end, the second one ends the program at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, agents: "Agents") -> None:
         import _signal
 
+        self.agents = agents
         self.reader, self.writer = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         self.stopped = 0
         self.resized = False
@@ -190,6 +191,7 @@ class Wakes:
 
     def _stop(self, number: int, frame: object) -> None:
         if self.stopped:
+            self.agents.close()
             posix._exit(128 + number)
         self.stopped = number
         self._wake()
@@ -234,7 +236,7 @@ class Session:
         self.pieces: dict[int, list[bytes]] = {}
         self.done: set[int] = set()
         self.result: dict[str, Any] | None = None
-        self.wakes = Wakes()
+        self.wakes = Wakes(agents)
         self.deadline = float("inf")
         self.sent = 0
         self.waiting = poll()
@@ -382,6 +384,13 @@ class Session:
             raise refuse(f"the daemon does not keep to the protocol of builds: {error}") from None
 
     def _frame(self, kind: int, stream: int, payload: bytes) -> None:
+        try:
+            self._handle(kind, stream, payload)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise refuse(f"the daemon does not keep to the protocol of builds: a frame of the kind {kind} cannot be read "
+                f"({type(error).__name__}: {error})") from None
+
+    def _handle(self, kind: int, stream: int, payload: bytes) -> None:
         if kind == frames.EVENT:
             self.printer.event(payload)
         elif kind == frames.NEED:

@@ -56,26 +56,27 @@ def _file(path: str) -> bytes:
 
 
 class Agents:
-    """The ssh agents that a build may use: sockets by identifier. Those started here for keys end with `close`."""
+    """The ssh agents that a build may use: sockets by identifier. Those started here for keys end with `close`, and with this process."""
 
     def __init__(self) -> None:
         self.paths: dict[str, str] = {}
-        self.started: list[tuple[int, str]] = []
+        self.started: list[tuple[int, int, int, str]] = []  # the agent, its parent, what keeps that alive, the socket
 
     def close(self) -> None:
         """End the agents that were started here and remove their sockets."""
-        for process, path in self.started:
+        started, self.started = self.started, []
+        for agent, parent, feed, path in started:
+            posix.close(feed)
             try:
-                posix.kill(process, 15)
-                posix.waitpid(process, 0)
+                posix.kill(agent, 15)
+                posix.waitpid(parent, 0)
             except (ProcessLookupError, ChildProcessError):
                 pass  # it ended before
             for remove, target in ((posix.unlink, path), (posix.rmdir, path.rpartition("/")[0])):
                 try:
                     remove(target)
-                except OSError:
+                except FileNotFoundError:
                     pass  # the agent removes its socket itself
-        self.started = []
 
     def connect(self, identity: str) -> socket:
         """A connection to an agent. Raises OSError, and KeyError for one that was not given."""
@@ -120,8 +121,12 @@ def _agent(found: Agents, paths: "list[str]") -> str:
 
 
 def _start_agent(found: Agents, keys: "list[str]") -> str:
-    """An agent of OpenSSH's with these keys, as long as the build lasts. Raises Failure."""
-    from cli.processes import find, run, spawn
+    """An agent of OpenSSH's with these keys, as long as the build lasts. Raises Failure.
+
+    An agent that is given a program ends with that program (ssh-agent(1)): here one that reads a pipe of ours, so that it also ends when
+    this process is killed.
+    """
+    from cli.processes import find, spawn
 
     agent, add = find("ssh-agent"), find("ssh-add")
     if not agent or not add:
@@ -130,40 +135,41 @@ def _start_agent(found: Agents, keys: "list[str]") -> str:
     folder = f"{getenv('TMPDIR') or '/tmp'}/knarr-ssh-{posix.getpid()}-{posix.urandom(6).hex()}"
     posix.mkdir(folder, 0o700)
     path = folder + "/agent"
-    null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+    stdin, feed = posix.pipe2(posix.O_CLOEXEC)
+    take, stdout = posix.pipe2(posix.O_CLOEXEC)
     try:
-        found.started.append((spawn(agent, ["-D", "-a", path], null, null, null), path))
-        _wait_for(path, found.started[-1][0])
-        before = posix.environ.get(b"SSH_AUTH_SOCK")
-        posix.environ[b"SSH_AUTH_SOCK"] = path.encode()
-        try:
-            for key in keys:
-                code, _ = run(add, ["-q", key], b"")
-                if code:
-                    raise refuse(f"failed to load the key {key} into an ssh agent (see above)")
-        finally:
-            if before is None:
-                del posix.environ[b"SSH_AUTH_SOCK"]
-            else:
-                posix.environ[b"SSH_AUTH_SOCK"] = before
+        parent = spawn(agent, ["-a", path, "/bin/sh", "-c", "echo $SSH_AGENT_PID; exec cat > /dev/null"], stdin, stdout)
     finally:
-        posix.close(null)
+        posix.close(stdin)
+        posix.close(stdout)
+    told = b""
+    while not told.endswith(b"\n") and (piece := posix.read(take, 100)):
+        told += piece
+    posix.close(take)
+    if not told.strip().isdigit():
+        posix.close(feed)
+        posix.waitpid(parent, 0)
+        posix.rmdir(folder)
+        raise refuse("ssh-agent did not start (see above)")
+    found.started.append((int(told), parent, feed, path))
+    for key in keys:
+        _add_key(add, key, path)
     return path
 
 
-def _wait_for(path: str, process: int) -> None:
-    """Until an agent listens: it says so by making its socket."""
-    from time import sleep
-
-    for _ in range(500):
-        try:
-            posix.stat(path)
-            return
-        except FileNotFoundError:
-            if posix.waitpid(process, posix.WNOHANG)[0]:
-                break
-            sleep(0.01)
-    raise refuse(f"ssh-agent did not start (its socket would be {path})")
+def _add_key(program: str, key: str, agent: str) -> None:
+    """Load one key; ssh-add asks for a passphrase on the terminal. Raises Failure."""
+    before = posix.environ.get(b"SSH_AUTH_SOCK")
+    posix.environ[b"SSH_AUTH_SOCK"] = agent.encode()
+    try:
+        process = posix.posix_spawn(program, [program, "-q", key], posix.environ)
+    finally:
+        if before is None:
+            del posix.environ[b"SSH_AUTH_SOCK"]
+        else:
+            posix.environ[b"SSH_AUTH_SOCK"] = before
+    if posix.waitpid(process, 0)[1]:
+        raise refuse(f"failed to load the key {key} into an ssh agent (see above)")
 
 
 def configured(client: Client, options: "dict[str, Any]", dockerfile: "bytes | None") -> "dict[str, dict[str, Any]]":

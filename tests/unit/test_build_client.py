@@ -409,6 +409,11 @@ def test_a_failed_step_is_told_with_its_log_and_place(tmp_path: Path, context: P
         (None, b"", "ERROR: the daemon closed the connection before the build ended"),
         (99, b"", "ERROR: the daemon does not keep to the protocol of builds: a frame of the unknown kind 99"),
         (frames.REQUEST, b"", "ERROR: the daemon does not keep to the protocol of builds: a frame of the kind 1"),
+        (
+            frames.EVENT,
+            b"{",
+            "ERROR: the daemon does not keep to the protocol of builds: a frame of the kind 17 cannot be read (ValueError: not JSON: '{')",
+        ),
         (frames.OUTPUT, b"x", "ERROR: the daemon sends an output that was not asked for (0)"),
         (frames.NEED, struct.pack(">I", 999), "ERROR: the daemon asks for the file 999 of 1 in the context"),
     ],
