@@ -149,7 +149,8 @@ def _manner(kind: str, attributes: Mapping[str, str], options: Options, epoch: i
         form = Form()  # for a registry sooner or later; `docker load` takes plain layers as well
     docker = not _flag(attributes, "oci-mediatypes", kind != "docker")
     return Manner(
-        form=form, force=_flag(attributes, "force-compression"), epoch=epoch, rewrite=_flag(attributes, "rewrite-timestamp"),
+        form=form, force=_flag(attributes, "force-compression"), epoch=epoch,
+        rewrite=_flag(attributes, "rewrite-timestamp", epoch is not None),
         docker=docker and (form is None or form.kind != "zstd"), squash=options.squash,
     )  # fmt: skip
 
