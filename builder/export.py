@@ -162,13 +162,16 @@ async def _store(
         index = await _index(images, documents, manner, attach)
         known = known and images.store.index(index.digest) is not None
     tagged = [name.with_default_tag() for name in names]
-    for record in records[:-1]:
-        images.register(record)
     stands_for = index.digest if index is not None else records[-1].manifest
     changes = not known or any(images.store.target(name) != stands_for for name in tagged)
+    needed = images.blobs_in_use() if changes else set()
+    for record in records[:-1]:
+        images.register(record)
     images.register(records[-1], tagged, index)
     if changes:
         await images.durable()
+        # Of an index that a name stood for, or of an image's former manifest.
+        await images.delete_files([], needed - images.blobs_in_use())
     else:
         context.durability.lazily()  # only the time of the tag is new
     for one in documents:

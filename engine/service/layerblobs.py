@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -29,12 +30,15 @@ from engine.store import pack
 from engine.store.images import ImageRecord, Layer
 from engine.store.pack import Packed, Write
 from engine.store.snapshots import Snapshot
-from engine.wire import compression
+from engine.wire import compression, tar
 from engine.wire.compression import GzipWriter
 
 if TYPE_CHECKING:
     from engine.service.images import Images
 
+log = logging.getLogger("knarr.layers")
+
+_SHOWN = 5  # names in a message
 _GZIP_LEVELS = range(10)
 _ZSTD_LEVELS = range(1, 23)
 _ZSTD_DEFAULT = 3
@@ -99,6 +103,11 @@ class LayerBlobs:
         async with self._locks.hold(row.number):
             if not row.diff_id:
                 packed = await self._with(row, lambda: self._fill(row, None, None))
+                if packed.left_out:
+                    names = ", ".join(map(tar.show, packed.left_out[:_SHOWN]))
+                    log.warning(
+                        "layer %s: files with names that mean a whiteout are only here, no image can hold them: %s", packed.diff_id, names
+                    )
                 if self._snapshots.is_current(row):
                     self._snapshots.set_packed(row, packed.diff_id, packed.size)
                 return packed.diff_id, packed.size

@@ -190,6 +190,25 @@ def test_pushed_it_is_compressed_once_and_the_same_elsewhere(host: Daemon, other
     assert findings(other)[1] == 0
 
 
+def test_built_and_pushed_at_once(host: Daemon, other: Daemon, context: Path, registry: DockerRegistry, tmp_path: Path) -> None:
+    name = f"{registry.host}/built/once:1"
+    build(host, context, name, options=("--push", "--metadata-file", str(tmp_path / "told")))
+    told = json.loads((tmp_path / "told").read_text())
+    status, _, raw = registry.request("GET", "/v2/built/once/manifests/1", headers={"Accept": f"{OCI_MANIFEST}, {MANIFEST}"})
+    assert status == 200 and digest_of(raw) == told["containerimage.digest"] == inspect(host, name)["Descriptor"]["digest"]
+    other.docker("pull", name)
+    assert inspect(other, name)["Id"] == told["containerimage.config.digest"]
+    zstd = f"type=image,name={name.replace('once', 'zstd')},push=true,compression=zstd,annotation.note=x"
+    knarr(host, "build", "-q", "--output", zstd, str(context))
+    _, _, raw = registry.request("GET", "/v2/built/zstd/manifests/1", headers={"Accept": OCI_MANIFEST})
+    manifest = json.loads(raw)
+    assert manifest["annotations"] == {"note": "x"}
+    assert manifest["layers"][-1]["mediaType"] == "application/vnd.oci.image.layer.v1.tar+zstd"
+    other.docker("rmi", name)
+    other.docker("pull", name.replace("once", "zstd"))
+    assert other.out("run", "--rm", "--network", "none", name.replace("once", "zstd")) == "made"
+
+
 def test_a_host_copies_it_to_another(host: Daemon, other: Daemon, context: Path) -> None:
     found = build(host, context, "pulled", "pushed")
     knarr(other, "pull", "--from", f"unix://{host.socket}", "pulled")
