@@ -158,7 +158,9 @@ def plan(given: "dict[str, Any]") -> Plan:
         options["attest"] = attested
     _outputs(given, made)
     for text in given.get("secret", ()):
-        identity, source = secret(text)
+        from cli.buildsecrets import source_of
+
+        identity, source = source_of(text)
         made.secrets[identity] = source
     for text in given.get("ssh", ()):
         identity, _, paths = text.partition("=")
@@ -469,35 +471,3 @@ def _folder(kind: str, path: str, attributes: "dict[str, str]") -> Sink:
     if mode not in ("copy", "delete"):
         raise refuse(f'invalid mode "{mode}" for {kind} exporter: expected copy or delete')
     return Sink(kind, path, True, mode == "delete")
-
-
-def secret(text: str) -> "tuple[str, tuple[str, str]]":
-    """`--secret`: its identifier, and ("file", path) or ("env", name)."""
-    identity = source = variable = kind = ""
-    for field in csv(text):
-        key, equals, value = field.partition("=")
-        key = key.lower()
-        if not equals:
-            raise refuse(f"invalid field '{field}' must be a key=value pair")
-        if key == "type":
-            if value not in ("file", "env"):
-                raise refuse(f'unsupported secret type "{value}"')
-            kind = value
-        elif key == "id":
-            identity = value
-        elif key in ("source", "src"):
-            source = value
-        elif key == "env":
-            variable = value
-        else:
-            raise refuse(f"unexpected key '{key}' in '{field}'")
-    if not identity:
-        raise refuse("secret missing ID")
-    if kind == "env" and not variable:
-        variable, source = source, ""
-    if not source and not variable:
-        if identity.encode() in posix.environ:
-            variable = identity
-        else:
-            source = identity
-    return identity, ("file", source) if source else ("env", variable)

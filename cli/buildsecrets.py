@@ -8,7 +8,7 @@ import posix
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from binascii import b2a_base64
 
-from cli.buildflags import Plan, refuse
+from cli.buildflags import Plan, csv, refuse
 from cli.client import Client, Failure, getenv
 
 TYPE_CHECKING = False  # typing itself costs 5 ms
@@ -20,6 +20,38 @@ _SOCKET = 0o140000
 _HUB_KEYS = ("https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io")
 _PROXIES = {"httpProxy": "HTTP_PROXY", "httpsProxy": "HTTPS_PROXY", "ftpProxy": "FTP_PROXY", "noProxy": "NO_PROXY",
     "allProxy": "ALL_PROXY"}
+
+
+def source_of(text: str) -> "tuple[str, tuple[str, str]]":
+    """`--secret`: its identifier, and ("file", path) or ("env", name)."""
+    identity = source = variable = kind = ""
+    for field in csv(text):
+        key, equals, value = field.partition("=")
+        key = key.lower()
+        if not equals:
+            raise refuse(f"invalid field '{field}' must be a key=value pair")
+        if key == "type":
+            if value not in ("file", "env"):
+                raise refuse(f'unsupported secret type "{value}"')
+            kind = value
+        elif key == "id":
+            identity = value
+        elif key in ("source", "src"):
+            source = value
+        elif key == "env":
+            variable = value
+        else:
+            raise refuse(f"unexpected key '{key}' in '{field}'")
+    if not identity:
+        raise refuse("secret missing ID")
+    if kind == "env" and not variable:
+        variable, source = source, ""
+    if not source and not variable:
+        if identity.encode() in posix.environ:
+            variable = identity
+        else:
+            source = identity
+    return identity, ("file", source) if source else ("env", variable)
 
 
 def secrets(plan: Plan) -> "dict[str, str]":
