@@ -232,7 +232,8 @@ class _Build:
             solver = Solver(graph, worker, service.cache, service.locks, self._reporter, extra=limits_key(limits))
             self._hooks.planned(graph, solver.digests)
             try:
-                outcome = await solver.solve(graph.target.root)
+                with service.using(solver.used):
+                    outcome = await solver.solve(graph.target.root)
             finally:
                 used.update({(number << 32) + index: found for index, found in solver.used.items()})
         part = Part(graph.target, self._added(graph, outcome))

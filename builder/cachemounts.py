@@ -16,7 +16,10 @@ import msgspec
 import trio
 
 from engine.aio.blocking import blocking
+from engine.aio.scopes import shielded
 from engine.store.trees import remove_tree, usage
+
+_CLEANUP_SECONDS = 60.0
 
 
 class Record(msgspec.Struct):
@@ -35,8 +38,10 @@ class CacheMount:
     def __init__(self, path: str, record: Record) -> None:
         self.path = path
         self.record = record
-        self.users = 0
+        self.users = 0  # also those who wait for it
         self.lock = trio.Lock()
+        self.filling: trio.Event | None = None  # while what it begins with is put there
+        self.gone = False
 
     @property
     def data(self) -> str:
@@ -75,25 +80,43 @@ class CacheMounts:
     ) -> AsyncIterator[CacheMount]:
         """The folder of a key for as long as the block runs. A new one gets this mode and owner, and what `fill(path)` puts there (in a
         worker thread). Waits where `sharing` is locked and another build has it. Raises OSError."""
-        mount = self._choose(key, sharing)
-        if mount is None:
-            mount = self._make(key, description, mode, uid, gid)
-            async with self._using(mount, locked=True):
+        while True:
+            mount = self._choose(key, sharing)
+            if mount is None:
+                mount = self._make(key, description, mode, uid, gid)
                 if fill is not None:
-                    try:
-                        await blocking("disk", fill, mount.data)
-                    except BaseException:
-                        await self.remove([mount])
-                        raise
-        async with self._using(mount, locked=sharing == "locked"):
-            mount.record.used, mount.record.uses = time.time_ns(), mount.record.uses + 1
-            self._write(mount)
-            yield mount
+                    await self._fill(mount, fill)
+            async with self._using(mount, locked=sharing == "locked"):
+                if mount.gone:
+                    continue  # who made it could not fill it
+                mount.record.used, mount.record.uses = time.time_ns(), mount.record.uses + 1
+                self._write(mount)
+                yield mount
+                return
+
+    async def _fill(self, mount: CacheMount, fill: Callable[[str], object]) -> None:
+        mount.users += 1
+        mount.filling = trio.Event()
+        try:
+            await blocking("disk", fill, mount.data)
+        except BaseException:
+            mount.gone = True
+            self._by_key[mount.record.key].remove(mount)
+            os.unlink(f"{mount.path}/record.json")
+            with shielded(_CLEANUP_SECONDS):
+                await blocking("disk", _remove, [mount.path])
+            raise
+        finally:
+            mount.users -= 1
+            mount.filling.set()
+            mount.filling = None
 
     @contextlib.asynccontextmanager
     async def _using(self, mount: CacheMount, *, locked: bool) -> AsyncIterator[None]:
         mount.users += 1
         try:
+            if mount.filling is not None:
+                await mount.filling.wait()
             if locked:
                 async with mount.lock:
                     yield
@@ -111,13 +134,17 @@ class CacheMounts:
     def _make(self, key: str, description: str, mode: int, uid: int, gid: int) -> CacheMount:
         path = f"{self._folder}/{self._next}"
         self._next += 1
-        os.mkdir(path, 0o700)
-        os.mkdir(f"{path}/data", 0o700)
-        os.chown(f"{path}/data", uid, gid)
-        os.chmod(f"{path}/data", mode)
         at = time.time_ns()
         mount = CacheMount(path, Record(key, description, at, at))
-        self._write(mount)
+        try:
+            os.mkdir(path, 0o700)
+            os.mkdir(f"{path}/data", 0o700)
+            os.chown(f"{path}/data", uid, gid)
+            os.chmod(f"{path}/data", mode)
+            self._write(mount)
+        except OSError:
+            _remove([path])
+            raise
         self._by_key.setdefault(key, []).append(mount)
         return mount
 
@@ -133,16 +160,27 @@ class CacheMounts:
         return sorted((mount for mounts in self._by_key.values() for mount in mounts), key=lambda mount: mount.record.created)
 
     async def size(self, mount: CacheMount) -> int:
-        """Bytes allocated."""
-        return (await blocking("disk", usage, mount.data))[0]
+        """Bytes allocated, 0 of one that was removed meanwhile."""
+        try:
+            return (await blocking("disk", usage, mount.data))[0]
+        except FileNotFoundError:
+            if mount.gone:
+                return 0
+            raise
 
-    async def remove(self, mounts: list[CacheMount]) -> None:
-        """Remove folders that nobody uses. Raises OSError."""
-        doomed = [mount for mount in mounts if not mount.users or mount.lock.locked()]
+    async def remove(self, mounts: list[CacheMount]) -> list[CacheMount]:
+        """Remove folders that nobody uses; which ones that were. Raises OSError."""
+        doomed = [mount for mount in mounts if not mount.users and not mount.gone]
         for mount in doomed:
-            self._by_key[mount.record.key].remove(mount)
-            os.unlink(f"{mount.path}/record.json")  # from here on it is nobody's
+            mount.gone = True
+            left = self._by_key[mount.record.key]
+            left.remove(mount)
+            if not left:
+                del self._by_key[mount.record.key]
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{mount.path}/record.json")  # from here on it is nobody's
         await blocking("disk", _remove, [mount.path for mount in doomed])
+        return doomed
 
     async def sweep(self) -> None:
         """Remove what a crash left."""

@@ -183,7 +183,7 @@ async def _launch(
         try:
             with trio.CancelScope(shield=True):
                 await process.begin(start, joining.fd)
-                context.endpoints.joined(container, joining)
+                trouble = _joined(context, container, joining)
                 started = await process.launched()
         except LaunchFailed as error:
             raise launch_error(error, functools.partial(_explain, context, container, ready)) from error
@@ -191,9 +191,20 @@ async def _launch(
             raise LaunchError(f"start {container.record.path}: {error}") from error
         container.record.state.pid, container.record.state.pid_start = started.pid, started.start_time
         context.endpoints.keep(container, joining)
+        if trouble is not None:
+            raise trouble  # now that there is something to kill
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_copy_output, ours, output)
             nursery.start_soon(process.watch)
+
+
+def _joined(context: Context, container: Container, joining: Joining) -> KnarrError | None:
+    """Make the step's network known while its process is being made; what went wrong."""
+    try:
+        context.endpoints.joined(container, joining)
+    except (OSError, KnarrError) as error:
+        return KnarrError(f"start {container.record.path}: set up its network: {error}")
+    return None
 
 
 def _explain(context: Context, container: Container, ready: Plan, op: int, errno: int) -> LaunchError:

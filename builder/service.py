@@ -18,6 +18,7 @@ import trio
 from builder import build as builds
 from builder.cachemounts import CacheMounts
 from builder.classic import Classic
+from builder.contextfolder import remove_below
 from builder.contexts import Contexts
 from builder.graph import Graph
 from builder.instructions import Dockerfile
@@ -64,19 +65,25 @@ class BuildService:
         self._running: dict[str, trio.CancelScope] = {}
         self._users: dict[int, dict[int, CachedResult]] = {}
         self._numbers = 0
-        for leftover in (f"{self.folder}/scratch", f"{context.layout.exec_root}/build"):
-            shutil.rmtree(leftover, ignore_errors=True)
-            os.makedirs(leftover, 0o700)
+        scratch = f"{self.folder}/scratch"
+        with contextlib.suppress(FileNotFoundError):  # what a crash left may take long to remove
+            os.rename(scratch, f"{scratch}-{os.urandom(8).hex()}")
+        for folder in (scratch, f"{context.layout.exec_root}/build"):
+            os.makedirs(folder, 0o700, exist_ok=True)
         context.nursery.start_soon(self._sweep)
 
     async def _sweep(self) -> None:
         """Background task, once: what a crash left."""
-        try:
-            await self.mounts.sweep()
-            await self.contexts.sweep()
-            await self.sources.sweep()
-        except OSError as error:
-            log.warning("removing what an interrupted build left: %s", error)
+        for sweep in (self._sweep_scratch, self.mounts.sweep, self.contexts.sweep, self.sources.sweep):
+            try:
+                await sweep()
+            except OSError as error:
+                log.warning("removing what an interrupted build left: %s", error)
+
+    async def _sweep_scratch(self) -> None:
+        for name in os.listdir(self.folder):
+            if name.startswith("scratch-"):
+                await blocking("disk", remove_below, self.folder, name)
 
     @contextlib.asynccontextmanager
     async def building(self, gifts: Gifts) -> AsyncIterator[Fetcher]:
@@ -189,7 +196,8 @@ class BuildService:
             try:
                 yield
             finally:
-                self._running.pop(id, None)
+                if self._running.get(id) is scope:
+                    del self._running[id]
         if scope.cancelled_caught:
             raise KnarrError("the build was cancelled")
 
@@ -228,9 +236,13 @@ class BuildService:
         except (OSError, DatabaseError) as error:
             log.warning("writing the build cache to the disk: %s", error)
 
+    def _in_use(self) -> set[int]:
+        """The snapshots of results that builds use now, by number."""
+        return {one.row.number for used in self._users.values() for one in used.values()}
+
     async def usage(self) -> Sequence[CacheRecord]:
         """What the cache has."""
-        users = {one.row.number for used in self._users.values() for one in used.values()}
+        users = self._in_use()
         shared = {chain for image in self.context.images.store for chain in image.chain_ids}
         by_name = {one.row.name: one.id for one in self.cache.results()}
         records = [
@@ -257,10 +269,12 @@ class BuildService:
         free = os.statvfs(self.folder)
         chosen = wanted.choose(records, free.f_bavail * free.f_frsize, time.time_ns())
         ids = {record.id for record in chosen}
-        self.cache.forget(one for one in self.cache.results() if one.id in ids)
-        await self.mounts.remove([mount for mount in self.mounts.all() if os.path.basename(mount.path) in ids])
+        users = self._in_use()  # some may have come since they were chosen
+        self.cache.forget([one for one in self.cache.results() if one.id in ids and one.row.number not in users])
+        gone = await self.mounts.remove([mount for mount in self.mounts.all() if os.path.basename(mount.path) in ids])
+        mounts = {os.path.basename(mount.path) for mount in gone}
         freed = await self.contexts.remove(ids) + await self.sources.remove(ids)
-        freed += sum(record.size for record in chosen if record.type == CACHE_MOUNT)
+        freed += sum(record.size for record in chosen if record.type == CACHE_MOUNT and record.id in mounts)
         freed += (await self.context.images.collect())[1]
         attributes = {"reclaimed": str(freed)}
         self.context.events.publish(Event.make("builder", "prune", "", attributes))

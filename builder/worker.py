@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from builder import checksum, copying, layering, mounting
-from builder.cachemounts import CacheMounts
+from builder.cachemounts import CacheMount, CacheMounts
 from builder.faults import BuildFault
 from builder.graph import ContextSource, Copy, CopySource, GitSource, HttpSource, ImageSource, MakeFolder, Mount, Run, Stack
 from builder.progress import Reporter
@@ -115,7 +115,7 @@ class BuildWorker:
         lowers = self._context.snapshots.lowers(below.name) if below is not None else ()
         match op:
             case Copy():
-                trees = [one.tree if one.tree is not None else self.tree(one.row) for one in inputs]
+                trees = [self._tree_of(one) for one in inputs]
                 work: Callable[[str, Callable[[], bool]], None] = lambda upper, stop: copying.apply(  # noqa: E731
                     op, lowers, upper, trees, epoch=self._epoch, stop=stop
                 )
@@ -132,43 +132,49 @@ class BuildWorker:
         """A new layer on `below`, filled by `work(its folder, whether to stop)` in a worker thread."""
         snapshots = self._context.snapshots
         path = snapshots.begin()
-        stopped = Stop()
 
         def fill() -> tuple[int, int]:
-            try:
-                work(f"{path}/fs", stopped)
-                return usage(f"{path}/fs")
-            except BaseException:
-                snapshots.discard(path)
-                raise
+            work(f"{path}/fs", stopping)
+            return usage(f"{path}/fs")
 
-        size, inodes = await _stoppable(fill, stopped)
-        name = PROVISIONAL + os.urandom(8).hex()
-        return snapshots.commit(path, name, below.name if below is not None else "", size, inodes, synced=False)
+        try:
+            size, inodes = await blocking("build", fill)
+            name = PROVISIONAL + os.urandom(8).hex()
+            return snapshots.commit(path, name, below.name if below is not None else "", size, inodes, synced=False)
+        except BaseException:
+            self._context.chores.later(f"removing {path} of a step that failed", functools.partial(snapshots.discard, path))
+            raise
 
     # -- RUN
 
     async def _run(self, op: Run, inputs: Sequence[Outcome], vertex: str) -> Snapshot:
         below = inputs[0].row
-        async with contextlib.AsyncExitStack() as stack:
-            mounts, env = await self._mounted(op, inputs, stack)
-            return await run(
-                self._context, op, below.name if below is not None else None, mounts, env, self._limits, _Told(self._reporter, vertex)
-            )  # fmt: skip
+        row: Snapshot | None = None
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                mounts, env = await self._mounted(op, inputs, stack)
+                row = await run(
+                    self._context, op, below.name if below is not None else None, mounts, env, self._limits, _Told(self._reporter, vertex)
+                )  # fmt: skip
+            return row
+        except BaseException:
+            if row is not None:
+                row.cached = False  # cancelled after it was committed: nobody will ever look for it, so the next collection may have it
+            raise
 
     async def _mounted(self, op: Run, inputs: Sequence[Outcome], stack: contextlib.AsyncExitStack) -> tuple[list[SpecMount], list[str]]:
         made: list[SpecMount] = []
         env: list[str] = []
+        caches = await self._caches(op, inputs, stack)
         for mount in sorted(op.mounts, key=lambda mount: mount.target.count("/")):
             tree = None
             if mount.input >= 0:
-                outcome = inputs[mount.input]
-                tree = outcome.tree if outcome.tree is not None else self.tree(outcome.row)
+                tree = self._tree_of(inputs[mount.input])
             match mount.kind:
                 case "bind":
                     made.append(await blocking("disk", mounting.bind, mount, tree, await stack.enter_async_context(self._folder())))
                 case "cache":
-                    made.append(await self._cache(mount, tree, stack))
+                    made.append(mounting.folder(mount, caches[_cache_key(mount, tree)].data))
                 case "tmpfs":
                     made.append(mounting.tmpfs(mount))
                 case "secret":
@@ -202,15 +208,26 @@ class BuildWorker:
             with trio.CancelScope(shield=True):
                 await blocking("disk", functools.partial(shutil.rmtree, path, ignore_errors=True))
 
-    async def _cache(self, mount: Mount, tree: Tree | None, stack: contextlib.AsyncExitStack) -> SpecMount:
-        fill = None
-        key = f"{mount.id}\0{mount.source if tree is not None else ''}\0{tree.identity if tree is not None else ''}"
-        if tree is not None:
-            fill = functools.partial(mounting.fill_cache, mount, tree)
-        used = self._mounts.use(
-            key, f"mount {mount.target} of a RUN, id {mount.id!r}", mount.sharing, mount.mode, mount.uid, mount.gid, fill
-        )
-        return mounting.folder(mount, (await stack.enter_async_context(used)).data)
+    async def _caches(self, op: Run, inputs: Sequence[Outcome], stack: contextlib.AsyncExitStack) -> dict[str, CacheMount]:
+        """The folders of a step's cache mounts, by key: one for a key, also where it is mounted twice. They are taken in one order by all,
+        so that no two steps wait for each other's."""
+        wanted: dict[str, tuple[Mount, Tree | None]] = {}
+        for mount in op.mounts:
+            if mount.kind == "cache":
+                tree = self._tree_of(inputs[mount.input]) if mount.input >= 0 else None
+                wanted.setdefault(_cache_key(mount, tree), (mount, tree))
+        caches: dict[str, CacheMount] = {}
+        for key in sorted(wanted):
+            mount, tree = wanted[key]
+            fill = functools.partial(mounting.fill_cache, mount, tree) if tree is not None else None
+            used = self._mounts.use(
+                key, f"mount {mount.target} of a RUN, id {mount.id!r}", mount.sharing, mount.mode, mount.uid, mount.gid, fill
+            )
+            caches[key] = await stack.enter_async_context(used)
+        return caches
+
+    def _tree_of(self, outcome: Outcome) -> Tree:
+        return outcome.tree if outcome.tree is not None else self.tree(outcome.row)
 
     def _secret(self, mount: Mount) -> bytes | None:
         secret = self._gifts.secrets.get(mount.id)
@@ -245,44 +262,19 @@ class _Told:
         return self._reporter.room()
 
 
-class Stop:
-    """Tells a worker thread that nobody waits for its work any more: a flag that one side sets and the other looks at."""
+def stopping() -> bool:
+    """For work in a thread of `blocking`: never true, but raises trio.Cancelled when nobody waits for the work any more."""
+    trio.from_thread.check_cancelled()
+    return False
 
-    wanted = False
 
-    def __call__(self) -> bool:
-        return self.wanted
+def _cache_key(mount: Mount, tree: Tree | None) -> str:
+    return f"{mount.id}\0{mount.source if tree is not None else ''}\0{tree.identity if tree is not None else ''}"
 
 
 def _is_content(identity: str) -> bool:
     """Whether an identity is the same for all equal trees, and not only for this very one."""
     return bool(identity) and not identity.startswith(_SNAPSHOT)
-
-
-async def _stoppable(work: Callable[[], tuple[int, int]], stopped: Stop) -> tuple[int, int]:
-    """Wait for a thread; when this is cancelled the thread is asked to stop, and waited for."""
-    results: list[tuple[int, int]] = []
-    failures: list[Exception] = []
-    done = trio.Event()
-
-    async def run_thread() -> None:
-        try:
-            with trio.CancelScope(shield=True):
-                results.append(await blocking("build", work))
-        except Exception as error:  # carried over to the caller
-            failures.append(error)
-        done.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run_thread)
-        try:
-            await done.wait()
-        except trio.Cancelled:
-            stopped.wanted = True
-            raise
-    if failures:
-        raise failures[0]
-    return results[0]
 
 
 def _write_secret(path: str, mount: Mount, secret: bytes) -> None:

@@ -80,13 +80,17 @@ class BuildCache:
         """Keep a committed snapshot as the result under these keys. Not durable yet; raises sqlite3.Error."""
         at = time.time_ns()
         found = self._results.get(row.number)
-        with self._db.transaction() as cursor:
-            if found is None:
-                found = CachedResult(row, _new_id(), description, at, at)
-                cursor.execute("INSERT INTO build_results VALUES (?, ?, ?, ?, ?, ?)", (row.number, found.id, description, at, at, 0))
-                self._snapshots.set_cached(row, True, cursor)
-            keys = list(keys)
-            cursor.executemany("INSERT OR REPLACE INTO build_keys VALUES (?, ?)", [(key, row.number) for key in keys])
+        keys = list(keys)
+        try:
+            with self._db.transaction() as cursor:
+                if found is None:
+                    found = CachedResult(row, _new_id(), description, at, at)
+                    cursor.execute("INSERT INTO build_results VALUES (?, ?, ?, ?, ?, ?)", (row.number, found.id, description, at, at, 0))
+                    self._snapshots.set_cached(row, True, cursor)
+                cursor.executemany("INSERT OR REPLACE INTO build_keys VALUES (?, ?)", [(key, row.number) for key in keys])
+        except sqlite3.Error:
+            row.cached = row.number in self._results  # else the next collection has it
+            raise
         self._results[row.number] = found
         for key in keys:
             self._remember(key, row.number)
