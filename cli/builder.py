@@ -84,7 +84,7 @@ def _older(record: "dict[str, Any]", until: str) -> bool:
     from cli.times import timestamp
 
     moment = record.get("LastUsedAt") or record.get("CreatedAt")
-    return bool(moment) and _seconds(moment) < float(timestamp(until, "until"))
+    return moment is not None and _seconds(str(moment)) < float(timestamp(until, "until"))
 
 
 def table(records: "list[dict[str, Any]]") -> str:

@@ -17,7 +17,7 @@ from engine.wire import buildframes as frames
 
 TYPE_CHECKING = False  # typing itself costs 5 ms
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from cli.buildcontext import Manifest
@@ -113,7 +113,7 @@ class Session:
             if self.names[number] == "context" and self.archive is not None:
                 self.queue.append(self._archive(number, self.archive))
 
-    def _now(self, pieces: "Iterator[bytes]") -> None:
+    def _now(self, pieces: "Iterable[bytes]") -> None:
         """Send before anything else is done, reading all the same, so that neither side waits for the other."""
         for piece in pieces:
             self.sending = memoryview(piece)
