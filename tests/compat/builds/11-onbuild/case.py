@@ -1,0 +1,3 @@
+BEFORE = [("-t", "knarr-corpus-onbuild-base", "-f", "context/base.Dockerfile")]
+ARGUMENTS = ("--build-arg", "MODE=prod")
+CLASSIC = True

@@ -1,0 +1,1 @@
+ARGUMENTS = ("--build-arg", "BASE=busybox")

@@ -1,0 +1,7 @@
+from pathlib import Path
+
+CLASSIC = True
+
+
+def prepare(folder: Path) -> None:
+    (folder / "context/empty").mkdir()

@@ -1,0 +1,1 @@
+BEFORE = [("-t", "knarr-corpus-from-image", "-f", "context/image.Dockerfile")]

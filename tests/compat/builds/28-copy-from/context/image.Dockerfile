@@ -1,0 +1,3 @@
+FROM scratch
+COPY thing /made/thing
+COPY thing /made/deep/er/

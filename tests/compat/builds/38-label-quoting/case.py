@@ -1,0 +1,1 @@
+ARGUMENTS = ("--label", "com.example.b=from the command", "--label", "cli=1")

@@ -1,0 +1,1 @@
+ARGUMENTS = ("--target", "WANTED")

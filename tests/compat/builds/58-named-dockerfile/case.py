@@ -1,0 +1,1 @@
+ARGUMENTS = ("-f", "context/docker/app.Dockerfile")
