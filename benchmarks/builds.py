@@ -61,7 +61,8 @@ COPY --from=b /b /
 """
 REAL = """FROM knarr-bench-debian AS build
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev make python3 python3-pip python3-venv
-RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir requests
+COPY certificates.crt /etc/ssl/certs/ca-certificates.crt
+RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir --cert /etc/ssl/certs/ca-certificates.crt requests
 WORKDIR /src
 COPY . .
 RUN make
@@ -113,6 +114,8 @@ def contexts(work: Path) -> dict[str, Path]:
         (made[name] / "Dockerfile").write_text(text)
     (made["small"] / "file").write_text("a file\n")
     (made["real"] / "program.c").write_text('#include <stdio.h>\nint main(void) { puts("hello"); }\n')
+    # Those that this host trusts: its way out may be a proxy with one of its own.
+    shutil.copy("/etc/ssl/certs/ca-certificates.crt", made["real"] / "certificates.crt")
     (made["real"] / "Makefile").write_text("program: program.c\n\tgcc -O2 -o program program.c\n")
     return made
 
