@@ -22,7 +22,7 @@ from builder.ignore import Patterns
 from builder.instructions import Dockerfile
 from builder.limits import limits_of
 from builder.lower import lower, wanted
-from builder.outcome import Built, Outcomes
+from builder.outcome import Built, Outcomes, check_outputs
 from builder.parser import parse
 from builder.progress import Reporter, stamp
 from builder.secrets import Gifts
@@ -37,10 +37,12 @@ from engine.spec.build import MAIN_CONTEXT, Options, Progress, Result
 from engine.spec.docker.registry import Credentials
 from engine.spec.platform import Platform
 from engine.store.buildcache import CachedResult
+from engine.store.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from builder.service import BuildService
 
+_LARGE = 1 << 20  # bytes of a layer that is packed beside the next step; smaller ones take less than that
 _ROUNDS = 100  # of triggers that name further images; a chain of base images is never so long
 
 
@@ -98,13 +100,18 @@ class _Build:
             failure = first_error(group)
             if failure is None:
                 raise
+            self._excerpt(failure)
             raise failure from None
         except BuildFault as fault:
-            if fault.line and self._dockerfile is not None and not fault.excerpt:
-                from builder.errors import excerpt
-
-                fault.excerpt = excerpt(self._dockerfile.text, fault.line, fault.line, path=self._dockerfile.path)
+            self._excerpt(fault)
             raise
+
+    def _excerpt(self, failure: Exception) -> None:
+        """Add the lines of the Dockerfile that an error is about."""
+        if isinstance(failure, BuildFault) and failure.line and self._dockerfile is not None and not failure.excerpt:
+            from builder.errors import excerpt
+
+            failure.excerpt = excerpt(self._dockerfile.text, failure.line, failure.line, path=self._dockerfile.path)
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -123,6 +130,7 @@ class _Build:
         wanted_platforms = [platforms.parse(text, host).normalised() for text in options.platforms] or [host]
         if options.call != "build":
             return await self._answer(dockerfile, wanted_platforms[0])
+        check_outputs(options)
         used: dict[int, CachedResult] = {}
         with self._service.using(used), self._context.images.pins() as pin:
             try:
@@ -229,15 +237,33 @@ class _Build:
                 self._context, self._reporter, contexts=self._tree, fetch=self._fetch, gifts=self._request.gifts, mounts=service.mounts,
                 limits=limits, scratch=scratch,
             )  # fmt: skip
-            solver = Solver(graph, worker, service.cache, service.locks, self._reporter, extra=limits_key(limits))
-            self._hooks.planned(graph, solver.digests)
-            try:
-                with service.using(solver.used):
-                    outcome = await solver.solve(graph.target.root)
-            finally:
-                used.update({(number << 32) + index: found for index, found in solver.used.items()})
+            async with trio.open_nursery() as packing:
+                wanted_layers = self._exported_layers(graph)
+
+                def finished(index: int, row: Snapshot) -> None:
+                    if index in wanted_layers and row.size >= _LARGE:
+                        packing.start_soon(self._pack, row)
+
+                solver = Solver(graph, worker, service.cache, service.locks, self._reporter, extra=limits_key(limits), finished=finished)
+                self._hooks.planned(graph, solver.digests)
+                try:
+                    with service.using(solver.used):
+                        outcome = await solver.solve(graph.target.root)
+                finally:
+                    used.update({(number << 32) + index: found for index, found in solver.used.items()})
         part = Part(graph.target, self._added(graph, outcome))
         return Built(graph=graph, part=part, resolved=solver.resolved(), began=began)
+
+    def _exported_layers(self, graph: Graph) -> set[int]:
+        """The vertices whose layers an export is going to pack for their digests."""
+        if self._options.attest or any(one.type != "image" or "compression" in one.attributes for one in self._options.outputs):
+            return set()
+        return {step.vertex for step in graph.target.steps if step.vertex is not None}
+
+    async def _pack(self, row: Snapshot) -> None:
+        """Begin what the export would do later, beside the next step. What goes wrong is for the export to say."""
+        with contextlib.suppress(KnarrError, OSError):
+            await self._context.images.layer_blobs.pack(row)
 
     def _added(self, graph: Graph, outcome: Outcome) -> list[Added]:
         """One for each step that makes a layer: the result and what it lies on."""

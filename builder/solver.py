@@ -7,7 +7,7 @@ what they turned out to be; then it is executed. What was finished is in the cac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -66,11 +66,12 @@ class Remote(Protocol):
 
 
 class Solver:
-    """Solves one graph. `locks` are shared by all builds of a daemon, so that equal work is done once; `extra` is in keys of RUNs."""
+    """Solves one graph. `locks` are shared by all builds of a daemon, so that equal work is done once; `extra` is in keys of RUNs;
+    `finished` is told of every step that was executed, and must not block."""
 
     def __init__(
         self, graph: Graph, worker: Worker, cache: BuildCache, locks: KeyedLocks, reporter: Reporter, *,
-        remotes: Sequence[Remote] = (), extra: str = "",
+        remotes: Sequence[Remote] = (), extra: str = "", finished: Callable[[int, Snapshot], None] = lambda index, row: None,
     ) -> None:  # fmt: skip
         self._graph = graph
         self._worker = worker
@@ -79,6 +80,7 @@ class Solver:
         self._reporter = reporter
         self._remotes = remotes
         self._extra = extra
+        self._finished = finished
         self.digests = cachekey.display(graph)
         self._solving: dict[int, trio.Event] = {}
         self._outcomes: dict[int, Outcome] = {}
@@ -157,6 +159,7 @@ class Solver:
                 raise
         self._reporter.end(digest)
         self.used[index] = found
+        self._finished(index, row)
         return Outcome(row=row, content=found.id)
 
     async def _told(self, index: int, work: object) -> Outcome:
