@@ -11,7 +11,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from builder.manifest import (
     ABSENT,
@@ -111,11 +111,13 @@ class Filling:
 
     # -- before the files
 
-    def prepare(self) -> None:
-        """Make folders and what is no file, remove what is not wanted. Raises KnarrError."""
+    def prepare(self, check: Callable[[], object] = lambda: None) -> None:
+        """Make folders and what is no file, remove what is not wanted. `check` is called for each folder, to raise what ends the work.
+        Raises KnarrError."""
         for one in self._plan.folders:
             if one.entries is None:
                 continue
+            check()
             with explained(f"storing the folder {_shown(one.folder.path)} of the context"):
                 fd = open_below(self._top, place(one.folder.path), OPEN_FOLDER)
                 try:
@@ -371,8 +373,11 @@ def _linked(source: int, target: int) -> list[bytes]:
     return below
 
 
-def verified(top: str, folders: tuple[Folder, ...]) -> Iterator[tuple[Folder, list[tuple[Entry, bytes]]]]:
-    """The files of an index that are really there, all of them read: a host that stopped without warning may have lost the last ones."""
+def verified(
+    top: str, folders: tuple[Folder, ...], check: Callable[[], object] = lambda: None
+) -> Iterator[tuple[Folder, list[tuple[Entry, bytes]]]]:
+    """The files of an index that are really there, all of them read: a host that stopped without warning may have lost the last ones.
+    `check` is called for each file, to raise what ends the work."""
     root = os.open(top, OPEN_FOLDER)
     try:
         for folder in folders:
@@ -381,6 +386,7 @@ def verified(top: str, folders: tuple[Folder, ...]) -> Iterator[tuple[Folder, li
                 fd = open_below(root, place(folder.path), OPEN_FOLDER)
                 try:
                     for i, entry in enumerate(entries(folder)):
+                        check()
                         digest = bytes(folder.digests[i * DIGEST : (i + 1) * DIGEST])
                         if entry.type == FILE and digest != ABSENT and not entry.attributes and _same(fd, entry, digest):
                             there.append((entry, digest))

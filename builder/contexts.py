@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import time
@@ -31,6 +32,8 @@ from engine.errors import KnarrError
 from engine.service.staging import pulling
 from engine.spec.buildcache import LOCAL, CacheRecord
 from engine.wire import buildframes
+
+log = logging.getLogger("knarr.build")
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _PATIENCE = 1.0
@@ -77,9 +80,15 @@ class Contexts:
         finally:
             with shielded(_CLEANUP):
                 for upload in opened:
-                    await upload.close()
+                    try:
+                        await upload.close()
+                    except OSError as error:
+                        log.warning("after a build: %s", error)
                 if opened:
-                    await self.shrink(self._most or max(_LEAST, _total(self._root) // _SHARE))
+                    try:
+                        await self.shrink(self._most or max(_LEAST, _total(self._root) // _SHARE))
+                    except OSError as error:
+                        log.warning("removing contexts that were not used for long: %s", error)
 
     async def _open(self, found: Manifest) -> Upload:
         key = found.key
@@ -122,7 +131,7 @@ class Contexts:
             return
         del self._users[key, generation]
         if self._current.get(key) != generation:
-            await blocking("disk", remove_below, self.path(key), f"tree-{generation}")
+            await blocking("disk", _discard, self.path(key), f"tree-{generation}")
         elif not self._in_use(key):
             del self._current[key]
 
@@ -159,7 +168,7 @@ class Contexts:
         """Remove contexts that are not in use; the bytes of their files."""
         freed = 0
         for record in await self.usage():
-            if record.id not in ids or record.in_use or record.id in self._busy:
+            if record.id not in ids or record.id in self._busy or self._in_use(record.id):
                 continue
             self._busy[record.id] = trio.Event()
             try:
@@ -218,7 +227,7 @@ class _Folder:
         """Blocks. Compare, and make the tree ready for what will come. Raises MalformedFrame, OSError."""
         self._manifest = found
         os.makedirs(self._path, 0o700, exist_ok=True)
-        index = None if self._private else _index(self._path)
+        index = None if self._private else _index(self._path, trio.from_thread.check_cancelled)
         plan = self._plan = manifest.compare(found, index)
         if index is not None:
             self._generation, self._created = index.generation, index.created
@@ -226,7 +235,7 @@ class _Folder:
             self._make_generation(index, in_use)
             self._write_index(manifest.partial(plan))
             self._filling = contextfolder.Filling(f"{self._path}/tree-{self._generation}", plan)
-            self._filling.prepare()
+            self._filling.prepare(trio.from_thread.check_cancelled)
         else:
             os.utime(f"{self._path}/index")
         self.need = b"".join(number.to_bytes(4, "big") for number, _, _ in plan.need)
@@ -239,7 +248,7 @@ class _Folder:
             return
         trees = [int(name[5:]) for name in os.listdir(self._path) if name.startswith("tree-") and name[5:].isdecimal()]
         for stale in set(trees) - in_use - {self._generation}:
-            remove_below(self._path, f"tree-{stale}")
+            _discard(self._path, f"tree-{stale}")
         self._generation = max([*trees, *in_use], default=0) + 1
         new = f"{self._path}/tree-{self._generation}"
         if index is None:
@@ -313,9 +322,15 @@ class _Folder:
             self._contexts.free(self._key)
 
     async def close(self) -> None:
+        try:
+            await self._close()
+        finally:
+            self._let_go()
+
+    async def _close(self) -> None:
         if self._tree is not None:
-            await self._contexts.release(self._key, self._generation)
             self._tree = None
+            await self._contexts.release(self._key, self._generation)
         elif self._plan is not None and self._filling is not None and not self._private:
             # What came before the end need not come again.
             with contextlib.suppress(OSError, KnarrError):
@@ -323,10 +338,19 @@ class _Folder:
         self._plan = None
         if self._private:
             await blocking("disk", remove_below, os.path.dirname(self._path), self._key)
-        self._let_go()
 
 
 # -- the disk
+
+
+def _discard(folder: str, name: str) -> None:
+    """Remove a tree of a context; of two that do so at once one does. Raises OSError."""
+    gone = f"gone-{secrets.token_hex(8)}"
+    try:
+        os.rename(f"{folder}/{name}", f"{folder}/{gone}")
+    except FileNotFoundError:
+        return
+    remove_below(folder, gone)
 
 
 def _boot() -> str:
@@ -334,8 +358,8 @@ def _boot() -> str:
         return file.read().strip()
 
 
-def _index(path: str) -> Index | None:
-    """What is stored, as far as it can be trusted."""
+def _index(path: str, check: Callable[[], object]) -> Index | None:
+    """What is stored, as far as it can be trusted. `check` is called now and then, to raise what ends the work."""
     try:
         with open(f"{path}/index", "rb") as file:
             index = manifest.decode_index(file.read())
@@ -346,7 +370,7 @@ def _index(path: str) -> Index | None:
     if index.boot == _boot():
         return index
     tree = f"{path}/tree-{index.generation}"
-    certain = [manifest.claimed(folder.path, files) for folder, files in contextfolder.verified(tree, index.folders)]
+    certain = [manifest.claimed(folder.path, files) for folder, files in contextfolder.verified(tree, index.folders, check)]
     return msgspec.structs.replace(index, folders=tuple(certain))
 
 

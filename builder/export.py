@@ -272,8 +272,7 @@ class _Export:
 
     async def _squash(self) -> None:
         count = len(self._rows)
-        self._rows = [await squash.squash(self._snapshots, self._rows)]
-        self._pin([self._rows[0].name])
+        self._rows = [await squash.squash(self._snapshots, self._rows, self._pin)]
         base = self._target.base.diff_ids if self._target.base is not None else ()
         below = f" to {chain_ids(base)[-1]}" if base else ""
         self._squashed = imagedocs.Squashed(f"merge {count} layers{below}")

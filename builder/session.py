@@ -51,6 +51,15 @@ class _Channel:
     def __init__(self) -> None:
         self.give, self.take = trio.open_memory_channel[bytes](_ROOM)
 
+    def put(self, data: bytes) -> None:
+        """Something from the agent. Never waits: a process that does not read its answers must not keep the client from being heard."""
+        try:
+            self.give.send_nowait(data)
+        except trio.WouldBlock:
+            self.give.close()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the process has hung up
+
 
 class Session:
     """One build of one client. `Gifts`, contexts and the sink of progress for the build."""
@@ -62,6 +71,7 @@ class Session:
         self.outbox = Outbox()
         self._channels: dict[int, _Channel] = {}
         self._next_channel = 1
+        self._opened: dict[int, trio.Event] = {}
         self._uploads: dict[int, Upload] = {}
         self._trees: dict[str, Tree] = {}
         self._names: tuple[str, ...] = ()
@@ -162,35 +172,33 @@ class Session:
         self, kind: int, stream: int, payload: bytes, open_upload: Callable[[str, bytes], Awaitable[Upload]], nursery: trio.Nursery
     ) -> None:
         match kind:
-            case frames.MANIFEST if stream < len(self._names) and stream not in self._uploads:
-                name = self._names[stream]
-                try:
-                    upload = self._uploads[stream] = await open_upload(name, payload)
-                except KnarrError as error:
-                    self._failed(name, error)
-                    return
-                for piece in frames.message(frames.NEED, stream, upload.need):
-                    await self.outbox.send(piece)
-                nursery.start_soon(self._receive, name, upload)
-            case frames.FILES if stream < len(self._names):
+            case frames.MANIFEST if stream < len(self._names) and stream not in self._opened:
+                self._opened[stream] = trio.Event()
+                nursery.start_soon(self._receive, stream, payload, open_upload)
+            case frames.FILES if stream in self._opened:
+                await self._opened[stream].wait()
                 if stream in self._uploads:
                     await self._uploads[stream].feed(payload)
             case frames.CHANNEL | frames.CHANNEL_END:
                 channel = self._channels.get(stream)
                 if channel is not None:
-                    await channel.give.send(payload if kind == frames.CHANNEL else b"")
+                    channel.put(payload if kind == frames.CHANNEL else b"")
             case _:
                 raise frames.MalformedFrame(f"a frame of the kind {kind} on stream {stream} came unasked")
 
-    async def _receive(self, name: str, upload: Upload) -> None:
+    async def _receive(self, stream: int, payload: bytes, open_upload: Callable[[str, bytes], Awaitable[Upload]]) -> None:
+        """One context, from its manifest to its tree. In a task of its own, so that a client that hangs up is noticed meanwhile."""
+        name = self._names[stream]
         try:
+            try:
+                upload = self._uploads[stream] = await open_upload(name, payload)
+            finally:
+                self._opened[stream].set()
+            for piece in frames.message(frames.NEED, stream, upload.need):
+                await self.outbox.send(piece)
             self._trees[name] = await upload.finish()
-            self._arrived[name].set()
         except (KnarrError, OSError) as error:
-            self._failed(name, error)
-
-    def _failed(self, name: str, error: Exception) -> None:
-        self._failures[name] = error
+            self._failures[name] = error
         self._arrived[name].set()
 
     async def context(self, name: str) -> Tree:

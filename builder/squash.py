@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
@@ -20,8 +20,9 @@ _CLEANUP_SECONDS = 60.0
 _OVERLAY = "trusted.overlay."
 
 
-async def squash(snapshots: Snapshots, rows: Sequence[Snapshot]) -> Snapshot:
-    """One committed snapshot with what `rows` have, bottom first, on what the first of them lies on. Raises OSError."""
+async def squash(snapshots: Snapshots, rows: Sequence[Snapshot], pin: Callable[[Iterable[str]], object]) -> Snapshot:
+    """One committed snapshot with what `rows` have, bottom first, on what the first of them lies on; `pin` keeps it from collection.
+    Raises OSError."""
     folder = snapshots.begin()
     folders = [f"{snapshots.folder(row)}/fs" for row in rows]
     name = f"build:squash-{os.urandom(16).hex()}"
@@ -32,11 +33,14 @@ async def squash(snapshots: Snapshots, rows: Sequence[Snapshot]) -> Snapshot:
 
     try:
         size, inodes = await blocking("build", work)
-        return snapshots.commit(folder, name, rows[0].parent, size, inodes, synced=False)
+        row = snapshots.commit(folder, name, rows[0].parent, size, inodes, synced=False)
     except BaseException:
         with shielded(_CLEANUP_SECONDS):
             await blocking("disk", snapshots.discard, folder)
         raise
+    pin([name])
+    row.cached = False  # no build looks for it
+    return row
 
 
 def merge(folders: Sequence[str], target: str) -> None:
