@@ -38,6 +38,12 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     began: str
 
 
+def check_outputs(options: Options) -> None:
+    """Refuse outputs that there are not before anything is done for them. Raises InvalidParameter, NotImplementedYet."""
+    exportfiles.outputs(options)
+    attest.wanted(options)
+
+
 class Outcomes:
     """The outputs of one build."""
 

@@ -202,7 +202,7 @@ def _cpus(given: "dict[str, Any]", options: "dict[str, Any]") -> None:
 
 
 def _progress(given: "dict[str, Any]", made: Plan) -> None:
-    made.quiet = given.get("quiet", False)
+    made.quiet = given.get("quiet", False) or given.get("progress") == "quiet"
     mode = given.get("progress") or getenv("BUILDKIT_PROGRESS") or "auto"
     if mode not in PROGRESS:
         raise refuse(f"invalid progress mode {mode}")
