@@ -10,21 +10,21 @@ A committed snapshot that was found damaged keeps its row, so that what lies on 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sqlite3
 import time
 from collections import deque
 from collections.abc import Iterable
 
-import msgspec
-
 from engine import _core
 from engine.errors import Conflict, InvalidParameter, NotFound
 from engine.spec.mount import Mount
 from engine.store.db import Database
 from engine.store.layout import Layout
+from engine.store.snapshotrows import COLUMNS, PROVISIONAL, Snapshot, boot_id, insert, row_of
 from engine.store.trees import remove_tree, usage
+
+__all__ = ["DAMAGED", "MAX_LAYERS", "PROVISIONAL", "Snapshot", "Snapshots"]
 
 # Docker's limit for overlay2 is 128 lower folders (125 for images); the kernel's own is 500.
 MAX_LAYERS = 128
@@ -34,10 +34,6 @@ _OPTIONS_MAX = 4095
 _OPTIONS = ("index=off", "redirect_dir=off", "metacopy=off")
 _POOL = 8
 DAMAGED = ".damaged"
-_COLUMNS = "number, name, committed, parent, size, inodes, at, blob, damage, boot, cached, diff_id, packed"
-# Results of builds are called this and something random until an image has them, because nobody has yet computed what they are.
-PROVISIONAL = "build:"
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _EMPTY = "empty"
 # The bottom layer of every container: the places that its mounts need. Without it the kernel makes them at each start in the container's
@@ -45,31 +41,6 @@ _EMPTY = "empty"
 _PLACES = "places"
 _PLACE_FOLDERS = ("dev", "etc", "proc", "sys")
 _PLACE_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
-
-
-class Snapshot(msgspec.Struct):
-    """One row. `parent` is a chain identifier or ""; `size` in bytes (allocated) and `inodes` are 0 for active ones.
-
-    Of a committed one: `at` is when it was committed (Unix seconds), `blob` what it was unpacked from ("" when that is not known),
-    `damage` what is wrong with it. `boot`: in which boot of the host it was committed, while its files are not known to be on the disk
-    ("" when they are); a power cut takes it. `cached`: the build cache keeps it. `diff_id`: the digest of what `store.pack` makes of it,
-    and `packed` the bytes of that, once they are known. A row that is renamed stays the same object, so whoever works with one holds that
-    and not its name.
-    """
-
-    number: int
-    name: str
-    committed: bool
-    parent: str
-    size: int = 0
-    inodes: int = 0
-    at: int = 0
-    blob: str = ""
-    damage: str = ""
-    boot: str = ""
-    cached: bool = False
-    diff_id: str = ""
-    packed: int = 0
 
 
 class Snapshots:
@@ -84,8 +55,8 @@ class Snapshots:
         self._damaged: set[str] = set()
         # Folders that are being filled.
         self._begun: set[int] = set()
-        for values in db.query(f"SELECT {_COLUMNS} FROM snapshots"):
-            self._remember(_row(values))
+        for values in db.query(f"SELECT {COLUMNS} FROM snapshots"):
+            self._remember(row_of(values))
         self._drop_torn()
         found = [name for name in os.listdir(self._folder) if not _is_kept(name)]
         owned = {str(row.number) for row in self._rows.values()}
@@ -105,7 +76,7 @@ class Snapshots:
     def _drop_torn(self) -> None:
         """Forget what an earlier boot of the host committed and nobody synced: the disk may have any part of it. Only results of builds
         are committed so, and only other such results lie on them."""
-        torn = {row.name for row in self._rows.values() if row.boot and row.boot != _boot_id()}
+        torn = {row.name for row in self._rows.values() if row.boot and row.boot != boot_id()}
         if not torn:
             return
         size = 0
@@ -144,9 +115,9 @@ class Snapshots:
         row = Snapshot(number, key, False, parent or "")
         if cursor is None:
             with self._db.transaction() as own:
-                _insert(own, row)
+                insert(own, row)
         else:
-            _insert(cursor, row)
+            insert(cursor, row)
         self._remember(row)
         return self.mount(key, volatile=volatile)
 
@@ -310,14 +281,14 @@ class Snapshots:
             raise NotFound(f"no layers {parent} below {chain}")
         number = int(path.rpartition("/")[2])
         damaged = self._rows.get(chain)
-        boot = "" if synced else _boot_id()
+        boot = "" if synced else boot_id()
         row = Snapshot(damaged.number if damaged else number, chain, True, parent, size, inodes, int(time.time()), blob, boot=boot)
         if damaged is not None:
             self._replace(number, row.number)
         with self._db.transaction() as cursor:
             if damaged is not None:
                 cursor.execute("DELETE FROM snapshots WHERE number = ?", (row.number,))
-            _insert(cursor, row)
+            insert(cursor, row)
         self._begun.discard(number)
         if damaged is not None:
             self._rows[chain] = row
@@ -333,7 +304,7 @@ class Snapshots:
         row = self._active(key)
         if name in self._rows:
             raise Conflict(f"layer {name} is there already")
-        boot, at = _boot_id(), int(time.time())
+        boot, at = boot_id(), int(time.time())
         with self._db.transaction() as cursor:
             cursor.execute(
                 "UPDATE snapshots SET name = ?, committed = 1, size = ?, inodes = ?, at = ?, boot = ? WHERE number = ?",
@@ -573,41 +544,6 @@ def _make_places(root: str) -> None:
         os.close(os.open(f"{root}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
-def _row(values: tuple[object, ...]) -> Snapshot:
-    number, name, committed, parent, size, inodes, at, blob, damage, boot, cached, diff_id, packed = values
-    return Snapshot(
-        int(number), str(name), bool(committed), str(parent), int(size), int(inodes), int(at), str(blob), str(damage),  # type: ignore[call-overload]
-        str(boot), bool(cached), str(diff_id), int(packed),  # type: ignore[call-overload]
-    )  # fmt: skip
-
-
-@functools.cache
-def _boot_id() -> str:
-    with open(_BOOT_ID, encoding="ascii") as file:
-        return file.read().strip()
-
-
 def _is_kept(name: str) -> bool:
     """Whether a name in the folder of snapshots is none of a leftover: what is mounted everywhere, and evidence."""
     return name in (_EMPTY, _PLACES) or name.endswith(DAMAGED)
-
-
-def _insert(cursor: sqlite3.Cursor, row: Snapshot) -> None:
-    cursor.execute(
-        f"INSERT INTO snapshots ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            row.number,
-            row.name,
-            row.committed,
-            row.parent,
-            row.size,
-            row.inodes,
-            row.at,
-            row.blob,
-            row.damage,
-            row.boot,
-            row.cached,
-            row.diff_id,
-            row.packed,
-        ),
-    )
