@@ -255,12 +255,14 @@ def _plan(context: Context, container: Container, op: Run, mounts: list[Mount], 
     if record.host_config.cgroup_parent != context.settings.cgroup_parent:
         bundle.note_cgroup(container.bundle, container.cgroup)
     container.placement = context.cgroups.prepare(container.cgroup, limits)
-    files = list(bundle.binds(container.bundle, readonly=False))
+    # As BuildKit: a step that writes to these hears that it cannot, since nothing of it would be kept; and what it writes to /etc/hostname
+    # is kept.
+    files = [mount for mount in bundle.binds(container.bundle, readonly=True) if mount.destination != "/etc/hostname"]
     files += _scripts(container.bundle, op)
     try:
         identity = create.identity(context, record)
     except InvalidParameter as error:
-        raise BuildFault(f"process {op.args!r}: {error.message}") from error
+        raise BuildFault(f'process "{" ".join(op.args)}" did not complete successfully: {error.message}') from error
     spec = specgen.spec(record, identity, context.host, files=files, mounts=mounts, limits=limits)
     assert spec.process is not None
     env = specgen.merge_env([specgen.DEFAULT_PATH], [*op.env, *op.proxies, *secret_env])

@@ -269,7 +269,11 @@ def stopping() -> bool:
 
 
 def _cache_key(mount: Mount, tree: Tree | None) -> str:
-    return f"{mount.id}\0{mount.source if tree is not None else ''}\0{tree.identity if tree is not None else ''}"
+    """BuildKit's: folders of one id that begin with something else, or with another owner or mode, are not the same."""
+    if tree is not None:
+        return f"{mount.id}\0{mount.source}\0{tree.identity}"
+    plain = (mount.uid, mount.gid, mount.mode) == (0, 0, 0o755)
+    return f"{mount.id}\0\0" if plain else f"{mount.id}\0{mount.uid}:{mount.gid}:{mount.mode:o}\0"
 
 
 def _is_content(identity: str) -> bool:

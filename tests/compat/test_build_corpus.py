@@ -14,15 +14,44 @@ from pathlib import Path
 import pytest
 
 from tests.lib import builds, busybox
-from tests.lib.builds import Builder, Case
+from tests.lib.builds import Builder, Built, Case
 from tests.lib.daemon import Daemon, Peer
 
 PEER = os.environ.get("KNARR_PEER_DOCKER_HOST")
 BUILDX = os.environ.get("KNARR_PEER_BUILDX")
 ALL = builds.cases()
 
-KNOWN: dict[str, dict[str, str]] = {}
+FOLDER_TIMES = r": 'd (\d+ \d+:\d+) -?\d+' instead of 'd \1 now'$"
+"""A folder has the time of its source, or the one it has below, where BuildKit may give it that of the build: when something is put into
+it, and now and then when it is one of a context. Kept, the same input makes the same layer."""
+ANY_TIMES = r": 'd (\d+ \d+:\d+) (-?\d+|now)' instead of 'd \1 (-?\d+|now)'$"
+"""The same of another engine. And an archive of the classic client lacks folders that are left out but for something in them."""
+KNOWN: dict[str, dict[str, str]] = {
+    "17-chmod": {"by-arg": "variables in --chmod are newer than what is recorded, which took an unknown mode for none"},
+    "30-add-archives": {
+        r"(tree|layer 9): owned/": "--chown of what an archive has is newer (0.23)",
+        r"(tree|layer 3): xz/": "BuildKit needs a program `xz` beside dockerd; there was none",
+    },
+    "31-add-broken-archive": {"the gzip stream is cut off' instead of 'unexpected EOF": "says which archive, and what is wrong with it"},
+    "36-user-workdir": {"'WORKDIR /trailing'": "newer ones clean the path in the history too"},
+    "45-link": {
+        "dest|alias|modes": "dockerd's own store cannot put layers together and does a plain copy; elsewhere --link does what is "
+        "documented: a layer does not depend on what is below, links there are not followed and folders are made anew"
+    },
+    "53-attributes": {
+        r"(all/capable|changed): .*security.capability": "BuildKit loses capabilities of files on the way from the client, because it "
+        "changes owners last; the classic builder keeps them"
+    },
+}
 """Where Knarr differs from what is recorded: case to patterns of lines of `builds.differences`, with the reason of each."""
+
+
+def differences(case: Case, built: Built, times: str = FOLDER_TIMES) -> list[str]:
+    return [line for line in builds.differences(case.expected, built) if not re.search(times, line)]
+
+
+def unknown(case: Case, found: list[str]) -> list[str]:
+    return [line for line in found if not any(re.search(pattern, line) for pattern in KNOWN.get(case.name, ()))]
 
 
 def marked(cases: list[Case]) -> list[object]:
@@ -55,24 +84,21 @@ def peer() -> Iterator[Builder]:
 
 @pytest.mark.parametrize("case", marked(ALL))
 def test_as_recorded(case: Case, knarr: Builder, tmp_path: Path) -> None:
-    known = KNOWN.get(case.name, {})
-    found = list(builds.differences(case.expected, knarr.build(case, tmp_path)))
-    assert [line for line in found if not any(re.search(pattern, line) for pattern in known)] == []
-    assert [pattern for pattern in known if not any(re.search(pattern, line) for line in found)] == [], "no longer different"
+    found = differences(case, knarr.build(case, tmp_path))
+    assert unknown(case, found) == []
+    assert [pattern for pattern in KNOWN.get(case.name, ()) if not any(re.search(pattern, line) for line in found)] == [], "as recorded now"
 
 
 @pytest.mark.parametrize("case", marked([case for case in ALL if case.classic]))
 def test_by_the_classic_client(case: Case, classic: Builder, tmp_path: Path) -> None:
     """The docker CLI without buildx: what it sends is another context archive, what comes out is the same."""
-    known = KNOWN.get(case.name, {})
-    found = list(builds.differences(case.expected, classic.build(case, tmp_path)))
-    assert [line for line in found if not any(re.search(pattern, line) for pattern in known)] == []
+    assert unknown(case, differences(case, classic.build(case, tmp_path), ANY_TIMES)) == []
 
 
 @pytest.mark.skipif(not (PEER and BUILDX), reason="KNARR_PEER_DOCKER_HOST and KNARR_PEER_BUILDX name no other engine")
 @pytest.mark.parametrize("case", marked([case for case in ALL if not case.alone]))
 def test_by_the_peer(case: Case, peer: Builder, tmp_path: Path) -> None:
-    assert list(builds.differences(case.expected, peer.build(case, tmp_path))) == []
+    assert differences(case, peer.build(case, tmp_path), ANY_TIMES) == []
 
 
 def test_corpus_is_large() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 def prepare(folder: Path) -> None:
     context = folder / "context"
     with (context / "sparse").open("wb") as file:
-        file.truncate(48 << 20)
+        file.truncate(32 << 20)
     with (context / "holes.bin").open("wb") as file:
         file.write(b"begin")
         file.seek(8 << 20)

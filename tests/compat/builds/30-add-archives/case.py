@@ -16,7 +16,7 @@ def prepare(folder: Path) -> None:
         entry("d", tarfile.DIRTYPE, mode=0o2750, uid=5, gid=6, **kept),
         entry("d/file", data=b"in d\n", mode=0o4755, **kept),
         entry("d/link", tarfile.SYMTYPE, linkname="file", **kept),
-        entry("d/hard", tarfile.LNKTYPE, linkname="d/file", **kept),
+        entry("d/hard", tarfile.LNKTYPE, linkname="d/file", mode=0o4755, **kept),
         entry("implied/parent/file", data=b"implied", **kept),
     ])  # fmt: skip
     (context / "plain.tar").write_bytes(plain)
@@ -24,7 +24,9 @@ def prepare(folder: Path) -> None:
     (context / "bz.tar.bz2").write_bytes(bz2.compress(plain))
     (context / "xz.tar.xz").write_bytes(lzma.compress(plain))
     (context / "named-wrong.txt").write_bytes(gzip.compress(plain, mtime=0))
-    (context / "text.gz").write_bytes(gzip.compress(b"only text\n", mtime=0))
+    (context / "text.gz").write_bytes(
+        bytes.fromhex("1f8b0800000000000203cbcfcba9542849ad28e10200bd65115f0a000000")
+    )  # another compressor, another size
     (context / "empty.tar").write_bytes(tar([]))
     (context / "odd.tar").write_bytes(tar([
         entry("./", tarfile.DIRTYPE, mode=0o711, uid=9, **kept),

@@ -1,6 +1,8 @@
 import os
 from pathlib import Path
 
+from tests.lib.images import entry, tar
+
 OUTPUT = "tar"
 
 
@@ -9,4 +11,8 @@ def prepare(folder: Path) -> None:
     os.setxattr(context / "marked", "user.note", b"binary\x00\xff")
     os.setxattr(context / "marked", "user.other", b"text")
     os.setxattr(context / "dir", "user.folder", b"yes")
-    os.setxattr(context / "capable", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    capability = bytes.fromhex("0100000200040000000000000000000000000000")
+    os.setxattr(context / "capable", "security.capability", capability)
+    attributes = {"SCHILY.xattr.security.capability": capability.decode("latin-1"), "SCHILY.xattr.user.a": "b"}
+    prog = entry("prog", data=b"prog", mode=0o755, mtime=1_234_567_890, pax_headers=attributes)
+    (context / "capable.tar").write_bytes(tar([prog]))

@@ -1,3 +1,8 @@
 ARGUMENTS = (
-    "--build-context", "lib=lib", "--build-context", "base=docker-image://busybox", "--build-context", "other=docker-image://busybox:latest"
+    "--build-context",
+    "lib=lib",
+    "--build-context",
+    "base=docker-image://busybox",
+    "--build-context",
+    "other=docker-image://busybox:latest",
 )
