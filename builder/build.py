@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +15,7 @@ import trio
 
 from builder import calls, contextfiles, ignore
 from builder.bases import Bases
+from builder.caching import Caching
 from builder.export import Added, Part
 from builder.faults import BuildFault, first_error, placed
 from builder.graph import GitSource, Graph, HttpSource
@@ -131,6 +132,18 @@ class _Build:
         if options.call != "build":
             return await self._answer(dockerfile, wanted_platforms[0])
         check_outputs(options)
+        caching = Caching(self._service, options, self._request.auths, self._reporter, self._request.outputs)
+        async with caching.reading(self._request.contexts):
+            result = await self._built(dockerfile, wanted_platforms, caching)
+        return msgspec.structs.replace(
+            result,
+            executed=self._reporter.executed,
+            cached=self._reporter.cached,
+            seconds={key: round(value, 4) for key, value in self._seconds.items()},
+        )
+
+    async def _built(self, dockerfile: Dockerfile, wanted_platforms: Sequence[Platform], caching: Caching) -> Result:
+        """Solve for every platform, and give the results to where they are to go."""
         used: dict[int, CachedResult] = {}
         with self._service.using(used), self._context.images.pins() as pin:
             try:
@@ -139,20 +152,16 @@ class _Build:
                     with self._phase("bases"):
                         graph = await self._graph(dockerfile, platform, pin)
                     with self._phase("solve"):
-                        built.append(await self._solve(graph, used, number))
+                        built.append(await self._solve(graph, used, number, caching))
                 with self._phase("export"):
                     outcomes = Outcomes(
-                        self._context, options, dockerfile.text, built, self._reporter, self._request.auths, self._request.outputs
+                        self._context, self._options, dockerfile.text, built, self._reporter, self._request.auths, self._request.outputs
                     )
                     result = await outcomes.carry_out()
+                    await caching.write()
+                    return result
             finally:
                 self._service.keep(list(used.values()))
-        return msgspec.structs.replace(
-            result,
-            executed=self._reporter.executed,
-            cached=self._reporter.cached,
-            seconds={key: round(value, 4) for key, value in self._seconds.items()},
-        )
 
     # -- the Dockerfile
 
@@ -229,7 +238,7 @@ class _Build:
 
     # -- solving
 
-    async def _solve(self, graph: Graph, used: dict[int, CachedResult], number: int) -> Built:
+    async def _solve(self, graph: Graph, used: dict[int, CachedResult], number: int, caching: Caching) -> Built:
         """A graph's target: the layers that it adds to its base image."""
         service, limits, began = self._service, limits_of(self._options), stamp()
         with service.scratch() as scratch:
@@ -244,14 +253,22 @@ class _Build:
                     if index in wanted_layers and row.size >= _LARGE:
                         packing.start_soon(self._pack, row)
 
-                solver = Solver(graph, worker, service.cache, service.locks, self._reporter, extra=limits_key(limits), finished=finished)
+                remotes = caching.remotes(graph)
+                solver = Solver(
+                    graph, worker, service.cache, service.locks, self._reporter, remotes=remotes, extra=limits_key(limits),
+                    finished=finished,
+                )  # fmt: skip
+                for remote in remotes:
+                    remote.bind(solver)
                 self._hooks.planned(graph, solver.digests)
                 try:
                     with service.using(solver.used):
                         outcome = await solver.solve(graph.target.root)
                 finally:
                     used.update({(number << 32) + index: found for index, found in solver.used.items()})
-        part = Part(graph.target, self._added(graph, outcome))
+        used.update({-1 - one.row.number: one for one in caching.solved(graph, solver)})
+        added = self._added(graph, outcome)
+        part = Part(graph.target, added, caching.within(graph, solver, added))
         return Built(graph=graph, part=part, resolved=solver.resolved(), began=began)
 
     def _exported_layers(self, graph: Graph) -> set[int]:

@@ -66,10 +66,12 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One platform's image: the base and the layers that a build adds, bottom first, one for each step with a vertex."""
+    """One platform's image: the base and the layers that a build adds, bottom first, one for each step with a vertex. `extra`: further
+    members of its configuration."""
 
     target: Target
     added: Sequence[Added]
+    extra: Mapping[str, msgspec.Raw] = {}
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -236,6 +238,7 @@ class _Export:
         self._images = context.images
         self._snapshots = context.snapshots
         self._target = part.target
+        self._extra = part.extra
         self._created = [one.created for one in part.added]
         self._rows = [one.snapshot for one in part.added]
         self._manner = manner
@@ -261,7 +264,7 @@ class _Export:
         self._chains = chains[len(base) :]
         self._pin(chains)
         entries = imagedocs.history(self._target, self._created, self._manner.epoch, self._squashed)
-        raw = imagedocs.config(self._target, diff_ids, entries, self._manner.extra)
+        raw = imagedocs.config(self._target, diff_ids, entries, {**self._manner.extra, **self._extra})
         id = sha256(raw)
         manifest = imagedocs.manifest(raw, id, layers, docker=self._manner.docker, annotations=self._manner.annotations)
         placed = tuple(msgspec.structs.replace(layer, chain_id=chain) for layer, chain in zip(layers, chains, strict=True))

@@ -7,11 +7,13 @@ Owns what outlives a build: results, folders of cache mounts, contexts that clie
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -29,7 +31,7 @@ from builder.sources import Fetcher, Sources
 from builder.tree import Tree
 from engine.aio.blocking import blocking
 from engine.aio.locks import KeyedLocks
-from engine.aio.scopes import shielded
+from engine.aio.scopes import shielded, ungrouped
 from engine.errors import KnarrError
 from engine.registry import proxies
 from engine.registry.transport import Transport
@@ -41,6 +43,9 @@ from engine.spec.event import Event
 from engine.store.buildcache import BuildCache, CachedResult
 from engine.store.db import DatabaseError
 from engine.store.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from builder.cacheexport import PackedLayers
 
 log = logging.getLogger("knarr.build")
 
@@ -109,6 +114,13 @@ class BuildService:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
+    @functools.cached_property
+    def packed(self) -> PackedLayers:
+        """What layers were packed to for caches elsewhere."""
+        from builder.cacheexport import PackedLayers
+
+        return PackedLayers()
+
     # -- builds
 
     async def classic(self, build: ClassicBuild, context: AsyncIterator[bytes] | None, send: Send) -> None:
@@ -149,16 +161,17 @@ class BuildService:
                     options = sent.options(options)
                 request = builds.Request(options=options, auths=build.auths, gifts=Nothing(), contexts=tree, strict=True)
                 failure: KnarrError | None = None
-                async with trio.open_nursery() as writing:
-                    writing.start_soon(outbox.run, send)
-                    try:
-                        tell(output.finish(await builds.build(self, request, Hooks())))
-                    except KnarrError as error:
-                        if output.takes(error):
-                            tell(output.fail(error))
-                        else:  # raised below, so that it does not arrive wrapped in a group
-                            failure = error
-                    outbox.close()
+                with ungrouped():
+                    async with trio.open_nursery() as writing:
+                        writing.start_soon(outbox.run, send)
+                        try:
+                            tell(output.finish(await builds.build(self, request, Hooks())))
+                        except KnarrError as error:
+                            if output.takes(error):
+                                tell(output.fail(error))
+                            else:  # raised below, so that it does not arrive wrapped in a group
+                                failure = error
+                        outbox.close()
                 if failure is not None:
                     raise failure
 

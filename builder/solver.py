@@ -217,6 +217,26 @@ class Solver:
                 return self._cache.put([*keys, *found[1]], found[0], _description(self._graph.vertices[index]))
         return None
 
+    def key_of(self, index: int) -> str:
+        """The key by definition of a vertex, "" while it is not known."""
+        return self._keys.get(index, "")
+
+    def results(self) -> dict[int, CachedResult]:
+        """The result of every vertex that the target stands on, also of those that nobody had to look at; those that are not here are left
+        out."""
+        found: dict[int, CachedResult] = {}
+        pending, seen = [self._graph.target.root], set()
+        while pending:
+            index = pending.pop()
+            if index == SCRATCH or index in seen:
+                continue
+            seen.add(index)
+            pending += self._graph.vertices[index].inputs
+            result = self.used.get(index) or self._cache.find(self._keys.get(index, ""))
+            if result is not None:
+                found[index] = result
+        return found
+
     def resolved(self) -> dict[int, str]:
         """What sources from elsewhere turned out to be: "sha256:…" of a file, a commit."""
         found: dict[int, str] = {}

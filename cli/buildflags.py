@@ -39,25 +39,29 @@ CPU_PERIOD = 100000  # µs; what `--cpus` is a share of
 
 
 class Sink:
-    """Where the bytes of one output go: `path` a folder (`unpack`) or a file, "-" for stdout. `delete`: what else is there goes."""
+    """Where the bytes of one output go: `path` a folder (`unpack`) or a file, "-" for stdout. `delete`: what else is there goes;
+    `optional`: it may not come."""
 
-    __slots__ = ("delete", "kind", "path", "unpack")
+    __slots__ = ("delete", "kind", "optional", "path", "unpack")
 
     def __init__(self, kind: str, path: str, unpack: bool, delete: bool = False):
         self.kind = kind
         self.path = path
         self.unpack = unpack
         self.delete = delete
+        self.optional = False
 
 
 class Plan:
     """What a command line asks for. `options`: JSON of Options; `sinks`: by the index of their output; `named`: folders of named
-    contexts; `secrets` and `ssh` as written, by identifier; `file` is `--file`, "" for the default; `json`: a call's answer as JSON."""
+    contexts; `excluded`: instead of their .dockerignore; `secrets` and `ssh` as written, by identifier; `file` is `--file`, "" for the
+    default; `json`: a call's answer as JSON."""
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}
         self.sinks: dict[int, Sink] = {}
         self.named: dict[str, str] = {}
+        self.excluded: dict[str, bytes] = {}
         self.secrets: dict[str, tuple[str, str]] = {}
         self.ssh: dict[str, list[str]] = {}
         self.file = ""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cli.buildcontext import Manifest
+    from cli.buildflags import Sink
     from cli.buildoutput import Archive, Unpacker
     from cli.buildprogress import Printer
     from cli.buildsecrets import Agents
@@ -67,6 +68,16 @@ class Wakes:
             posix.read(self.reader, 512)
         except BlockingIOError:
             pass
+
+
+def _unpacker(sink: "Sink") -> "Unpacker":
+    if sink.kind == "cache":
+        from cli.buildcache import Folder
+
+        return Folder(sink)
+    from cli.buildoutput import Unpacker
+
+    return Unpacker(sink)
 
 
 class Session:
@@ -173,7 +184,7 @@ class Session:
         try:
             while self.result is None:
                 self.turn()
-            if missing := self.sinks.keys() - self.done:
+            if missing := {number for number, sink in self.sinks.items() if not sink.optional} - self.done:
                 raise refuse(f"the daemon ended the build without its output of type {self.sinks[min(missing)].kind}")
             return self.result
         except BaseException:
@@ -280,10 +291,8 @@ class Session:
             if data:
                 self.pieces[number].append(data)
         elif sink.unpack:
-            from cli.buildoutput import Unpacker
-
             self.pieces[number] = [data] if data else []
-            self._unpack(number, Unpacker(sink))
+            self._unpack(number, _unpacker(sink))
         else:
             from cli.buildoutput import Archive
 

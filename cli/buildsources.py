@@ -46,6 +46,10 @@ class Sources:
             raise refuse(f'unable to prepare context: path "{place}" not found')
         if self.text is not None:
             plan.options |= {"dockerfile": self.name, "dockerfileSent": True}
+        if any(one["type"] == "local" for key in ("cacheFrom", "cacheTo") for one in plan.options.get(key, ())):
+            from cli.buildcache import prepare
+
+            prepare(plan)
 
     def _stdin(self) -> None:
         from cli.buildcontext import peek
@@ -127,7 +131,8 @@ class Sources:
         elif "remote" not in self.plan.options:
             yield buildcontext.documents("context", {})
         for name, path in self.plan.named.items():
-            yield buildcontext.walk(name, path, self._named_patterns(path))
+            excluded = self.plan.excluded.get(name)
+            yield buildcontext.walk(name, path, self._named_patterns(path) if excluded is None else self._patterns(excluded))
 
     def names(self) -> "list[str]":
         main = [] if "remote" in self.plan.options else ["context"]

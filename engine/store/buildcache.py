@@ -76,16 +76,20 @@ class BuildCache:
         """What is known of a snapshot."""
         return self._results.get(row.number)
 
-    def put(self, keys: Iterable[str], row: Snapshot, description: str) -> CachedResult:
-        """Keep a committed snapshot as the result under these keys. Not durable yet; raises sqlite3.Error."""
+    def put(self, keys: Iterable[str], row: Snapshot, description: str, *, id: str = "", created: int = 0) -> CachedResult:
+        """Keep a committed snapshot as the result under these keys. `id` and `created` (Unix nanoseconds) are those that it had elsewhere;
+        an identifier that another result has is not taken. Not durable yet; raises sqlite3.Error."""
         at = time.time_ns()
         found = self._results.get(row.number)
         keys = list(keys)
         try:
             with self._db.transaction() as cursor:
                 if found is None:
-                    found = CachedResult(row, _new_id(), description, at, at)
-                    cursor.execute("INSERT INTO build_results VALUES (?, ?, ?, ?, ?, ?)", (row.number, found.id, description, at, at, 0))
+                    if not id or any(one.id == id for one in self._results.values()):
+                        id = _new_id()
+                    found = CachedResult(row, id, description, created or at, at)
+                    values = (row.number, found.id, description, found.created, at, 0)
+                    cursor.execute("INSERT INTO build_results VALUES (?, ?, ?, ?, ?, ?)", values)
                     self._snapshots.set_cached(row, True, cursor)
                 cursor.executemany("INSERT OR REPLACE INTO build_keys VALUES (?, ?)", [(key, row.number) for key in keys])
         except sqlite3.Error:
