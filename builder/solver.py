@@ -138,7 +138,10 @@ class Solver:
             if self._remotes and (brought := await self._elsewhere([key], index)) is not None:
                 return self._hit(index, brought)
         inputs = await self._all(vertex.inputs)
-        by_content = await self._content_key(vertex, inputs)
+        try:
+            by_content = await self._content_key(vertex, inputs)
+        except (KnarrError, OSError) as error:
+            raise self._failed(index, error) from error
         async with self._locks.hold(by_content):
             if not vertex.no_cache:
                 found = self._cache.find(by_content)
@@ -183,6 +186,15 @@ class Solver:
 
     async def _open_image(self, op: ImageSource, digest: str) -> Outcome:
         return Outcome(row=await self._worker.image(op, digest), content=f"image {op.chain}")
+
+    def _failed(self, index: int, error: KnarrError | OSError) -> KnarrError:
+        """The error of a vertex that is not what it is to be, such as a copy of a file that is not there. It never began, and is told of all
+        the same; errors of what it stands on are told of there."""
+        found = placed(error, self._graph.vertices[index].line)
+        if found is not error and not self._reporter.told(self.digests[index]):
+            self._begin(index)
+            self._reporter.end(self.digests[index], error=str(error))
+        return found
 
     def _begin(self, index: int) -> None:
         vertex = self._graph.vertices[index]
@@ -270,7 +282,7 @@ class Solver:
                 try:
                     self._keys[index] = await self._define(vertex)
                 except (KnarrError, OSError) as error:
-                    raise placed(error, vertex.line) from error
+                    raise self._failed(index, error) from error
         return self._keys[index]
 
     async def _define(self, vertex: Vertex) -> str:

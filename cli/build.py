@@ -78,7 +78,7 @@ def _run(session: Session, request: "dict[str, Any]", sources: Sources) -> "dict
             raise Failure("ERROR: failed to solve: Canceled: context canceled", 128 + session.wakes.stopped) from None
         message = "failed to solve: " + buildprogress.printable(broken.message.removeprefix("failed to solve: "))
         most = buildprogress.TAIL if isinstance(printer, buildprogress.Plain) else buildprogress.KEPT
-        tail = buildprogress.failures(printer.state, most)
+        tail = buildprogress.failures(printer.state, most) if sources.plan.progress != "rawjson" else ""
         excerpt = broken.excerpt.rstrip("\n") + "\n" if broken.excerpt else ""
         write_all(2, (tail + excerpt).encode("utf-8", "surrogateescape"))
         raise refuse(message) from None
