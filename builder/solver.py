@@ -188,8 +188,8 @@ class Solver:
         return Outcome(row=await self._worker.image(op, digest), content=f"image {op.chain}")
 
     def _failed(self, index: int, error: KnarrError | OSError) -> KnarrError:
-        """The error of a vertex that is not what it is to be, such as a copy of a file that is not there. It never began, and is told of all
-        the same; errors of what it stands on are told of there."""
+        """The error of a vertex that cannot be what it is to be, such as a copy of a file that is not there. It never began, and is told of
+        all the same; errors of what it stands on are told of there."""
         found = placed(error, self._graph.vertices[index].line)
         if found is not error and not self._reporter.told(self.digests[index]):
             self._begin(index)
