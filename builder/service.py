@@ -10,7 +10,6 @@ import contextlib
 import functools
 import logging
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -38,7 +37,7 @@ from engine.registry.transport import Transport
 from engine.service.build import ClassicBuild, Send
 from engine.service.context import Context
 from engine.spec.build import MAIN_CONTEXT, Progress, Result
-from engine.spec.buildcache import CACHE_MOUNT, CacheRecord, Prune
+from engine.spec.buildcache import CACHE_MOUNT, CacheRecord, Prune, rules
 from engine.spec.event import Event
 from engine.store.buildcache import BuildCache, CachedResult
 from engine.store.db import DatabaseError
@@ -50,6 +49,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("knarr.build")
 
 _CLOSE_SECONDS = 5.0
+_SETTLE_SECONDS = 1.0  # between a build and the collection after it: builds often come one after another
+_COLLECT_SECONDS = 60.0  # at least between two collections
 
 
 class BuildService:
@@ -66,6 +67,8 @@ class BuildService:
         settings = context.settings
         self._transport = Transport(proxies.from_settings(settings.http_proxy, settings.https_proxy, settings.no_proxy))
         self._builds = 0
+        self._collecting = False
+        self._collected = float("-inf")
         self.sources = Sources(f"{self.folder}/sources", f"{context.layout.exec_root}/build", self._transport)
         self._running: dict[str, trio.CancelScope] = {}
         self._users: dict[int, dict[int, CachedResult]] = {}
@@ -99,6 +102,7 @@ class BuildService:
                 yield fetcher
         finally:
             self._builds -= 1
+            self._collect_soon()
             if not self._builds:
                 with shielded(_CLOSE_SECONDS):
                     await self._transport.close()
@@ -112,7 +116,8 @@ class BuildService:
         try:
             yield path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_below(*os.path.split(path))
 
     @functools.cached_property
     def packed(self) -> PackedLayers:
@@ -276,11 +281,48 @@ class BuildService:
             )  # fmt: skip
         return [*records, *await self.contexts.usage(), *await self.sources.usage()]
 
+    def _collect_soon(self) -> None:
+        """A build has ended: look soon whether the cache has become too large."""
+        nursery = self.context.nursery
+        if not self._collecting and not nursery.cancel_scope.cancel_called:
+            self._collecting = True
+            nursery.start_soon(self._collect)
+
+    async def _collect(self) -> None:
+        """Background task: `builder.gc` of daemon.json, once."""
+        await trio.sleep(max(_SETTLE_SECONDS, self._collected + _COLLECT_SECONDS - trio.current_time()))
+        self._collected, self._collecting = trio.current_time(), False
+        settings, disk = self.context.settings.builder, os.statvfs(self.folder)
+        try:
+            if not (wanted := rules(settings.get("gc", {}), disk.f_blocks * disk.f_frsize)):
+                return
+            records, free, chosen = await self.usage(), disk.f_bavail * disk.f_frsize, list[CacheRecord]()
+            for rule in wanted:
+                gone = rule.choose(records, free, time.time_ns())
+                chosen += gone
+                free += sum(record.room for record in gone)
+                ids = {record.id for record in gone}
+                records = [record for record in records if record.id not in ids]
+            if chosen:
+                freed = await self._remove(chosen)
+                log.info("%d records of the build cache were removed, %d bytes", len(chosen), freed)
+                self._publish_pruned(freed)
+        except (KnarrError, OSError, DatabaseError) as error:
+            log.error("collecting the build cache: %s", error)
+
     async def prune(self, wanted: Prune) -> tuple[Sequence[str], int]:
         """Remove from the cache; identifiers of what went, and the bytes that were freed."""
-        records = await self.usage()
-        free = os.statvfs(self.folder)
-        chosen = wanted.choose(records, free.f_bavail * free.f_frsize, time.time_ns())
+        records, disk = await self.usage(), os.statvfs(self.folder)
+        chosen = wanted.choose(records, disk.f_bavail * disk.f_frsize, time.time_ns())
+        freed = await self._remove(chosen)
+        self._publish_pruned(freed)
+        return [record.id for record in chosen], freed
+
+    def _publish_pruned(self, freed: int) -> None:
+        self.context.events.publish(Event.make("builder", "prune", "", {"reclaimed": str(freed)}))
+
+    async def _remove(self, chosen: Sequence[CacheRecord]) -> int:
+        """Bytes that were freed."""
         ids = {record.id for record in chosen}
         users = self._in_use()  # some may have come since they were chosen
         self.cache.forget([one for one in self.cache.results() if one.id in ids and one.row.number not in users])
@@ -288,7 +330,4 @@ class BuildService:
         mounts = {os.path.basename(mount.path) for mount in gone}
         freed = await self.contexts.remove(ids) + await self.sources.remove(ids)
         freed += sum(record.size for record in chosen if record.type == CACHE_MOUNT and record.id in mounts)
-        freed += (await self.context.images.collect())[1]
-        attributes = {"reclaimed": str(freed)}
-        self.context.events.publish(Event.make("builder", "prune", "", attributes))
-        return [record.id for record in chosen], freed
+        return freed + (await self.context.images.collect())[1]

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.errors import InvalidParameter, NotImplementedYet
-from engine.spec import networksettings
+from engine.spec import buildcache, networksettings
 from engine.spec.networksettings import NetworkSettings
 from engine.spec.units import memory_bytes, seconds
 
@@ -35,7 +35,7 @@ DEFAULT_DOWNLOAD_ATTEMPTS = 5  # dockerd's --max-download-attempts
 
 # dockerd's keys (dockerd reference, "daemon configuration file") that are known and not there yet.
 _LATER = frozenset(
-    "authorization-plugins bridge-accept-fwmark builder cdi-spec-dirs containerd containerd-namespace containerd-plugin-namespace "
+    "authorization-plugins bridge-accept-fwmark cdi-spec-dirs containerd containerd-namespace containerd-plugin-namespace "
     "default-runtime experimental features init init-path metrics-addr node-generic-resources oom-score-adjust runtimes "
     "selinux-enabled shutdown-timeout swarm-default-advertise-addr tls tlscacert tlscert tlskey tlsverify userland-proxy-path "
     "userns-remap".split()
@@ -48,7 +48,7 @@ class Settings(NetworkSettings, rename="kebab", kw_only=True):
     `limit_rate` is bytes per second for all downloads together, 0 for no limit. `proxies` is dockerd's member of daemon.json; after
     `settings` its values are in `http_proxy`, `https_proxy` and `no_proxy`. `gc` likewise may hold `high-watermark`, `low-watermark`
     (percent of the file system of the data root), `keep` (tags of each repository), `unused-for` (a duration) and `pins` (patterns of
-    names); 0 turns a rule off.
+    names); 0 turns a rule off. `builder` is dockerd's: its member `gc` is about the build cache, see `engine.spec.buildcache.rules`.
     """
 
     hosts: list[str] = []
@@ -90,6 +90,7 @@ class Settings(NetworkSettings, rename="kebab", kw_only=True):
     gc_keep: int = 0
     gc_unused_for: float | str = 0.0
     gc_pins: list[str] = []
+    builder: dict[str, Any] = {}
 
     def endpoints(self) -> list[str]:
         """Addresses to listen on; the default unix socket when none is given."""
@@ -138,6 +139,7 @@ def settings(flags: dict[str, Any], members: dict[str, Any]) -> Settings:
         result.default_shm_size = memory_bytes(result.default_shm_size)
     _registries(result)
     _collection(result)
+    _builder(result)
     networksettings.check(result)
     if result.log_driver not in ("json-file", "none"):
         raise NotImplementedYet(f"--log-driver {result.log_driver}")
@@ -200,6 +202,18 @@ def _collection(result: Settings) -> None:
         )
     if result.gc_keep < 0 or result.gc_unused_for < 0:
         raise InvalidParameter("invalid gc-keep or gc-unused-for: less than 0")
+
+
+def _builder(result: Settings) -> None:
+    """Check what is said of builds. Raises InvalidParameter, NotImplementedYet."""
+    for key, value in result.builder.items():
+        if key in ("entitlements", "history"):
+            raise NotImplementedYet(f"builder.{key} in the configuration file", hint="remove the key, this version does not have it")
+        if key != "gc":
+            raise InvalidParameter(f"the following directives don't match any configuration option: builder.{key}")
+        if not isinstance(value, dict):
+            raise InvalidParameter("daemon settings: builder.gc: expected an object")
+        buildcache.rules(value, 0)
 
 
 def _check_mirror(mirror: str) -> None:

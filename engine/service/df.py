@@ -42,8 +42,9 @@ def shared_sizes(images: Images, among: Iterable[ImageRecord]) -> dict[str, int]
 
 
 def layers_size(images: Images) -> int:
-    """Bytes of the files of all layers, each once."""
-    return sum(images.snapshot_sizes().values())
+    """Bytes of the files of all images' layers, each once; layers that builds alone keep are not among them."""
+    needed = {chain for image in images.store for chain in image.chain_ids}
+    return sum(size for chain, size in images.snapshot_sizes().items() if chain in needed)
 
 
 def of_images(images: Images, containers: Containers) -> list[ImageUse]:
