@@ -26,7 +26,7 @@ from engine.service.imagefilter import moment
 from engine.spec import buildcache, platform, reference
 from engine.spec.build import Endpoint, Options
 from engine.spec.docker.registry import credentials_by_host
-from engine.wire import jsonstream
+from engine.wire import grpcrefusal, jsonstream
 
 PROTOCOL = b"knarr-build"
 """What a client of `POST /build/knarr` upgrades to."""
@@ -55,6 +55,10 @@ class _Output(msgspec.Struct):
 
 _ULIMITS, _OUTPUTS = Body(list[_Ulimit]), Body(list[_Output])
 _BUILD_ARGS, _TEXTS = Body(dict[str, str | None]), Body(list[str])
+
+
+def _no_buildkit() -> NotImplementedYet:
+    return NotImplementedYet("BuildKit's protocol", hint="set DOCKER_BUILDKIT=0, or use knarr build")
 
 
 async def build(call: Call) -> None:
@@ -141,7 +145,7 @@ def parse(call: Call) -> ClassicBuild:
     if version not in ("", "1", "2"):
         raise InvalidParameter(f'invalid version "{version}"')
     if version == "2" or remote == _SESSION:
-        raise NotImplementedYet("BuildKit's protocol (POST /build with version=2)", hint="set DOCKER_BUILDKIT=0, or use knarr build")
+        raise _no_buildkit()
     if _json(call, "outputs", _OUTPUTS, "invalid outputs specified"):
         raise NotImplementedYet("outputs without version=2 in POST /build", hint="use knarr build --output")
     if any(text not in ("", "[]", "null") for text in query.texts("securityopt")):
@@ -252,6 +256,32 @@ async def client(call: Call) -> None:
         raise ClientGone from error
     finally:
         connection.close()
+
+
+async def grpc(call: Call) -> None:
+    """POST /grpc: BuildKit's protocol, of which every call is refused in words that say what to do instead.
+
+    buildx asks for this connection first; were it not to be had, buildx would start a BuildKit of its own in a container, whose images are
+    not the daemon's.
+    """
+    exchange = call.exchange
+    await exchange.body()
+    connection = await exchange.hijack("application/grpc")
+    refusal = grpcrefusal.Refusal(str(_no_buildkit()))
+    try:
+        while not refusal.closed and (data := await connection.receive()):
+            await connection.send(refusal.feed(data))
+    except grpcrefusal.Malformed:
+        pass  # nobody who could read an answer
+    except OSError as error:
+        raise ClientGone from error
+    finally:
+        connection.close()
+
+
+async def session(call: Call) -> None:
+    """POST /session: the other half of BuildKit's protocol."""
+    raise _no_buildkit()
 
 
 async def cancel(call: Call) -> None:

@@ -24,8 +24,6 @@ MISSING: tuple[tuple[str, str], ...] = tuple(
     GET /containers/{name}/checkpoints
     POST /containers/{name}/checkpoints
     POST /commit
-    POST /session
-    POST /grpc
     GET /plugins
     GET /plugins/privileges
     POST /plugins/pull

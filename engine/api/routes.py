@@ -78,6 +78,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/build/prune", build.prune),
     Route("POST", "/build/cancel", build.cancel),
     Route("POST", "/build/knarr", build.client),
+    Route("POST", "/grpc", build.grpc),
+    Route("POST", "/session", build.session),
     Route("GET", "/networks", networks.listing),
     Route("GET", "/networks/", networks.listing),
     Route("POST", "/networks/create", networks.create),
