@@ -18,6 +18,7 @@ import trio
 from builder.contextarchive import Upload
 from builder.outbox import Outbox
 from builder.tree import Tree
+from engine.aio.scopes import ungrouped
 from engine.errors import InvalidParameter, KnarrError
 from engine.spec.build import Options, Progress, Result
 from engine.spec.docker.registry import Credentials, from_members
@@ -130,6 +131,10 @@ class Session:
 
     async def serve(self, open_upload: Callable[[str, bytes], Awaitable[Upload]], build: Callable[[], Awaitable[Result]]) -> None:
         """Run `build` while frames come and go, and tell its result. Raises OSError when the client is gone."""
+        with ungrouped():
+            await self._serve(open_upload, build)
+
+    async def _serve(self, open_upload: Callable[[str, bytes], Awaitable[Upload]], build: Callable[[], Awaitable[Result]]) -> None:
         async with trio.open_nursery() as writing:
             writing.start_soon(self.outbox.run, self._connection.send)
             last: list[bytes] = []

@@ -41,3 +41,24 @@ async def first(*functions: Callable[[], Awaitable[T]]) -> T:
     if results:
         return results[0]
     raise errors[0]
+
+
+@contextlib.contextmanager
+def ungrouped() -> Iterator[None]:
+    """Around a nursery: what ends it is raised as it is and not in a group; of several errors the first."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise _one(group) from None
+
+
+def _one(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending += error.exceptions
+        else:
+            leaves.append(error)
+    return next((error for error in leaves if not isinstance(error, trio.Cancelled)), leaves[0])

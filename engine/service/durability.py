@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import sqlite3
+import time
 from collections.abc import Callable
 
 import trio
@@ -117,9 +119,12 @@ class Chores:
             except OSError as error:
                 log.warning("after removals: %s", error)
 
-    def work(self) -> None:
-        """Do what waits now. Any thread, one at a time."""
+    def work(self, seconds: float = math.inf) -> None:
+        """Do what waits now, and begin nothing more after so many seconds. Any thread, one at a time."""
+        end = time.monotonic() + seconds
         for _ in range(len(self._jobs)):
+            if time.monotonic() > end:
+                return
             what, job = self._jobs.popleft()
             try:
                 job()

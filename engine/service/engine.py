@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("knarr.engine")
 
+_LAST_CHORES = 2.0  # seconds for small removals at the end; the next start does what is left
+
 
 class Engine:
     """What the API calls: `containers`, `execs`, `images`, `events`, `system`, `registries`."""
@@ -171,8 +173,9 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
                 log.error("writing the database to the disk: %s", error)
             if not engine.containers.running():
                 engine.networks.tidy()
-            if not engine.containers.by_id:
-                engine.context.cgroups.tidy(settings.cgroup_parent)
+        engine.context.chores.work(_LAST_CHORES)  # of builds that were ended just now
+        if not engine.containers.by_id:
+            engine.context.cgroups.tidy(settings.cgroup_parent)
     finally:
         db.sync()
         db.close()

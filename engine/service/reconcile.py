@@ -160,6 +160,7 @@ def sweep(context: Context, containers: Containers) -> None:
         _sweep_one(folder)
     for name in set(os.listdir(context.layout.containers)) - known.keys():
         _sweep_one(context.layout.container(name))
+    _sweep_one(f"{context.layout.exec_root}/build")  # secrets of builds that were interrupted
     context.chores.later("removing snapshots that no container owns", context.snapshots.sweep)
     for key in context.snapshots.keys():  # noqa: SIM118 - not a mapping
         if key not in known:
