@@ -18,7 +18,7 @@ from builder.filecopy import READ
 from builder.graph import Copy
 from builder.layerfolder import attributes
 from builder.modes import Change
-from builder.selection import Entry, Selected, Source, Within, changed, select
+from builder.selection import Entry, Selected, Source, Within, changed, refuse_deep, select
 from builder.tree import Tree
 from engine.store.view import Node, Place
 
@@ -86,6 +86,7 @@ class _Selection:
             self._folder(*pending.pop(), pending)
 
     def _folder(self, here: Node, within: Within | None, above: Place, pending: list[tuple[Node, Within | None, Place]]) -> None:
+        refuse_deep(here.place)
         for entry in self._source.scan(here.place, here.layers):
             folder = stat.S_ISDIR(entry.info.st_mode)
             taken = within is None or within.takes(entry.name)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from builder import archives, filecopy, modes, owners
 from builder.graph import Copy, CopySource
 from builder.layerfolder import LayerFolder, copy_attributes, shown
-from builder.selection import Entry, Selected, Source, Within, changed, select
+from builder.selection import Entry, Selected, Source, Within, changed, refuse_deep, select
 from builder.tree import Tree
 from engine.errors import DiskFull, InvalidParameter
 from engine.store.merged import OPAQUE_ATTRIBUTE, is_whiteout
@@ -205,6 +205,7 @@ class _Work:
     def _entries(self, here: _Pending, pending: list[_Pending]) -> None:
         """Copy what is in a folder, and put the folders in it to those that wait."""
         place, within = here.node.place, here.within
+        refuse_deep(place)
         into: _Into | None = None
         try:
             for entry in self._source.scan(place, here.node.layers):

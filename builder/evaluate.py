@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
-from builder.shell import Expansion, Words, document
+from builder.shell import Expansion, SubstitutionError, Words, document
 from engine.errors import InvalidParameter
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 _HIGHEST_PORT = 65535
+_MOST_GROWTH = 64 << 20
+"""Characters that substitutions may add in one lowering: a short line can name a long variable, and there can be many lines."""
 
 
 class Fault(InvalidParameter):
@@ -28,23 +30,30 @@ class Evaluator:
     def __init__(self, escape: str) -> None:
         self._words = Words(escape)
         self._shown = Words(escape, keep_quotes=True, keep_unset=True)
+        self._grown = 0
 
     def expand(self, text: str, env: Mapping[str, str]) -> Expansion:
         """All that there is to know. Raises SubstitutionError."""
-        return self._words.expand(text, env)
+        return self._bounded(text, self._words.expand(text, env))
+
+    def _bounded(self, text: str, found: Expansion) -> Expansion:
+        self._grown += max(0, len(found.text) - len(text))
+        if self._grown > _MOST_GROWTH:
+            raise SubstitutionError(f"the substitutions of the Dockerfile add more than {_MOST_GROWTH} characters")
+        return found
 
     def word(self, text: str, env: Mapping[str, str]) -> str:
         """One value. Raises SubstitutionError."""
         # Most words are plain ones, for which there is nothing to do.
-        return text if text.isalnum() else self._words.word(text, env)
+        return text if text.isalnum() else self.expand(text, env).text
 
     def words(self, text: str, env: Mapping[str, str]) -> tuple[str, ...]:
         """Values, split after the substitution. Raises SubstitutionError."""
-        return self._words.expand(text, env).words
+        return self.expand(text, env).words
 
     def document(self, text: str, env: Mapping[str, str]) -> str:
         """The content of a heredoc. Raises SubstitutionError."""
-        return document(text, env).text
+        return self._bounded(text, document(text, env)).text
 
     def shown(self, text: str, env: Mapping[str, str], *, as_written: bool = False) -> str:
         """A line for progress, its keyword in capitals. `as_written` (RUN): quotes and what is not set stay. Never raises."""

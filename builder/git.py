@@ -12,7 +12,7 @@ import errno
 import hashlib
 import os
 import re
-import shutil
+import stat
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ from engine.aio.locks import KeyedLocks
 from engine.errors import InvalidParameter, KnarrError
 from engine.spec.buildcache import GIT, INTERNAL
 from engine.store.merged import FOLDER
+from engine.store.trees import walk
 from engine.store.view import open_below
 
 TOKEN, HEADER = "GIT_AUTH_TOKEN", "GIT_AUTH_HEADER"
@@ -261,15 +262,22 @@ def _settle(work: str, tree: str, subdir: str, keep_git_dir: bool) -> None:
             os.close(target)
     finally:
         os.close(top)
-    shutil.rmtree(work)
+    remove_below(*os.path.split(work))
 
 
 def _remove_git(work: str) -> None:
     """Remove `.git` at the top, and the files of that name that submodules have."""
     remove_below(work, ".git")
-    for _, _, files, fd in os.fwalk(work, follow_symlinks=False):
-        if ".git" in files:
-            os.unlink(".git", dir_fd=fd)
+    top = os.open(work, FOLDER)
+    try:
+        for place in [place for place, info in walk(top) if place[-1] == b".git" and not stat.S_ISDIR(info.st_mode)]:
+            fd = open_below(top, place[:-1], FOLDER)
+            try:
+                os.unlink(place[-1], dir_fd=fd)
+            finally:
+                os.close(fd)
+    finally:
+        os.close(top)
 
 
 def _hash(*words: str) -> str:

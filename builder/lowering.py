@@ -23,6 +23,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
 
 _LARGEST_ENVIRONMENT = 2 << 20
+_LONGEST_HISTORY = 64 << 20  # characters, of all stages together
 """What the kernel gives to a process, arguments and variables together, as systems are set up."""
 _LONGEST_NAME = 8192
 
@@ -158,6 +159,7 @@ class Lowering:
         self.hosts = platformargs.hosts(self.options.hosts)
         self.vertices = Vertices()
         self.states: dict[int, State] = {}
+        self._written = 0
 
     def word(self, state: State, text: str) -> str:
         """A value with its variables substituted. Raises SubstitutionError."""
@@ -182,7 +184,10 @@ class Lowering:
         return self.vertices.add(op, tuple(inputs), name, line=needed.location.line, stage=state.node.index, no_cache=state.no_cache)
 
     def commit(self, state: State, needed: Needed, created_by: str, vertex: int | None = None) -> None:
-        """Put an instruction into the history."""
+        """Put an instruction into the history. Raises Fault when the histories of all stages are longer than any image could have."""
+        self._written += len(created_by)
+        if self._written > _LONGEST_HISTORY:
+            raise Fault(f"the history of the stages has more than {_LONGEST_HISTORY} characters")
         step = Step(
             created_by=created_by, vertex=vertex, instruction="" if needed.trigger else needed.instruction.text,
             stage=state.node.index, line=needed.location.line,

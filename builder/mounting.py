@@ -99,8 +99,8 @@ def tmpfs(asked: Asked) -> Mount:
 
 
 def file(target: str, source: str) -> Mount:
-    """A file of our own, read-only: a secret, the script of a heredoc."""
-    return Mount(destination=target, type="bind", source=source, options=_READ_ONLY)
+    """A secret: a file of our own, read-only, from which nothing is executed."""
+    return Mount(destination=target, type="bind", source=source, options=(*_READ_ONLY, "nosuid", "nodev", "noexec"))
 
 
 class Stubs:

@@ -64,6 +64,7 @@ def parse(text: bytes, path: str = "Dockerfile") -> Dockerfile:
     content = text.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     if not content:
         raise DockerfileError("the Dockerfile cannot be empty", path=path)
+    _refuse_nul(content, path)
     read_lines = read(content, path)
     escape = read_lines.escape
     found = [_guarded(line, content, path, lambda line: arguments(line.keyword, line.rest, escape)) for line in read_lines.lines]
@@ -93,6 +94,7 @@ def parse(text: bytes, path: str = "Dockerfile") -> Dockerfile:
 
 def parse_trigger(expression: str) -> Instruction:
     """The instruction of an ONBUILD trigger, as the base image's configuration has it. Raises DockerfileError."""
+    _refuse_nul(expression, "ONBUILD")
     lines = read(expression, "ONBUILD").lines
     if len(lines) != 1:
         raise DockerfileError("onbuild trigger should be a single expression", path="ONBUILD", line=1, text=expression)
@@ -103,6 +105,14 @@ def parse_trigger(expression: str) -> Instruction:
         return _Maker(arguments(line.keyword, line.rest, "\\"), "\\")(line)
 
     return _guarded(line, expression, "ONBUILD", made)
+
+
+def _refuse_nul(text: str, path: str) -> None:
+    """No path, variable or argument can have one, so none of the system calls that are to come. Raises DockerfileError."""
+    place = text.find("\0")
+    if place >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise DockerfileError("a NUL character in the Dockerfile", path=path, line=line, text=text, hint="it has to be UTF-8")
 
 
 def _stage(index: int, base: From, body: tuple[Instruction, ...]) -> Stage:

@@ -74,7 +74,10 @@ async def run(
         targets = [mount.destination for mount in mounts]
         if targets:
             stubs = await blocking("disk", Stubs, context.snapshots.lowers(parent or ""), targets)
-        process = await _start(context, op, container, mounts, secret_env, output)
+        try:
+            process = await _start(context, op, container, mounts, secret_env, output)
+        except LaunchError as error:
+            raise BuildFault(_incomplete(op, error.message), hint=error.hint) from error
         if process.code:
             raise BuildFault(_failed(op, process.code, process.oom), code=process.code)
         return await _commit(context, container, stubs)
@@ -99,9 +102,13 @@ async def _commit(context: Context, container: Container, stubs: Stubs | None) -
 
 
 def _failed(op: Run, code: int, oom: bool) -> str:
-    """BuildKit's words."""
     more = ": the kernel killed a process because there was no memory left" if oom else ""
-    return f'process "{" ".join(op.args)}" did not complete successfully: exit code: {code}{more}'
+    return _incomplete(op, f"exit code: {code}{more}")
+
+
+def _incomplete(op: Run, why: str) -> str:
+    """BuildKit's words."""
+    return f'process "{" ".join(op.args)}" did not complete successfully: {why}'
 
 
 def _container(context: Context, op: Run, limits: Limits) -> Container:
@@ -112,6 +119,7 @@ def _container(context: Context, op: Run, limits: Limits) -> Container:
         limits.host_config,
         network_mode={"default": "bridge"}.get(op.network, op.network) if op.network else "bridge",
         extra_hosts=list(op.hosts) or None,
+        privileged=op.security == "insecure",
         auto_remove=True,  # what it writes is not worth a sync when it is unmounted
     )
     request = msgspec.convert({**msgspec.structs.asdict(config), "host_config": hc}, CreateRequest, from_attributes=True)
@@ -262,7 +270,7 @@ def _plan(context: Context, container: Container, op: Run, mounts: list[Mount], 
     try:
         identity = create.identity(context, record)
     except InvalidParameter as error:
-        raise BuildFault(f'process "{" ".join(op.args)}" did not complete successfully: {error.message}') from error
+        raise BuildFault(_incomplete(op, error.message)) from error
     spec = specgen.spec(record, identity, context.host, files=files, mounts=mounts, limits=limits)
     assert spec.process is not None
     env = specgen.merge_env([specgen.DEFAULT_PATH], [*op.env, *op.proxies, *secret_env])

@@ -21,7 +21,7 @@ from builder.patterns import has_wildcard, with_parents
 from builder.tree import Tree
 from engine.errors import InvalidParameter, NotFound
 from engine.spec import glob
-from engine.store.merged import FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
+from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
 from engine.store.view import Node, Place, View, open_below
 
 _NOTHING = os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 1, 0, 0, 0, 0, 0, 0), {"st_mtime_ns": 0, "st_rdev": 0})
@@ -256,6 +256,13 @@ def _opaque(fd: int, name: str) -> bool:
         if error.errno in (errno.ENODATA, errno.ENOTSUP, errno.ENOENT):
             return False
         raise
+
+
+def refuse_deep(place: Place) -> None:
+    """Refuse a folder whose path is longer than the kernel takes: what lists such a tree by paths needs the square of its depth. Raises
+    InvalidParameter."""
+    if len(place) > DEEPEST:
+        raise InvalidParameter(f"/{os.fsdecode(b'/'.join(place[:8]))}/…: a path of {len(place)} folders: file name too long")
 
 
 def missing(path: str) -> NotFound:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 import trio
 
 from builder import checksum, copying, layering, mounting
 from builder.cachemounts import CacheMount, CacheMounts
+from builder.contextfolder import remove_below
 from builder.faults import BuildFault
 from builder.graph import ContextSource, Copy, CopySource, GitSource, HttpSource, ImageSource, MakeFolder, Mount, Run, Stack
 from builder.progress import Reporter
@@ -29,6 +29,7 @@ from engine.aio.blocking import blocking
 from engine.errors import InvalidParameter, KnarrError
 from engine.service.context import Context
 from engine.spec.mount import Mount as SpecMount
+from engine.store.images import ImageRecord
 from engine.store.snapshots import PROVISIONAL, Snapshot
 from engine.store.trees import usage
 
@@ -41,11 +42,12 @@ Fetch = Callable[[HttpSource | GitSource, str], Awaitable[Tree]]
 
 
 class BuildWorker:
-    """Works for one build. `contexts` waits for what the client sends; `scratch`: a folder of its own on the layers' file system."""
+    """Works for one build. `contexts` waits for what the client sends; `scratch`: a folder of its own on the layers' file system; `bases`:
+    the images that it stands on, by identifier, all kept from collection."""
 
     def __init__(
         self, context: Context, reporter: Reporter, *, contexts: Callable[[str], Awaitable[Tree]], fetch: Fetch, gifts: Gifts,
-        mounts: CacheMounts, limits: Limits, scratch: str, epoch: int | None = None,
+        mounts: CacheMounts, limits: Limits, scratch: str, epoch: int | None = None, bases: Mapping[str, ImageRecord] | None = None,
     ) -> None:  # fmt: skip
         self._context = context
         self._reporter = reporter
@@ -56,6 +58,7 @@ class BuildWorker:
         self._limits = limits
         self._scratch = scratch
         self._epoch = epoch
+        self._bases = bases or {}
         self._numbers = 0
         self._selections: dict[tuple[Copy, tuple[str, ...]], str] = {}
 
@@ -73,7 +76,7 @@ class BuildWorker:
             return None
         snapshots = self._context.snapshots
         if not snapshots.whole(op.chain):
-            image = self._context.images.store.get(op.image)
+            image = self._context.images.store.get(op.image) or self._bases.get(op.image)
             if image is None:
                 raise KnarrError(f"the image {op.reference} was removed while it was built on")
             await self._context.pulls.unpack(image)
@@ -205,8 +208,9 @@ class BuildWorker:
         try:
             yield path
         finally:
-            with trio.CancelScope(shield=True):
-                await blocking("disk", functools.partial(shutil.rmtree, path, ignore_errors=True))
+            # A RUN may have made a tree of any depth. What stays is removed when a daemon begins to build.
+            with trio.CancelScope(shield=True), contextlib.suppress(OSError):
+                await blocking("disk", remove_below, *os.path.split(path))
 
     async def _caches(self, op: Run, inputs: Sequence[Outcome], stack: contextlib.AsyncExitStack) -> dict[str, CacheMount]:
         """The folders of a step's cache mounts, by key: one for a key, also where it is mounted twice. They are taken in one order by all,

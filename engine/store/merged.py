@@ -22,6 +22,8 @@ OPAQUE_ATTRIBUTE = "trusted.overlay.opaque"
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_MAX = 4096  # the kernel's
 _LINKS_MAX = 40  # the kernel's
+DEEPEST = 2047
+"""Folders of one letter in a path of 4096 bytes: deeper ones can be made, but work by paths needs the square of the depth for them."""
 _CACHED_FOLDERS = 64
 _INSIDE = 0x04 | 0x08  # RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH of openat2(2)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 
 from engine.errors import KnarrError
-from engine.store.merged import FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
+from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
 from engine.store.unpack import OPAQUE, WHITEOUT
 from engine.wire import tar, tarwrite
 
@@ -215,6 +215,8 @@ class _Packing:
                         above.append((os.fstat(fd).st_ino, path, pending))
                         os.close(fd)
                         fd, path = child, b"%s%s/" % (path, name)
+                        if len(above) > DEEPEST:
+                            raise too_deep(path)
                         self._folder(fd, path, info)
                         pending = _listed(fd)
                     else:
@@ -254,6 +256,11 @@ class _Packing:
             self._left_out.append(path + name)
         elif info.st_nlink == 1 or not self._out.link(path + name, info):
             self._out.node(fd, name, path + name, info)
+
+
+def too_deep(path: bytes) -> KnarrError:
+    """The error for a folder below more than DEEPEST others, whose path nothing could unpack."""
+    return KnarrError(f"packing {tar.show(path[:100])}…: a path of {path.count(b'/')} folders: file name too long")
 
 
 def _listed(fd: int) -> list[bytes]:

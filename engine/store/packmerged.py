@@ -10,8 +10,8 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 
-from engine.store.merged import FOLDER, is_whiteout
-from engine.store.pack import Members, Packed, Write, attributes, is_opaque
+from engine.store.merged import DEEPEST, FOLDER, is_whiteout
+from engine.store.pack import Members, Packed, Write, attributes, is_opaque, too_deep
 from engine.store.view import Place, open_below
 from engine.wire import tar, tarwrite
 
@@ -73,6 +73,8 @@ class Merger:
             folders = [open_below(roots[index], place, FOLDER) for index in layers]
             try:
                 path = prefix + b"".join(part + b"/" for part in place)
+                if len(place) > DEEPEST:
+                    raise too_deep(path)
                 self._folder(folders[0], place, path)
                 found = self._members(folders, layers, path)
             finally:

@@ -17,7 +17,7 @@ import msgspec
 
 from engine import _core
 from engine.errors import InvalidParameter
-from engine.store.merged import FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
+from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
 
 Place = tuple[bytes, ...]
 
@@ -191,6 +191,8 @@ class _Copy:
         pending: list[tuple[Place, tuple[int, ...]]] = [((), self._base.layers)]
         while pending:
             place, layers = pending.pop()
+            if len(place) > DEEPEST:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
             target = open_below(self._target, place, FOLDER)
             try:
                 for name, found, info in self._merge(place, layers, target):
