@@ -54,8 +54,12 @@ class Bases:
         reference = references.parse(name).with_default_tag()
         credentials = credentials_for(self._auths, reference)
         started: dict[str, str] = {}
-        async for raw in self._context.pulls.pull(reference, PullOptions(platform=platform, credentials=credentials)):
-            self._tell(vertex, raw, started)
+        try:
+            async for raw in self._context.pulls.pull(reference, PullOptions(platform=platform, credentials=credentials)):
+                self._tell(vertex, raw, started)
+        except KnarrError as error:
+            error.message = f"failed to resolve source metadata for {reference}: {error.message}"  # BuildKit's words
+            raise
         self._pulled.add((name, platform))
         return images.get(name, platform)
 
