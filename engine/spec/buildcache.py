@@ -176,7 +176,8 @@ def rules(gc: Mapping[str, Any], disk: int) -> tuple[Prune, ...]:
 
 
 def default_rules(disk: int, reserved: int = 0, most: int = 0, least: int = 0) -> tuple[Prune, ...]:
-    """BuildKit's rules. Without any limit given, the cache may have 80 % of the file system, at most 100 GB, and leaves 20 % free; but 10 % of it, at most 10 GB, are kept in any case.
+    """BuildKit's rules. Without any limit given, the cache may have 80 % of the file system, at most 100 GB, and leaves 20 % of it free; it
+    may keep 10 % in any case, at most 10 GB.
 
     First what is easily had again and was not used for two days, beyond a seventh of what is reserved or 512 MB; then what was not used
     for 60 days; then the least recently used; at last also what builds need themselves and what images share.
