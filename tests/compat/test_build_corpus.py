@@ -34,6 +34,9 @@ KNOWN: dict[str, dict[str, str]] = {
     },
     "31-add-broken-archive": {"the gzip stream is cut off' instead of 'unexpected EOF": "says which archive, and what is wrong with it"},
     "36-user-workdir": {"'WORKDIR /trailing'": "newer ones clean the path in the history too"},
+    "73-copy-of-special-files": {r"disk: 'b .* instead of 'c ": "BuildKit makes character devices of block devices"},
+    "75-command-reset": {"/trailing/slash'": "newer ones clean the path"},
+    "79-whiteout-names": {"all/.wh.x: 'nothing' instead of 'whiteout'": "no layer can hold such a file: it is left out, and hides nothing"},
     "45-link": {
         "dest|alias|modes": "dockerd's own store cannot put layers together and does a plain copy; elsewhere --link does what is "
         "documented: a layer does not depend on what is below, links there are not followed and folders are made anew"

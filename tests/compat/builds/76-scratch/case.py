@@ -1,0 +1,1 @@
+CLASSIC = True

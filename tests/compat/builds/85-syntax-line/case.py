@@ -1,0 +1,1 @@
+ALONE = "another engine fetches the front end that is named"
