@@ -147,7 +147,8 @@ def _text(path: bytes) -> str:
 
 def unreadable(action: str, path: bytes, error: OSError) -> Failure:
     """BuildKit's words for what its client could not read."""
-    return Failure(f"error from sender: {action} {_text(path)}: {(error.strerror or str(error)).lower()}")
+    hint = " (a file that the build does not need can be left out by .dockerignore)" if isinstance(error, PermissionError) else ""
+    return Failure(f"error from sender: {action} {_text(path)}: {(error.strerror or str(error)).lower()}{hint}")
 
 
 def walk(name: str, root: str, ignore: "Patterns | None" = None) -> Manifest:

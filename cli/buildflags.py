@@ -334,10 +334,8 @@ def _network(given: "dict[str, Any]", options: "dict[str, Any]") -> None:
     for entitlement in allowed:
         if entitlement.partition("=")[0] not in ENTITLEMENTS:
             raise refuse(f"unknown entitlement {entitlement}")
-    if mode in ("host", "none"):
+    if mode not in ("default", "bridge"):
         options["network"] = mode
-    elif mode not in ("default", "bridge"):
-        raise refuse(f'network mode "{mode}" not supported by the builder: use default, none or host')
     if mode == "host" and "network.host" not in allowed:
         allowed.append("network.host")
     if allowed:

@@ -148,7 +148,7 @@ FLAGS: "dict[str, list[tuple[str, dict[str, str]]]]" = {
             "cache-to": "Keep results there, too: type=inline|registry|local,…",
         }),
         ("For RUN", {
-            "secret": "id=ID[,src=FILE|env=NAME] for RUN --mount=type=secret", "ssh": "default, or ID=SOCKET|KEY, for RUN --mount=type=ssh", "network": "default, none or host", "add-host": "Line for /etc/hosts: NAME:ADDRESS",
+            "secret": "id=ID[,src=FILE|env=NAME] for RUN --mount=type=secret", "ssh": "default, or ID=SOCKET|KEY, for RUN --mount=type=ssh", "network": "default, none, host or the name of a network", "add-host": "Line for /etc/hosts: NAME:ADDRESS",
             "allow": "network.host or security.insecure", "security-opt": "Security option", "ulimit": "Limit: NAME=SOFT[:HARD]", "shm-size": "Size of /dev/shm (64m)", "memory": "Most memory",
             "memory-swap": "Memory and swap together; -1 for no limit", "cpus": "Most CPUs, such as 1.5", "cpu-shares": "Weight against others (1024)", "cpu-period": "CFS period, µs", "cpu-quota": "CFS quota, µs",
             "cpuset-cpus": "CPUs it may run on: 0-3 or 0,1", "cpuset-mems": "Memory nodes it may use", "resource": "KEY=VALUE: memory, memory-swap, cpu-shares, …", "cgroup-parent": "Control group above its own",

@@ -164,7 +164,8 @@ def test_permission_denied(tmp_path: Path) -> None:
     os.close(writer)
     told = os.read(reader, 1000).decode()
     os.close(reader)
-    assert told == f"error from sender: open {tmp_path}/d: permission denied"
+    hint = "(a file that the build does not need can be left out by .dockerignore)"
+    assert told == f"error from sender: open {tmp_path}/d: permission denied {hint}"
 
 
 def test_questions_about_files_that_are_none(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_no_flags_ask_for_nothing() -> None:
         (["--label", "a=b", "--label", "c"], {"labels": {"a": "b", "c": ""}}),
         (["--platform", "linux/amd64,arm64", "--platform", "linux/arm/v7"], {"platforms": ["linux/amd64", "linux/arm64", "linux/arm/v7"]}),
         (["--network", "none"], {"network": "none"}),
+        (["--network", "backend"], {"network": "backend"}),
         (["--network", "host"], {"network": "host", "allow": ["network.host"]}),
         (["--network", "bridge"], {}),
         (["--allow", "security.insecure"], {"allow": ["security.insecure"]}),
@@ -147,7 +148,6 @@ def test_flags_become_options_that_the_daemon_can_read(words: list[str], expecte
         (["--policy", "x"], "not implemented: --policy"),
         (["--call", "foo"], 'ERROR: invalid call "foo": expected one of build, check, outline, targets'),
         (["--call", "check,format=yaml"], "ERROR: invalid value format=yaml"),
-        (["--network", "foo"], 'ERROR: network mode "foo" not supported by the builder: use default, none or host'),
         (["--cpus", "1", "--cpu-quota", "5"], "ERROR: conflicting options: --cpus and --cpu-period or --cpu-quota cannot both be set"),
         (["--resource", "disk=1"],
          'ERROR: invalid resource "disk=1": expected KEY=VALUE with one of memory, memory-swap, cpu-shares, cpu-period, cpu-quota, '
