@@ -6,6 +6,8 @@ Tells of what it does itself as BuildKit does: vertices with names that begin wi
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from builder import calls, contextfiles, ignore
+from builder import calls, contextfiles, ignore, suggest
 from builder.bases import Bases
 from builder.caching import Caching
 from builder.export import Added, Part
@@ -32,16 +34,22 @@ from builder.sources import Fetcher
 from builder.stages import Base, Key, Wanted
 from builder.tree import Tree
 from builder.worker import BuildWorker, limits_key
-from engine.errors import InvalidParameter, KnarrError
+from engine.aio.blocking import blocking
+from engine.aio.scopes import ungrouped
+from engine.errors import DiskFull, InvalidParameter, KnarrError
 from engine.spec import platform as platforms
 from engine.spec.build import MAIN_CONTEXT, Options, Progress, Result
 from engine.spec.docker.registry import Credentials
 from engine.spec.platform import Platform
 from engine.store.buildcache import CachedResult
+from engine.store.db import DatabaseError, is_full
+from engine.store.images import ImageRecord
 from engine.store.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from builder.service import BuildService
+
+log = logging.getLogger("knarr.build")
 
 _LARGE = 1 << 20  # bytes of a layer that is packed beside the next step; smaller ones take less than that
 _ROUNDS = 100  # of triggers that name further images; a chain of base images is never so long
@@ -75,10 +83,40 @@ class Hooks:
         """What is going to be done."""
 
 
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def _refuse_nul(document: bytes, what: str) -> None:
+    """Refuse a JSON document with a NUL in a string: no path, variable or argument can have one. Raises InvalidParameter."""
+    if b"\\u0000" in document and _NUL.search(document):
+        raise InvalidParameter(f"{what} contains a NUL byte")
+
+
+def _patterns(text: bytes) -> Patterns:
+    return Patterns(ignore.read(text))
+
+
+def _planned(
+    dockerfile: Dockerfile, options: Options, platform: Platform, host: Platform, known: Mapping[Key, Base]
+) -> tuple[Sequence[Wanted], Graph | None]:  # fmt: skip
+    """The base images that are still to be found, or, with none, the graph. A hostile Dockerfile may take long: for a worker thread."""
+    missing = wanted(dockerfile, options, platform, host, known)
+    return missing, None if missing else lower(dockerfile, options, platform, host, known)
+
+
 async def build(service: BuildService, request: Request, hooks: Hooks) -> Result:
     """Build. Raises DockerfileError, BuildFault, KnarrError, OSError; what was finished stays in the cache."""
     async with service.building(request.gifts) as fetcher:
-        return await _Build(service, request, hooks, fetcher).run()
+        try:
+            with ungrouped():
+                return await _Build(service, request, hooks, fetcher).run()
+        except (KnarrError, OSError):
+            raise
+        except DatabaseError as error:
+            raise (DiskFull if is_full(error) else KnarrError)(f"storing what the build made: {error}") from error
+        except Exception as error:  # a defect, of which the client hears too
+            log.exception("a build")
+            raise KnarrError(f"internal error: {type(error).__name__}: {error}") from error
 
 
 class _Build:
@@ -92,6 +130,7 @@ class _Build:
         self._reporter = Reporter(hooks.told, hooks.room)
         self._seconds: dict[str, float] = {}
         self._main = Tree()
+        self._bases: dict[str, ImageRecord] = {}  # by identifier; their names may be removed meanwhile
         self._dockerfile: Dockerfile | None = None
 
     async def run(self) -> Result:
@@ -124,6 +163,7 @@ class _Build:
 
     async def _run(self) -> Result:
         options = self._options
+        _refuse_nul(msgspec.json.encode(options), "an option of the build")
         with self._phase("context"):
             dockerfile = self._dockerfile = await self._read()
         self._hooks.parsed(dockerfile)
@@ -171,7 +211,8 @@ class _Build:
             if options.remote:
                 self._main = await self._fetcher.context(options.remote, options.dockerfile, strict=self._request.strict)
             tree = await self._tree("dockerfile" if options.dockerfile_sent else MAIN_CONTEXT)
-            return parse(await contextfiles.dockerfile(tree, options.dockerfile), options.dockerfile)
+            text = await contextfiles.dockerfile(tree, options.dockerfile)
+            return await blocking("build", parse, text, options.dockerfile)
 
     async def _fetch(self, op: HttpSource | GitSource, vertex: str) -> Tree:
         return await self._fetcher.fetch(op)
@@ -184,12 +225,13 @@ class _Build:
     async def _answer(self, dockerfile: Dockerfile, platform: Platform) -> Result:
         """`--call` other than build."""
         ignore = await self._ignored()
-        return calls.answer(dockerfile, self._options, platform, self._context.images, ignore)
+        return await blocking("build", calls.answer, dockerfile, self._options, platform, self._context.images, ignore)
 
     async def _check(self, dockerfile: Dockerfile, platform: Platform, bases: Mapping[Key, Base]) -> None:
         """Warn of what the build checks find. Raises DockerfileError where they are to fail the build."""
         ignore = await self._ignored()
-        for finding in calls.checked(dockerfile, self._options, platform, self._context.images.host, bases, ignore):
+        host = self._context.images.host
+        for finding in await blocking("build", calls.checked, dockerfile, self._options, platform, host, bases, ignore):
             self._reporter.warn(finding)
 
     async def _ignored(self) -> Patterns | None:
@@ -202,7 +244,7 @@ class _Build:
             text = await contextfiles.find(tree, name)
             if text is not None:
                 try:
-                    return Patterns(ignore.read(text))
+                    return await blocking("build", _patterns, text)
                 except InvalidParameter:
                     return None
         return None
@@ -215,22 +257,26 @@ class _Build:
         bases = Bases(self._context, self._request.auths, self._reporter, pull=self._options.pull)
         known: dict[Key, Base] = {}
         for _ in range(_ROUNDS):
-            missing = wanted(dockerfile, self._options, platform, host, known)
-            if not missing:
-                graph = lower(dockerfile, self._options, platform, host, known)
+            missing, graph = await blocking("build", _planned, dockerfile, self._options, platform, host, known)
+            if graph is not None:
                 await self._check(dockerfile, platform, known)
                 return graph
             async with trio.open_nursery() as nursery:
                 for one in missing:
-                    nursery.start_soon(self._base, bases, one, known, pin)
+                    nursery.start_soon(self._base, bases, one, known, pin, [stage.name for stage in dockerfile.stages])
         raise InvalidParameter("the base images' triggers name one image after another without end")
 
-    async def _base(self, bases: Bases, one: Wanted, known: dict[Key, Base], pin: Callable[[Iterable[str]], object]) -> None:
+    async def _base(
+        self, bases: Bases, one: Wanted, known: dict[Key, Base], pin: Callable[[Iterable[str]], object], stages: list[str]
+    ) -> None:
         try:
             image = await bases.find(one.reference, one.platform, one.name)
         except KnarrError as error:
+            error.hint = error.hint or suggest.hint(one.origin, filter(None, stages))
             raise placed(error, one.location.line) from error
+        _refuse_nul(msgspec.json.encode(image.config), f"the configuration of {one.name}")
         pin([*image.chain_ids, *image.blobs])
+        self._bases[image.id] = image
         known[one.key] = Base(
             reference=one.reference, image=image.id, chain=image.chain_id or "", digest=image.manifest, config=image.config,
             platform=image.config.platform,
@@ -244,7 +290,7 @@ class _Build:
         with service.scratch() as scratch:
             worker = BuildWorker(
                 self._context, self._reporter, contexts=self._tree, fetch=self._fetch, gifts=self._request.gifts, mounts=service.mounts,
-                limits=limits, scratch=scratch,
+                limits=limits, scratch=scratch, bases=self._bases,
             )  # fmt: skip
             async with trio.open_nursery() as packing:
                 wanted_layers = self._exported_layers(graph)
@@ -268,7 +314,7 @@ class _Build:
                     used.update({(number << 32) + index: found for index, found in solver.used.items()})
         used.update({-1 - one.row.number: one for one in caching.solved(graph, solver)})
         added = self._added(graph, outcome)
-        part = Part(graph.target, added, caching.within(graph, solver, added))
+        part = Part(graph.target, added, caching.within(graph, solver, added), list(self._bases.values()))
         return Built(graph=graph, part=part, resolved=solver.resolved(), began=began)
 
     def _exported_layers(self, graph: Graph) -> set[int]:

@@ -67,11 +67,12 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
 
 class Part(msgspec.Struct, frozen=True):
     """One platform's image: the base and the layers that a build adds, bottom first, one for each step with a vertex. `extra`: further
-    members of its configuration."""
+    members of its configuration. `bases`: images that it stands on, also those that were removed from the store meanwhile."""
 
     target: Target
     added: Sequence[Added]
     extra: Mapping[str, msgspec.Raw] = {}
+    bases: Sequence[ImageRecord] = ()
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -239,6 +240,7 @@ class _Export:
         self._snapshots = context.snapshots
         self._target = part.target
         self._extra = part.extra
+        self._bases = part.bases
         self._created = [one.created for one in part.added]
         self._rows = [one.snapshot for one in part.added]
         self._manner = manner
@@ -321,7 +323,7 @@ class _Export:
         wanted = chain_ids(self._target.base.diff_ids) if self._target.base is not None else ()
         known: dict[str, Layer] = {}
         if wanted:
-            for image in self._images.store:
+            for image in (*self._images.store, *self._bases):
                 if image.chain_ids[: len(wanted)] == wanted:
                     known = {layer.chain_id: layer for layer in image.layers}
                     break

@@ -144,7 +144,7 @@ class _Fetch:
         return f"{self._kept.tree(self._mirror_id)}"
 
     async def _drop_mirror(self) -> bool:
-        return await self._kept.remove([self._mirror_id]) >= 0 and self._kept.find(self._mirror_id) is None
+        return await self._kept.remove([self._mirror_id], fetching=True) >= 0 and self._kept.find(self._mirror_id) is None
 
     async def _fetched(self, found: _Commit) -> _Commit:
         """Bring the commit into the mirror."""

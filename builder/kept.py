@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator
 
 import msgspec
 
@@ -43,6 +43,7 @@ class Kept:
         self._token = secrets.token_hex(4)
         self._numbers = 0
         self._users: dict[str, int] = {}
+        self._fetches = 0
         os.makedirs(root, 0o700, exist_ok=True)
 
     def tree(self, id: str) -> str:
@@ -98,6 +99,15 @@ class Kept:
         if not self._users[id]:
             del self._users[id]
 
+    @contextlib.contextmanager
+    def fetching(self) -> Iterator[None]:
+        """While the block runs nothing is removed: what it has found it may be about to `use`."""
+        self._fetches += 1
+        try:
+            yield
+        finally:
+            self._fetches -= 1
+
     def records(self) -> list[CacheRecord]:
         """Blocks. All folders."""
         found: list[CacheRecord] = []
@@ -119,25 +129,32 @@ class Kept:
                     )
         return found
 
-    async def remove(self, ids: Collection[str]) -> int:
-        """Remove folders that no build uses; the bytes that were freed."""
+    async def remove(self, ids: Collection[str], *, fetching: bool = False) -> int:
+        """Remove folders that no build uses; the bytes that were freed. `fetching`: also while something is fetched, by who does that."""
         freed = 0
         for record in await blocking("disk", self.records):
-            if record.id in ids and record.id not in self._users:
-                # Out of sight first: nobody may begin to use what is being removed.
-                self._numbers += 1
-                name = f"tmp-{self._token}-{self._numbers}"
-                os.rename(f"{self._root}/{record.id}", f"{self._root}/{name}")
-                await blocking("disk", remove_below, self._root, name)
-                freed += record.size
+            if record.id in ids and record.id not in self._users and (fetching or not self._fetches):
+                freed += record.size if await self._remove(record.id) else 0
         return freed
+
+    async def _remove(self, id: str) -> bool:
+        """Remove a folder; False when somebody else does."""
+        # Out of sight first: nobody may begin to use what is being removed.
+        self._numbers += 1
+        name = f"tmp-{self._token}-{self._numbers}"
+        try:
+            os.rename(f"{self._root}/{id}", f"{self._root}/{name}")
+        except FileNotFoundError:
+            return False
+        await blocking("disk", remove_below, self._root, name)
+        return True
 
     async def sweep(self) -> None:
         """Remove what a crash or an earlier boot left."""
         for id in await blocking("disk", os.listdir, self._root):
             mine = id.startswith(f"tmp-{self._token}-")
             if not mine and id not in self._users and self.find(id) is None:
-                await blocking("disk", remove_below, self._root, id)
+                await self._remove(id)
 
 
 def _boot() -> str:

@@ -38,13 +38,14 @@ class Fetcher:
 
     async def fetch(self, op: HttpSource | GitSource) -> Tree:
         """A source of the graph. Raises KnarrError."""
-        if isinstance(op, HttpSource):
-            return self._hold(*await self._sources.downloads.fetch(op))
-        agent = parse(op.url).remote
-        if _AGENT in self._gifts.agents and (agent.startswith("ssh://") or "://" not in agent):
-            async with self._sources.agent(self._gifts) as path:
-                return self._hold(*await self._sources.checkouts.fetch(op, self._gifts.secrets, path))
-        return self._hold(*await self._sources.checkouts.fetch(op, self._gifts.secrets))
+        with self._sources.kept.fetching():
+            if isinstance(op, HttpSource):
+                return self._hold(*await self._sources.downloads.fetch(op))
+            agent = parse(op.url).remote
+            if _AGENT in self._gifts.agents and (agent.startswith("ssh://") or "://" not in agent):
+                async with self._sources.agent(self._gifts) as path:
+                    return self._hold(*await self._sources.checkouts.fetch(op, self._gifts.secrets, path))
+            return self._hold(*await self._sources.checkouts.fetch(op, self._gifts.secrets))
 
     async def context(self, address: str, dockerfile: str, *, strict: bool = False) -> Tree:
         """The main context at an address: a repository, an archive, or a Dockerfile, which gets the name `dockerfile`. `strict`: content
@@ -53,7 +54,8 @@ class Fetcher:
             return await self.fetch(GitSource(url=address))
         if not address.startswith(("http://", "https://")):
             raise InvalidParameter(f"unable to prepare context: {address!r} is no address of a Git repository or a web server")
-        return self._hold(*await self._sources.downloads.context(address, dockerfile, strict=strict))
+        with self._sources.kept.fetching():
+            return self._hold(*await self._sources.downloads.context(address, dockerfile, strict=strict))
 
     def _hold(self, id: str, tree: Tree) -> Tree:
         self._sources.kept.use(id)
