@@ -110,7 +110,9 @@ def output(endpoint: Endpoint, options: Options, epoch: int | None) -> Output:
         raise InvalidParameter(f'exporter "{kind}" could not be found', hint="there are: " + ", ".join(sorted({*_KNOWN, "registry"})))
     if kind not in _IMAGES:
         attributes = {key: value for key, value in attributes.items() if key != "name"}
-    annotations = [*map(annotation, options.annotations), *_annotations_of(attributes)] if kind in _IMAGES else []
+    annotations: list[Annotation] = []
+    if kind in _IMAGES:
+        annotations = [one for text in options.annotations for one in annotations_of(text)] + _annotations_of(attributes)
     for key in attributes:
         if key not in _KNOWN[kind] and not key.startswith("annotation"):
             raise InvalidParameter(f'unknown attribute "{key}" of the output {kind}', hint="it has: " + ", ".join(sorted(_KNOWN[kind])))
@@ -179,18 +181,18 @@ def _number(attributes: Mapping[str, str], key: str) -> int | None:
     return int(value)
 
 
-def annotation(text: str) -> Annotation:
-    """`[TYPE[[PLATFORM]]:]KEY=VALUE` of `--annotation`; the type is manifest when there is none. Raises InvalidParameter."""
+def annotations_of(text: str) -> list[Annotation]:
+    """`[TYPE[[PLATFORM]],…:]KEY=VALUE` of `--annotation`; the type is manifest when there is none. Raises InvalidParameter."""
     key, equals, value = text.partition("=")
-    kind, colon, rest = key.rpartition(":")
-    bare, _, platform = kind.partition("[")
-    if colon and bare in _ANNOTATIONS:
+    kinds, colon, rest = key.partition(":")
+    places = [one.partition("[") for one in kinds.split(",")]
+    if colon and all(kind in _ANNOTATIONS for kind, _, _ in places):
         key = rest
     else:
-        bare, platform = "manifest", ""
+        places = [("manifest", "", "")]
     if not equals or not key:
         raise InvalidParameter(f'invalid annotation "{text}", expected key=value')
-    return Annotation(bare, key, value, platform_of(platform.removesuffix("]")) if platform else None)
+    return [Annotation(kind, key, value, platform_of(on.removesuffix("]")) if on else None) for kind, _, on in places]
 
 
 def _annotations_of(attributes: Mapping[str, str]) -> list[Annotation]:

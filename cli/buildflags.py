@@ -376,8 +376,8 @@ def _annotation(text: str) -> str:
     if not equals or not key or (colon and not rest):
         raise refuse(f'invalid annotation "{text}", expected key=value')
     if colon:
-        for kind in kinds.partition("[")[0].split(","):
-            if kind not in _ANNOTATED:
+        for kind in kinds.split(","):
+            if kind.partition("[")[0] not in _ANNOTATED:
                 raise refuse(f'unknown annotation type "{kind}"')
     return text
 

@@ -86,6 +86,12 @@ def test_what_is_not_there_is_told(attributes: dict[str, str]) -> None:
         asked("image", name="a", **attributes)
 
 
+def test_an_annotation_of_several_things() -> None:
+    assert asked("image", annotations=("index,manifest[linux/arm64]:a:b=c",)).annotations == (
+        Annotation("index", "a:b", "c"), Annotation("manifest", "a:b", "c", Platform("arm64", "linux"))
+    )  # fmt: skip
+
+
 def test_annotations() -> None:
     one = asked("image", annotations=("a=1", "index:b=2", "manifest[linux/arm64]:c.d/e=3=4"), **{"annotation-manifest-descriptor.f": "5"})
     arm = Platform(architecture="arm64")
