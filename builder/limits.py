@@ -7,6 +7,8 @@ from engine.errors import InvalidParameter
 from engine.spec.build import Options
 from engine.spec.docker.containers import HostConfig, Ulimit
 
+_MOST = 1 << 63
+
 
 def limits_of(options: Options) -> Limits:
     """The host configuration that every RUN begins with."""
@@ -35,6 +37,8 @@ def _ulimit(text: str) -> Ulimit:
     except ValueError:
         raise InvalidParameter(f"invalid ulimit argument: {text}") from None
     if not equals or not name:
+        raise InvalidParameter(f"invalid ulimit argument: {text}")
+    if not all(-1 <= value < _MOST for value in (limit.soft, limit.hard)):
         raise InvalidParameter(f"invalid ulimit argument: {text}")
     if limit.hard != -1 and limit.soft > limit.hard:
         raise InvalidParameter(f"ulimit soft limit must be less than or equal to hard limit: {limit.soft} > {limit.hard}")

@@ -37,6 +37,8 @@ DIGEST = 32
 ABSENT = bytes(DIGEST)
 _ENTRIES_MAX = 4_000_000
 _NAME_MAX = 255  # the kernel's
+_SIZE_MAX = (1 << 64) - 1
+_MAJORS, _MINORS = 1 << 12, 1 << 20  # of devices; the kernel's
 _PATH_MAX = 4096  # the kernel's, for the target of a link
 _MAGIC = b"knarr-context-1\n"
 _INDEX_HEAD = struct.Struct(">36sIQQHHI")
@@ -99,7 +101,7 @@ class Index(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """Bytes of the files."""
-        return sum(folder.size for folder in self.folders)
+        return min(_SIZE_MAX, sum(folder.size for folder in self.folders))  # what clients say, and they may lie
 
 
 class Planned(msgspec.Struct):
@@ -189,6 +191,8 @@ def entries(folder: Folder) -> list[Entry]:
         target = block[middle:after]
         if (kind in (SYMLINK, HARD_LINK)) != bool(target) or len(target) >= _PATH_MAX or (kind == SYMLINK and b"\0" in target):
             raise _malformed(folder, f"has a link {name!r} to {target!r:.200}")
+        if kind in (CHARACTER, BLOCK) and (length >> 32 >= _MAJORS or length & 0xFFFFFFFF >= _MINORS):
+            raise _malformed(folder, f"has the device {name!r} of a number that there is not")
         found.append(Entry(kind, mode, length, mtime, ctime, name, target, block[after:end], block[at:end]))
         at = end
         last = name
@@ -281,7 +285,7 @@ def _changed(folder: Folder, old: Folder | None) -> tuple[Planned, set[bytes]]:
             for _ in attributes(entry):  # all of them can be read
                 folder.flags |= ADORNED
         if entry.type == FILE:
-            folder.size += entry.size
+            folder.size = min(_SIZE_MAX, folder.size + entry.size)
             if raw == entry.raw and entry.ctime != RACY_TIME and digest != ABSENT:
                 kept.add(entry.name)
                 digests[i * DIGEST : (i + 1) * DIGEST] = digest
@@ -400,7 +404,7 @@ def claimed(path: bytes, files: Sequence[tuple[Entry, bytes]]) -> Folder:
     """A folder of which only these files with these digests are certain."""
     block = b"".join(entry.raw for entry, _ in files)
     digests = b"".join(digest for _, digest in files)
-    return Folder(path, DIRTY, len(files), block, digests=digests, size=sum(entry.size for entry, _ in files))
+    return Folder(path, DIRTY, len(files), block, digests=digests, size=min(_SIZE_MAX, sum(entry.size for entry, _ in files)))
 
 
 def encode_index(index: Index) -> bytes:

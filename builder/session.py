@@ -227,7 +227,7 @@ class Session:
     async def connect(self, id: str, stream: trio.SocketStream) -> None:
         """Serve one connection to the client's agent `id`."""
         number = self._next_channel
-        self._next_channel += 1
+        self._next_channel = number % frames.MAX_STREAM + 1
         channel = self._channels[number] = _Channel()
         for piece in frames.message(frames.OPEN, number, id.encode()):
             await self.outbox.send(piece)

@@ -12,6 +12,8 @@ import trio
 from builder.graph import Mount
 from builder.secrets import Gifts
 
+_CONNECTIONS = 64  # of one mount at once
+
 
 @contextlib.asynccontextmanager
 async def agent_socket(folder: str, mount: Mount, gifts: Gifts) -> AsyncIterator[str]:
@@ -35,12 +37,18 @@ async def agent_socket(folder: str, mount: Mount, gifts: Gifts) -> AsyncIterator
 
 
 async def _serve(listener: trio.SocketListener, id: str, gifts: Gifts) -> None:
+    # Each one costs a descriptor here and one at the client: those of a hostile process beyond these wait in its own queue.
+    free = trio.Semaphore(_CONNECTIONS)
     async with trio.open_nursery() as nursery:
         while True:
-            nursery.start_soon(_connected, await listener.accept(), id, gifts)
+            await free.acquire()
+            nursery.start_soon(_connected, await listener.accept(), id, gifts, free)
 
 
-async def _connected(stream: trio.SocketStream, id: str, gifts: Gifts) -> None:
-    async with stream:
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await gifts.connect(id, stream)
+async def _connected(stream: trio.SocketStream, id: str, gifts: Gifts, free: trio.Semaphore) -> None:
+    try:
+        async with stream:
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await gifts.connect(id, stream)
+    finally:
+        free.release()

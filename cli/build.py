@@ -127,5 +127,6 @@ def _answer(plan: Plan, result: "dict[str, Any]") -> int:
 
         output(indent(ordered_dumps(result.get("answer")), "  ") + "\n")
     elif text := result.get("text"):
-        output(text.rstrip("\n") + "\n")
+        # Comments of a Dockerfile are in it, which may be somebody else's.
+        output("".join(buildprogress.printable(line.expandtabs()) + "\n" for line in text.rstrip("\n").split("\n")))
     return 0 if plan.ignore_status else int(result.get("code") or 0)

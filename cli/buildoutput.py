@@ -1,8 +1,8 @@
 """What a build leaves on the client's machine: folders unpacked from a tar stream, archives, the image's identifier, the metadata.
 
 A stream comes from a hostile image: every name is opened from the descriptor of the folder above it, and no link is followed. As with
-BuildKit's local exporter everything belongs to the caller; modes, times and links are kept; a folder that exists is merged into, and what
-is in the way of an entry is replaced, never written through.
+BuildKit's local exporter everything belongs to the caller; modes, times and links are kept, but for what would give the caller's rights
+away; a folder that exists is merged into, and what is in the way of an entry is replaced, never written through.
 """
 
 import errno
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PLACE = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _NEW = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
+_LONGEST = 4096  # bytes of a name, the kernel's for a path
 _KIND, _FOLDER, _LINK = 0o170000, 0o040000, 0o120000
 _UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP)
 
@@ -133,6 +134,8 @@ class Unpacker:
         place = tuple(part for part in entry.name.split(b"/") if part not in (b"", b"."))
         if not place:
             return  # the folder itself: the caller's
+        if len(entry.name) > _LONGEST:
+            raise refuse(f"the daemon's archive for {self.path} has a name of {len(entry.name)} bytes")
         if b".." in place:
             raise refuse(f"the daemon's archive for {self.path} has a name that leads out of it: {_shown(entry.name)}")
         try:
@@ -200,7 +203,8 @@ class Unpacker:
         else:
             kind = {tar.CHARACTER: 0o020000, tar.BLOCK_DEVICE: 0o060000, tar.FIFO: 0o010000}[entry.type]
             posix.mknod(name, kind | 0o600, posix.makedev(entry.devmajor, entry.devminor), dir_fd=at)
-            posix.chmod(name, entry.mode, dir_fd=at)  # nobody else can have replaced it in a folder that is being written
+            # Nobody else can have replaced it in a folder that is being written. A device is one of this host: for the caller alone.
+            posix.chmod(name, entry.mode if entry.type == tar.FIFO else entry.mode & 0o700, dir_fd=at)
         posix.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=at, follow_symlinks=False)
 
     def _file(self, reader: "TarReader", entry: "Entry", name: bytes) -> None:
@@ -214,7 +218,7 @@ class Unpacker:
                 _write_sparse(fd, reader, entry.sparse)
             for key, value in (entry.xattrs or {}).items():
                 _set_attribute(fd, key, value)
-            posix.fchmod(fd, entry.mode)
+            posix.fchmod(fd, _mode(entry))
             posix.utime(fd, ns=(entry.mtime, entry.mtime))
         finally:
             posix.close(fd)
@@ -259,6 +263,17 @@ class Unpacker:
                     self._delete(fd, here)
                 finally:
                     posix.close(fd)
+
+
+def _mode(entry: "Entry") -> int:
+    """A file's mode for the caller: not set-user-ID or set-group-ID where it belonged to somebody else, or its programs would get the
+    caller's rights, root's perhaps, for everybody who starts them."""
+    mode = entry.mode
+    if entry.uid != posix.geteuid():
+        mode &= ~0o4000
+    if entry.gid != posix.getegid():
+        mode &= ~0o2000
+    return mode
 
 
 def _shown(name: bytes) -> str:

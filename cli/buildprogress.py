@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TAIL = 10  # lines of a failed vertex's log that are shown at the end, as BuildKit does
+LONGEST = 65536  # bytes of a line, which is shown as two when it is longer
 KEPT = 100  # lines of a vertex's log that are remembered
 PATIENCE = 5.0  # seconds that a vertex's output waits for another's that goes on, as in BuildKit
 IDLE = 1.0  # seconds without output after which the vertex that is shown gives way
@@ -161,6 +162,9 @@ class State:
         from binascii import a2b_base64
 
         *lines, vertex.partial = (vertex.partial + a2b_base64(one.get("data") or "")).split(b"\n")
+        if len(vertex.partial) > LONGEST:
+            lines.append(vertex.partial)
+            vertex.partial = b""
         for line in lines:
             self._line(vertex, moment(one.get("timestamp") or ""), line, now)
 

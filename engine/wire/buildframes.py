@@ -61,6 +61,7 @@ _HEADER = struct.Struct(">II")
 
 MESSAGE_LIMITS = {REQUEST: 32 << 20, MANIFEST: 512 << 20, NEED: 64 << 20, EVENT: 16 << 20, OPEN: 1 << 10, RESULT: 64 << 20, ERROR: 1 << 20}
 """Bytes that a joined message of a kind may have. Kinds that are not here are never joined."""
+_BEGUN = 1000  # messages at once: an empty piece costs no payload, but a record
 _KINDS = frozenset((*MESSAGE_LIMITS, FILES, CHANNEL, CHANNEL_END, CANCEL, OUTPUT, OUTPUT_END))
 
 VERSION = 1
@@ -152,8 +153,7 @@ class Frames:
         self._kept += len(payload)
         if len(begun) > limit:
             raise MalformedFrame(f"a message of the kind {kind} with more than {limit} bytes")
-        # An empty piece costs no payload but a record: count one.
-        if self._kept + 100 * len(self._begun) > max(MESSAGE_LIMITS.values()):
+        if self._kept > max(MESSAGE_LIMITS.values()) or len(self._begun) > _BEGUN:
             raise MalformedFrame("too many messages at once")
         if not last:
             return None
