@@ -219,16 +219,23 @@ class CacheImports:
                     entry = found.content.entries.get(key)
                     if entry is None or (place, entry.layer) in source.refused:
                         continue
+                    told = f"importing cached layers of {bound.graph.vertices[index].name}"
+                    vertex = sha256(f"{told} {source.vertex} {key}".encode())
                     try:
-                        return await self._bring(found, key, bound, index), ()
+                        row = await self._bring(found, key, bound, index, vertex, told)
                     except (KnarrError, OSError) as error:
                         source.refused.add((place, entry.layer))
-                        text = f"the cached result for {bound.graph.vertices[index].name} from {source.name} is not used: {error}"
-                        log.warning("%s", text)
-                        self._reporter.log(source.vertex, 2, f"WARNING: {text}\n".encode())
+                        log.warning("%s from %s: %s", told, source.name, error)
+                        self._reporter.begin(vertex, told)
+                        self._reporter.end(vertex, error=f"{source.name} is not used: {error}", counts=False)
+                        continue
+                    if self._reporter.told(vertex):
+                        self._reporter.end(vertex, counts=False)
+                    return row, ()
         return None
 
-    async def _bring(self, found: _Found, key: str, bound: Bound, index: int) -> Snapshot:
+    async def _bring(self, found: _Found, key: str, bound: Bound, index: int, vertex: str, told: str) -> Snapshot:
+        """`vertex` begins, as `told`, when something has to be fetched."""
         content, lies = found.content, ground(bound.graph, index)
         lineage = content.lineage(content.entries[key].layer, len(lies.vertices), lies.chain)
         self._pin([*(layer.chain for layer in lineage), *(layer.blob.digest for layer in lineage)])
@@ -239,9 +246,8 @@ class CacheImports:
         while missing and snapshots.whole(missing[0].chain):
             del missing[0]
         if missing:
-            name = bound.graph.vertices[index].name
-            with self._reporter.vertex(f"importing cached layers of {name}") as vertex:
-                await self._layers(missing, found.fetch, vertex)
+            self._reporter.begin(vertex, told)
+            await self._layers(missing, found.fetch, vertex)
         rows = [await self._checked(layer) for layer in lineage]
         self._keep(rows, lineage, key, bound, lies.vertices, content)
         return rows[-1]
