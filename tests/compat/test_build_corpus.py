@@ -58,7 +58,7 @@ def unknown(case: Case, found: list[str]) -> list[str]:
 
 
 def marked(cases: list[Case]) -> list[object]:
-    return [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in cases]
+    return [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.debian else []) for case in cases]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 A case is a folder: `Dockerfile`, `context/`, other files beside it, `case.py` for options and for what git cannot hold, `expected.json`.
 `case.py` may define `ARGUMENTS` (options of the build), `BEFORE` (lists of arguments of builds that come first), `OUTPUT = "tar"` (the
 result is what `-o type=tar` writes: attributes that `docker save` leaves out), `ALONE` (why another engine cannot build it), `CLASSIC`
-(True: the docker CLI's classic build gives the same), `prepare(folder)`, called on a copy of the folder. Builds run in that copy.
+(True: the docker CLI's classic build gives the same), `DEBIAN` (True: builds from `knarr-corpus-debian`, with a network), `ONLY`
+(beginnings of names that are looked at), `prepare(folder)`, called on a copy of the folder. Builds run in that copy.
 
 `python -m tests.lib.builds NAME...` records the descriptions anew from the engine KNARR_PEER_DOCKER_HOST (buildx: KNARR_PEER_BUILDX).
 """
@@ -34,6 +35,7 @@ from tests.lib.daemon import Engine, Peer, docker_program, knarr_command
 
 CASES = Path(__file__).parent.parent / "compat/builds"
 OWN = "knarr-corpus"  # begins the names of images that are built here
+DEBIAN = f"{OWN}-debian"
 NOW = 1_700_000_000  # times of files in contexts are before it, those of a build after it
 
 Layer = dict[str, str]
@@ -48,7 +50,8 @@ class Case:
     output: str = "image"
     alone: str = ""
     classic: bool = False
-    slow: bool = False
+    debian: bool = False
+    only: tuple[str, ...] = ("",)
     prepare: Callable[[Path], None] | None = None
 
     @property
@@ -99,7 +102,8 @@ def load(folder: Path) -> Case:
         getattr(module, "OUTPUT", "image"),
         getattr(module, "ALONE", ""),
         getattr(module, "CLASSIC", False),
-        getattr(module, "SLOW", False),
+        getattr(module, "DEBIAN", False),
+        tuple(getattr(module, "ONLY", ("",))),
         getattr(module, "prepare", None),
     )
 
@@ -164,6 +168,8 @@ class Builder:
 
     def build(self, case: Case, target: Path) -> Built:
         """Build a case in a copy of its folder below `target`. Raises AssertionError when a build that comes first fails."""
+        if case.debian:
+            load_debian(self.engine)
         place = stage(case, target)
         names = []
         try:
@@ -182,10 +188,20 @@ class Builder:
             names.append(name)
             answer = self.engine.api("GET", f"/images/{name}/get", timeout=120)
             assert answer.status == 200, answer.body
-            return describe(answer.body)
+            return describe(answer.body, case.only)
         finally:
             for name in reversed(names):
                 self.engine.api("DELETE", f"/images/{name}?force=1")
+
+
+def load_debian(engine: Engine) -> None:
+    """Load a minimal Debian unless it is there."""
+    if engine.api("GET", f"/images/{DEBIAN}/json").status == 200:
+        return
+    with tempfile.TemporaryDirectory(prefix="knarr-corpus-") as folder:
+        archive = images.docker_archive([busybox.debian_tar(Path(folder)).read_bytes()], [f"{DEBIAN}:latest"])
+    answer = engine.api("POST", "/images/load?quiet=1", archive, {"Content-Type": "application/x-tar"}, timeout=120)
+    assert answer.status == 200, answer.body
 
 
 def _failure(output: bytes) -> str:
@@ -201,8 +217,8 @@ def _failure(output: bytes) -> str:
 # -- reading
 
 
-def describe(archive: bytes) -> Built:
-    """The one image of what `docker save` writes; busybox's own layer is left out."""
+def describe(archive: bytes, only: tuple[str, ...] = ("",)) -> Built:
+    """The one image of what `docker save` writes, without the layer of its base; of files only those whose names begin so."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as outer:
 
         def content(name: str) -> bytes:
@@ -212,9 +228,8 @@ def describe(archive: bytes) -> Built:
 
         manifest = json.loads(content("manifest.json"))[0]
         document = json.loads(content(manifest["Config"]))
-        ids = document["rootfs"]["diff_ids"] or []
-        base = 1 if ids[:1] == [_busybox_id()] else 0
         history = document.get("history") or []
+        base = 1 if history and history[0].get("created_by") == "layer 0" else 0  # as `images.image_config` says
         steps = [one.get("created_by", "") for one in history if not one.get("empty_layer")]
         layers = []
         below: Layer = dict(busybox_tree()) if base else {}
@@ -222,7 +237,7 @@ def describe(archive: bytes) -> Built:
             layer = _layer(content(name))
             if step.startswith("RUN"):
                 layer = {path: line for path, line in layer.items() if not _touched(line, below.get(path, ""))}
-            layers.append(layer)
+            layers.append({path: line for path, line in layer.items() if path.startswith(only)})
             below = merge([layer], below)
     kept = {key: value for key, value in (document.get("config") or {}).items() if value is not None}
     config = {**kept, **{key: document[key] for key in ("architecture", "os", "variant", "author") if document.get(key)}}
@@ -233,11 +248,6 @@ def describe(archive: bytes) -> Built:
 def _touched(line: str, before: str) -> bool:
     """Whether a folder is as it was but for its time: what is changed in it brings it up, as do places of mounts that come and go."""
     return line.startswith("d ") and (line == before or (line.endswith(" now") and line[:-4] == before.rsplit(" ", 1)[0]))
-
-
-@cache
-def _busybox_id() -> str:
-    return "sha256:" + hashlib.sha256(busybox.layer()).hexdigest()
 
 
 @cache

@@ -1,0 +1,2 @@
+DEBIAN = True
+ONLY = ("opt", "etc/hello", "usr/bin/hello", "tmp", "run")

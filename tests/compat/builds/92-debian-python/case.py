@@ -1,0 +1,2 @@
+DEBIAN = True
+ONLY = ("venv", "app")
