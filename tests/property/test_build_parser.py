@@ -125,7 +125,7 @@ def test_an_environment_comes_back(pairs: list[tuple[str, str]]) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=10), max_size=6), st.booleans())
+@given(st.lists(st.text(st.characters(exclude_characters="\n\0", exclude_categories=["Cs"]), max_size=10), max_size=6), st.booleans())
 def test_documents_come_back_as_they_are(rows: list[str], trigger: bool) -> None:
     content = "".join(row + "\n" for row in rows if row.rstrip("\r") != "EOF")
     prefix = "ONBUILD " if trigger else ""
