@@ -245,7 +245,8 @@ class Images:
         """After the rows are durably gone; the bytes of the blobs. A blob needed again by now stays; another is out of sight before
         anyone can find it."""
         used = self.blobs_in_use()
-        trash = [path for blob in blobs if blob not in used and (path := self.content.discard(blob))]
+        # Among what was in use are also names of layers whose digests nobody knows yet.
+        trash = [path for blob in blobs if blob not in used and is_digest(blob) and (path := self.content.discard(blob))]
 
         def work() -> int:
             freed = 0
