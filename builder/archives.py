@@ -12,8 +12,10 @@ from collections.abc import Callable
 from builder.filecopy import Stopped
 from builder.layerfolder import Owner
 from engine.errors import InvalidParameter
+from engine.service.unpack import Counted, bounded
 from engine.store import unpack as unpacking
 from engine.store.merged import Refused
+from engine.store.unpack import DEFAULT_LIMITS
 from engine.wire import compression, tar
 
 
@@ -30,7 +32,8 @@ def unpack(
 ) -> None:
     """Unpack the open file `fd` into the open folder `target`, which shows the open folders `lowers` of layers below. `owner`: of
     everything instead of the archive's; `latest` (ns): no time is later. Raises InvalidParameter naming the archive, Stopped, DiskFull."""
-    reader = _Reader(_content(fd), owner, latest, stop)
+    packed = Counted(_pulled(fd))
+    reader = _Reader(bounded(packed, compression.decompressed(packed)[1], DEFAULT_LIMITS), owner, latest, stop)
     try:
         # The dot makes the path end in something that is no link.
         unpacking.unpack(reader, f"/proc/self/fd/{target}/.", tuple(f"/proc/self/fd/{lower}/." for lower in lowers))
@@ -39,6 +42,10 @@ def unpack(
 
 
 def _content(fd: int) -> compression.Source:
+    return compression.decompressed(_pulled(fd))[1]
+
+
+def _pulled(fd: int) -> compression.Source:
     at = 0
 
     def pull() -> bytes:
@@ -47,7 +54,7 @@ def _content(fd: int) -> compression.Source:
         at += len(piece)
         return piece
 
-    return compression.decompressed(pull)[1]
+    return pull
 
 
 class _Reader(tar.TarReader):

@@ -28,6 +28,7 @@ from engine.spec.buildcache import REGULAR
 from engine.wire import compression
 
 _REDIRECTS = 10
+_LONGEST_VALUE = 1000  # characters of a header that is sent back
 _BATCH = 4 << 20
 _LIMIT = 64 << 30
 """Bytes of a file; a server that never ends must not fill the disk."""
@@ -101,7 +102,7 @@ class Downloads:
             if not target:
                 raise KnarrError(f"fetching {shown(url)}: {response.status} response missing Location header")
             host = host or urlsplit(plain).netloc
-            url = urljoin(plain, target)
+            url = _target(plain, target)
         raise KnarrError(f"fetching {shown(url)}: stopped after {_REDIRECTS} redirects")
 
     async def _save(self, op: HttpSource, key: str, response: Response) -> tuple[str, Record]:
@@ -121,8 +122,9 @@ class Downloads:
                 description=f"http url {shown(op.url)}",
                 facts={
                     "digest": digest,
-                    "etag": response.headers.get("etag", ""),
-                    "modified": modified,
+                    # They are sent back in headers, by everybody who asks for this address from now on.
+                    "etag": _sendable(response.headers.get("etag", "")),
+                    "modified": _sendable(modified),
                     "type": response.headers.get("content-type", ""),
                 },
             )
@@ -194,6 +196,21 @@ async def _download(response: Response, target: str) -> str:
     finally:
         os.close(fd)
     return f"sha256:{hasher.hexdigest()}"
+
+
+def _target(url: str, location: str) -> str:
+    """Where a redirect leads. Raises InvalidParameter."""
+    try:
+        target = urljoin(url, location)
+        _ = urlsplit(target).port
+    except ValueError as error:
+        raise InvalidParameter(f"fetching {shown(url)}: a redirect to {location[:200]!r}: {error}") from None
+    return target
+
+
+def _sendable(value: str) -> str:
+    """The value of a header, "" for one that no request could have."""
+    return value if value.isascii() and value.isprintable() and len(value) <= _LONGEST_VALUE else ""
 
 
 def _credentials(url: str) -> tuple[str, str]:
