@@ -367,6 +367,7 @@ def too_short(manifest: dict[str, Any], config: dict[str, Any]) -> None:
         (on_nothing, "its layers lie on nothing", STEPS),
         (of_other_steps, "its layers lie on", STEPS - 2),  # the bottom layer of a stage is what it is
         (beyond_the_end, "leads to layer 1000", STEPS),
+        (too_short, "is not used", STEPS),
     ],
 )  # fmt: skip
 def test_a_cache_that_lies(
