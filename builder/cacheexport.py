@@ -24,6 +24,7 @@ from builder.progress import Reporter, stamp
 from builder.solver import Solver
 from engine.aio.blocking import blocking
 from engine.aio.locks import KeyedLocks
+from engine.aio.scopes import shielded
 from engine.errors import InvalidParameter, KnarrError
 from engine.service.context import Context
 from engine.service.layerblobs import Form
@@ -38,6 +39,7 @@ from engine.wire import tar, tarwrite
 
 _READ = 1 << 20
 _AT_ONCE = 4
+_CLEANUP_SECONDS = 60.0
 _REMEMBERED = 50_000  # layers
 _VERTEX = {"registry": "exporting cache to registry", "local": "exporting cache to client directory"}
 
@@ -143,17 +145,23 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 async def export(context: Context, to: CacheTo, results: Mapping[int, Result], around: Surroundings) -> None:
     """Write one cache. The caller keeps the results. Raises InvalidParameter, KnarrError, OSError; nothing of it with `ignore_error`."""
     chosen = [one for one in results.values() if to.everything or one.needed]
+    made: list[str] = []
     try:
         with around.reporter.vertex(_VERTEX[to.kind]) as vertex, context.images.pins() as pin:
-            await _Export(context, to, chosen, around, vertex, pin).run()
+            await _Export(context, to, chosen, around, vertex, pin, made).run()
     except (KnarrError, OSError):
         if not to.ignore_error:
             raise
+    finally:
+        if made:
+            with shielded(_CLEANUP_SECONDS):
+                await context.images.release(made)
 
 
 class _Export:
     def __init__(
-        self, context: Context, to: CacheTo, results: Sequence[Result], around: Surroundings, vertex: str, pin: Pin
+        self, context: Context, to: CacheTo, results: Sequence[Result], around: Surroundings, vertex: str, pin: Pin,
+        packed: list[str],
     ) -> None:  # fmt: skip
         self._images = context.images
         self._registries = context.registries
@@ -162,6 +170,7 @@ class _Export:
         self._around = around
         self._vertex = vertex
         self._pin = pin
+        self._packed = packed  # blobs that nobody needs afterwards
 
     @contextlib.contextmanager
     def _told(self, text: str) -> Iterator[None]:
@@ -301,6 +310,7 @@ class _Export:
             if await blocking("disk", self._images.content.exists, known.blob.digest, known.blob.size):
                 return known
         layer = await self._images.layer_blobs.made(one.found.row, self._to.form, self._pin)
+        self._packed.append(layer.digest)
         made = PackedLayer(Descriptor(digest=layer.digest, size=layer.size), layer.diff_id)
         self._around.packed.put(one.found.id, self._to.form, made)
         return made

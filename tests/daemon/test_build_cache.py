@@ -130,9 +130,13 @@ def there(daemons: tuple[Daemon, Daemon], folder: Path) -> Iterator[Host]:
 
 def test_a_cache_in_a_registry_spares_every_step(here: Host, there: Host, registry: DockerRegistry) -> None:
     ref = f"{registry.host}/cache/max"
+    blobs = here.daemon.data_root / "content"
+    before = {path.name for path in blobs.rglob("*") if len(path.name) == 64}
     first = here.build("-t", "one", "--cache-to", f"type=registry,ref={ref},mode=max")
     assert executed(first) == STEPS
     assert "exporting cache to registry" in first
+    # Of what was sent, nothing is kept: only the image's two documents are new.
+    assert len({path.name for path in blobs.rglob("*") if len(path.name) == 64} - before) == 2
     second = there.build("-t", "one", "--cache-from", f"type=registry,ref={ref}")
     assert ALL_CACHED in second
     assert f"importing cache manifest from {ref}" in second
