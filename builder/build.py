@@ -151,7 +151,9 @@ class _Build:
         if isinstance(failure, BuildFault) and failure.line and self._dockerfile is not None and not failure.excerpt:
             from builder.errors import excerpt
 
-            failure.excerpt = excerpt(self._dockerfile.text, failure.line, failure.line, path=self._dockerfile.path)
+            dockerfile = self._dockerfile
+            ends = [one.location.end for stage in dockerfile.stages for one in stage.instructions if one.location.line == failure.line]
+            failure.excerpt = excerpt(dockerfile.text, failure.line, max(ends, default=failure.line), path=dockerfile.path)
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:

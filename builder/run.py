@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from builder.errors import quoted
 from builder.faults import BuildFault
 from builder.graph import Run
 from builder.mounting import Stubs
@@ -108,7 +109,7 @@ def _failed(op: Run, code: int, oom: bool) -> str:
 
 def _incomplete(op: Run, why: str) -> str:
     """BuildKit's words."""
-    return f'process "{" ".join(op.args)}" did not complete successfully: {why}'
+    return f"process {quoted(' '.join(op.args))} did not complete successfully: {why}"
 
 
 def _container(context: Context, op: Run, limits: Limits) -> Container:
