@@ -435,7 +435,7 @@ def _outputs(given: "dict[str, Any]", made: Plan) -> None:
 def output_of(text: str) -> "tuple[str, dict[str, str], Sink | None]":
     """`--output`: type, attributes for the daemon, and where its bytes go here. `DEST` alone is a folder, `-` alone a tar on stdout."""
     if text == "-":
-        return "tar", {}, Sink("tar", "-", False)
+        text = "type=tar,dest=-"
     if csv(text) == [text] and not text.startswith("type="):
         return "local", {}, _folder("local", text, {})
     attributes = pairs(text)
