@@ -185,6 +185,17 @@ def test_a_file_that_is_not_there(site: Builder, source: str) -> None:
     assert '"/none": not found' in classic.stderr
 
 
+def test_all_lines_of_the_instruction_that_failed_are_marked(site: Builder) -> None:
+    site.write("Dockerfile", "FROM busybox\nRUN true && \\\n  false\nRUN <<E\nfalse\n\nE\n")
+    told = site.build(".", fails=1)
+    assert "   2 | >>> RUN true && \\\n   3 | >>>   false\n   4 |     RUN <<E\n" in told
+    assert 'process "/bin/sh -c true &&   false" did not complete successfully: exit code: 1' in told
+    site.write("Dockerfile", "FROM busybox\nRUN <<E\nfalse\n\nE\n")
+    told = site.build(".", fails=1)
+    assert "   2 | >>> RUN <<E\n   3 | >>> false\n   4 | >>> \n   5 | >>> E\n" in told
+    assert r'process "/bin/sh -c false\n\n" did not complete' in told
+
+
 def test_a_step_for_another_architecture(site: Builder) -> None:
     data = io.BytesIO()
     shell = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()
@@ -245,6 +256,13 @@ def test_a_terminal_that_becomes_narrow(site: Builder) -> None:
         terminal.process.send_signal(signal.SIGWINCH)
         terminal.expect(b"1 step executed")
         assert terminal.wait() == 0
+
+
+def test_a_tar_is_not_written_to_a_terminal(site: Builder) -> None:
+    site.write("Dockerfile", "FROM busybox\n")
+    with Terminal([*knarr_command(), "build", "-o", "-", str(site.folder)], site.environment) as terminal:
+        terminal.expect(b"refusing to write to console")
+        assert terminal.wait() == 1
 
 
 # -- networks, contexts, platforms, annotations
