@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 DU = Command("builder du", "[OPTIONS]", {"builder": "string", "filter": "filter", "format": "string", "verbose": "bool"},
              {"v": "verbose"}, 0, 0)
-PRUNE = Command("builder prune", "[OPTIONS]", {
+PRUNE = Command("builder prune", "", {
     "all": "bool", "builder": "string", "filter": "filter", "force": "bool", "keep-storage": "bytes", "max-used-space": "bytes",
     "min-free-space": "bytes", "reserved-space": "bytes", "verbose": "bool",
 }, {"a": "all", "f": "force"}, 0, 0)
