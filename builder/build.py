@@ -113,7 +113,9 @@ async def build(service: BuildService, request: Request, hooks: Hooks) -> Result
         except (KnarrError, OSError):
             raise
         except DatabaseError as error:
-            raise (DiskFull if is_full(error) else KnarrError)(f"storing what the build made: {error}") from error
+            if is_full(error):
+                raise DiskFull(f"no space left on device: storing what the build made: {error}") from error
+            raise KnarrError(f"storing what the build made: {error}") from error
         except Exception as error:  # a defect, of which the client hears too
             log.exception("a build")
             raise KnarrError(f"internal error: {type(error).__name__}: {error}") from error

@@ -267,6 +267,8 @@ class _Folder:
             os.rename(f"{self._path}/index.new", f"{self._path}/index")
 
     async def feed(self, data: bytes) -> None:
+        if self._failure is not None:
+            return  # `finish` tells; the client has sent on before it heard of that
         if self._complete.is_set():
             if data:
                 raise buildframes.MalformedFrame("more files of a context than it was asked for")
@@ -274,8 +276,6 @@ class _Folder:
         if not data:
             raise buildframes.MalformedFrame("a context ended before all files were sent")
         assert self._filling is not None
-        if self._failure is not None:
-            return
         try:
             await blocking("disk", self._filling.feed, data)
         except (KnarrError, OSError) as error:

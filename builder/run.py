@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import struct
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -21,6 +22,7 @@ from builder.faults import BuildFault
 from builder.graph import Run
 from builder.mounting import Stubs
 from engine.aio.blocking import blocking
+from engine.aio.scopes import shielded
 from engine.errors import InvalidParameter, KnarrError, LaunchError
 from engine.monitor.client import MonitorGone
 from engine.runtime import plan
@@ -34,13 +36,17 @@ from engine.service.supervise import Ended, LaunchFailed, Process, launch_error
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import Config, CreateRequest, HostConfig
 from engine.spec.mount import Mount
+from engine.store.db import DatabaseError
 from engine.store.snapshots import PROVISIONAL, Snapshot
 from engine.store.trees import usage
 from engine.wire import control
 
+log = logging.getLogger("knarr.build")
+
 _HOSTNAME = "buildkitsandbox"  # what BuildKit calls it; images' scripts have come to know it
 _HEADER = struct.Struct(">BxxxI")
 _READ = 1 << 16
+_LITTLE = 1 << 20  # bytes: a file system with less room is full
 _UNMOUNT_SECONDS = 30.0
 _CLEANUP_SECONDS = 60.0
 
@@ -80,12 +86,40 @@ async def run(
         except LaunchError as error:
             raise BuildFault(_incomplete(op, error.message), hint=error.hint) from error
         if process.code:
-            raise BuildFault(_failed(op, process.code, process.oom), code=process.code)
+            raise BuildFault(_failed(op, process.code, process.oom), code=process.code, hint=_room(context))
         return await _commit(context, container, stubs)
     except BaseException:
-        folder = context.snapshots.forget(container.id)
+        row = context.snapshots.get(container.id)
+        assert row is not None
+        folder = context.snapshots.folder(row)
+        if _room(context):
+            await clear_away(context, folder, context.snapshots.delete_files)
+        try:
+            context.snapshots.forget(container.id)
+        except DatabaseError as error:
+            log.warning("forgetting a step that failed: %s", error)
+            context.snapshots.abandon(container.id)  # the row goes at the next start
         context.chores.later(f"removing {folder} of a step that failed", functools.partial(context.snapshots.delete_files, folder))
         raise
+
+
+async def clear_away(context: Context, folder: str, remove: Callable[[str], object]) -> None:
+    """Remove what a step that failed left: soon, or at once when the disk is full, because the database needs room to forget it."""
+    what = f"removing {folder} of a step that failed"
+    if not _room(context):
+        context.chores.later(what, functools.partial(remove, folder))
+        return
+    with shielded(_CLEANUP_SECONDS):
+        try:
+            await blocking("disk", remove, folder)
+        except OSError as error:
+            log.warning("%s: %s", what, error)
+
+
+def _room(context: Context) -> str:
+    """What may be why a process failed, and its output does not always say."""
+    found = os.statvfs(context.layout.snapshots)
+    return "no space left on the file system of --data-root" if found.f_bavail * found.f_frsize < _LITTLE else ""
 
 
 async def _commit(context: Context, container: Container, stubs: Stubs | None) -> Snapshot:

@@ -240,7 +240,10 @@ class BuildService:
     def keep(self, used: Sequence[CachedResult]) -> None:
         """At the end of a build: store when it used what, and see to it that what it made reaches the disk. Nobody waits for that: the
         cache may lose what a power cut takes, and an image was synced when it was exported."""
-        self.cache.write_use(used)
+        try:
+            self.cache.write_use(used)
+        except DatabaseError as error:
+            log.warning("storing what a build used: %s", error)
         self.context.durability.lazily()
         rows = [one.row for one in used if one.row.boot]
         if rows:
@@ -324,10 +327,12 @@ class BuildService:
     async def _remove(self, chosen: Sequence[CacheRecord]) -> int:
         """Bytes that were freed."""
         ids = {record.id for record in chosen}
-        users = self._in_use()  # some may have come since they were chosen
-        self.cache.forget([one for one in self.cache.results() if one.id in ids and one.row.number not in users])
+        # First what no row of the database knows: when the disk is full there is room for those then.
         gone = await self.mounts.remove([mount for mount in self.mounts.all() if os.path.basename(mount.path) in ids])
         mounts = {os.path.basename(mount.path) for mount in gone}
         freed = await self.contexts.remove(ids) + await self.sources.remove(ids)
         freed += sum(record.size for record in chosen if record.type == CACHE_MOUNT and record.id in mounts)
+        users = self._in_use()  # some may have come since they were chosen
+        if doomed := [one for one in self.cache.results() if one.id in ids and one.row.number not in users]:
+            self.cache.forget(doomed)
         return freed + (await self.context.images.collect())[1]

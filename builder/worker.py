@@ -20,7 +20,7 @@ from builder.contextfolder import remove_below
 from builder.faults import BuildFault
 from builder.graph import ContextSource, Copy, CopySource, GitSource, HttpSource, ImageSource, MakeFolder, Mount, Run, Stack
 from builder.progress import Reporter
-from builder.run import Limits, run
+from builder.run import Limits, clear_away, run
 from builder.secrets import Gifts
 from builder.solver import Outcome
 from builder.sshagent import agent_socket
@@ -145,7 +145,7 @@ class BuildWorker:
             name = PROVISIONAL + os.urandom(8).hex()
             return snapshots.commit(path, name, below.name if below is not None else "", size, inodes, synced=False)
         except BaseException:
-            self._context.chores.later(f"removing {path} of a step that failed", functools.partial(snapshots.discard, path))
+            await clear_away(self._context, path, snapshots.discard)
             raise
 
     # -- RUN

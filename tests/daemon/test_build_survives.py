@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -95,7 +96,7 @@ def test_mounts_of_a_step_that_was_given_up(clean: Daemon, tmp_path: Path, mount
 
 def test_copying_many_files_ends_at_once(clean: Daemon, tmp_path: Path) -> None:
     """The owner is another one, so that every file is copied and none is linked."""
-    files = {f"{number % 40}/{number}": b"%d" % number for number in range(4_000)}
+    files = {f"{number % 40}/{number}": b"%d" % number for number in range(2_500)}
     folder = site(tmp_path / "context", "FROM busybox\nCOPY --chown=5:6 . /all\nRUN sleep 98762\n", files)
     for delay in (0.02, 0.05, 0.1):
         with building(clean, folder, *QUIET, "--no-cache") as build:
@@ -128,8 +129,9 @@ class Stalled:
             client.recv(65536)
             client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 5000)
             self.asked.set()
-            while client.recv(65536):
-                pass
+            with contextlib.suppress(ConnectionError):
+                while client.recv(65536):
+                    pass
             self.left.set()
 
     def close(self) -> None:
