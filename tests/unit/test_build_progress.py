@@ -301,6 +301,14 @@ def test_clean(text: str, shown: str) -> None:
     assert buildscreen.clean(text) == shown
 
 
+def shown_until(leader: int, end: str) -> str:
+    """What a terminal shows: what was written at once may come in pieces."""
+    text = ""
+    while not text.endswith(end):
+        text += os.read(leader, 65536).decode()
+    return text
+
+
 def test_a_terminal_gets_one_write_for_a_picture_and_the_end_stays() -> None:
     leader, follower = os.openpty()
     try:
@@ -309,12 +317,12 @@ def test_a_terminal_gets_one_write_for_a_picture_and_the_end_stays() -> None:
         screen.signs = buildscreen._ASCII
         screen.progress(vertex("a", "RUN x", 0), 0)
         screen.draw()
-        first = os.read(leader, 65536).decode()
+        first = shown_until(leader, "\033[?2026l")
         assert first.startswith("\033[?2026h\rBuilding  0 of 1 done")
         assert first.endswith("\033[J\033[?2026l")
         screen.progress(vertex("a", "RUN x", 0, 1), 1)
         screen.say("below\n")
-        last = os.read(leader, 65536).decode()
+        last = shown_until(leader, "below\r\n")
         assert last.startswith("\033[?2026h\033[2A\r + RUN x")
         assert re.sub(r"\033\[[0-9;?]*[A-Za-z]", "", last).split() == ["+", "RUN", "x", "1.0s", "below"]
         assert screen.due() == float("inf")
