@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from builder import modes
 from builder.filecopy import READ
@@ -31,9 +31,10 @@ _known: dict[tuple[int, ...], bytes] = {}
 """Digests of files that were read, for this process."""
 
 
-def key(op: Copy, sources: Sequence[Tree]) -> str:
+def key(op: Copy, sources: Sequence[Tree], check: Callable[[], object] = lambda: None) -> str:
     """The digest (hexadecimal) of what `op` would copy from `sources`, the trees of the vertex's inputs. Blocks: for a worker thread.
-    Raises NotFound and InvalidParameter in BuildKit's words, OSError."""
+    `check` is called for every file and mebibyte, to raise what ends the work. Raises NotFound and InvalidParameter in BuildKit's words,
+    OSError."""
     digest = hashlib.sha256(b"knarr-copy-1\0")
     change = modes.parse(op.chmod)
     _put(digest, op.destination, op.chown, "link" if op.link else "")
@@ -49,7 +50,7 @@ def key(op: Copy, sources: Sequence[Tree]) -> str:
             source = opened[asked.input]
             _put(digest, "unpack" if asked.unpack else "source")
             for one in select(source, asked, op):
-                _Selection(source, digest, change, owned=bool(op.chown)).add(one)
+                _Selection(source, digest, change, check, owned=bool(op.chown)).add(one)
     finally:
         for source in opened.values():
             source.close()
@@ -65,10 +66,11 @@ def _put(digest: hashlib._Hash, *fields: str) -> None:
 class _Selection:
     """One thing that is copied, with all below it. `owned`: whose it was does not matter."""
 
-    def __init__(self, source: Source, digest: hashlib._Hash, change: Change | None, owned: bool) -> None:
+    def __init__(self, source: Source, digest: hashlib._Hash, change: Change | None, check: Callable[[], object], owned: bool) -> None:
         self._source = source
         self._digest = digest
         self._change = change
+        self._check = check
         self._owned = owned
         self._files: dict[tuple[int, int, int], bytes] = {}  # with several names: layer, device, inode -> the first name
 
@@ -102,6 +104,7 @@ class _Selection:
                     pending.append((Node(place, entry.info, entry.layers), below, relative))
 
     def _entry(self, entry: Entry, place: Place, name: bytes) -> None:
+        self._check()
         info = entry.info
         kind = stat.S_IFMT(info.st_mode)
         if kind == stat.S_IFLNK:
@@ -169,6 +172,7 @@ class _Selection:
         digest = hashlib.sha256()
         size = 0
         while piece := os.read(fd, _PIECE):
+            self._check()
             size += len(piece)
             digest.update(piece)
         if size != info.st_size:

@@ -322,6 +322,8 @@ class _Work:
 
     def _leaf(self, entry: Entry, place: Place, into: _Into, name: str) -> None:
         """Copy something that is no folder."""
+        if self._stop():
+            raise filecopy.Stopped
         info = entry.info
         kind = stat.S_IFMT(info.st_mode)
         if into.lowers:

@@ -94,11 +94,11 @@ class BuildWorker:
         if len(whole) == len(op.sources) and not op.exclude and not op.parents and all(_is_content(tree.identity) for tree in whole):
             return "whole " + " ".join(tree.identity for tree in whole)  # nothing needs to be looked at for it
         if not all(tree.identity or not tree.layers for tree in trees):
-            return await blocking("hashing", checksum.key, op, trees)
+            return await blocking("hashing", checksum.key, op, trees, stopping)
         known = (op, tuple(tree.identity for tree in trees))
         found = self._selections.get(known)
         if found is None:
-            found = self._selections[known] = await blocking("hashing", checksum.key, op, trees)
+            found = self._selections[known] = await blocking("hashing", checksum.key, op, trees, stopping)
         return found
 
     async def content(self, tree: Tree, path: str) -> str:
