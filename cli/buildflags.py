@@ -400,6 +400,8 @@ def attestations(given: "dict[str, Any]") -> "dict[str, dict[str, str]]":
             raise refuse("attestation type not specified")
         if kind in found:
             raise refuse(f"duplicate attestation field {kind}")
+        if attributes.get("disabled", "true") not in TRUE + FALSE:
+            raise refuse(f'invalid value disabled={attributes["disabled"]} of the attestation {kind}: expected true or false')
         found[kind] = attributes
     return {kind: {key: value for key, value in attributes.items() if key != "disabled"} for kind, attributes in found.items()
         if attributes.get("disabled", "false") not in TRUE}

@@ -125,6 +125,7 @@ def test_flags_become_options_that_the_daemon_can_read(words: list[str], expecte
         (["--attest", "foo"], "ERROR: invalid value foo"),
         (["--sbom", "maybe"], "ERROR: invalid value maybe"),
         (["--attest", "type=sbom", "--sbom", "true"], "ERROR: duplicate attestation field sbom"),
+        (["--attest", "type=sbom,disabled=maybe"], "ERROR: invalid value disabled=maybe of the attestation sbom: expected true or false"),
         (["--build-context", "foo"], "ERROR: invalid context value: foo, expected key=value"),
         (["--build-context", "foo=/nope"], "ERROR: failed to get build context foo: stat /nope: no such file or directory"),
         (["--build-context", "a b=/"], "ERROR: invalid context name a b"),
