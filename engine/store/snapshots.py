@@ -55,6 +55,8 @@ class Snapshots:
         self._damaged: set[str] = set()
         # Folders that are being filled.
         self._begun: set[int] = set()
+        # Folders that nothing owns any more and that are being removed, or soon are.
+        self._doomed: set[str] = set()
         for values in db.query(f"SELECT {COLUMNS} FROM snapshots"):
             self._remember(row_of(values))
         self._drop_torn()
@@ -67,8 +69,7 @@ class Snapshots:
                 self._without_folder(row)
         # Found now, because later a folder may be one that is just being made.
         self._leftovers = [f"{self._folder}/{name}" for name in found if name not in owned]
-        # Folders that nothing owns any more and that are being removed, or soon are.
-        self._doomed = set(self._leftovers)
+        self._doomed.update(self._leftovers)
         self._next = 1 + max((int(name) for name in (*found, *owned) if name.isdecimal()), default=0)
         os.makedirs(f"{self._folder}/{_EMPTY}/fs", mode=0o755, exist_ok=True)
         _make_places(f"{self._folder}/{_PLACES}/fs")

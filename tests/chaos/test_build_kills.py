@@ -6,14 +6,18 @@ KNARR_BUILD_KILLS is how many times (60 for a long run); KNARR_CHAOS_SEED repeat
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from builder import manifest
 from tests.chaos.buildkills import Builds, killed_amid
 from tests.lib import buildwork, busybox
 from tests.lib.daemon import Daemon
@@ -115,6 +119,53 @@ def test_a_full_disk(own_daemon: Callable[..., Daemon], tmp_path: Path, small_di
     assert buildwork.findings(daemon) == []
     assert not buildwork.leftovers(daemon)
     assert "Traceback" not in daemon.log.read_text(errors="replace"), daemon.log_tail(80)
+
+
+def test_another_boot_of_the_host(own_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    """As after a power cut: of what was never synced the disk may have anything. Images that were acknowledged are whole, steps that nobody
+    synced are done again, and of contexts only what is really there is believed."""
+    daemon = own_daemon().start()
+    busybox.load(daemon)
+    folder = buildwork.site(tmp_path / "kept", "FROM busybox\nCOPY a b /\nRUN cat /a > /c\n", {"a": b"one", "b": b"two"})
+    buildwork.build(daemon, folder, "-t", "kept")
+    lost = buildwork.site(tmp_path / "lost", "FROM busybox\nCOPY a b /\nRUN cat /a > /c\nRUN false\n", {"a": b"1", "b": b"2"})
+    assert buildwork.build(daemon, lost, check=False)[0]
+    daemon.kill()
+    with contextlib.closing(sqlite3.connect(daemon.data_root / "meta.db")) as database, database:
+        database.execute("UPDATE snapshots SET boot = 'another' WHERE name LIKE 'build:%'")
+        torn = [number for (number,) in database.execute("SELECT number FROM snapshots WHERE boot = 'another'")]
+    assert len(torn) == 2
+    for number in torn:
+        for path in (daemon.data_root / f"snapshots/{number}/fs").iterdir():
+            path.unlink()  # it may be linked elsewhere
+    for index in (daemon.data_root / "build/contexts").glob("*/index"):
+        of_this_boot = manifest.decode_index(index.read_bytes())
+        assert of_this_boot is not None
+        index.write_bytes(manifest.encode_index(msgspec.structs.replace(of_this_boot, boot="another")))
+    trees = [path.parent for path in (daemon.data_root / "build/contexts").glob("*/tree-*/a")]
+    assert len(trees) == 2
+    for tree in trees:
+        write_anew(tree / "a", b"")  # as a file that was never written back
+        (tree / "b").unlink()
+    daemon.start()
+    assert buildwork.findings(daemon) == []
+    assert daemon.out("run", "--rm", "--network", "none", "kept", "cat", "/a", "/b", "/c") == "onetwoone"
+    _, told = buildwork.build(daemon, folder, "-t", "kept:again")
+    assert "0 steps executed, 2 from the cache" in told, told
+    site = buildwork.site(tmp_path / "lost", "FROM busybox\nCOPY a b /\nRUN cat /a > /c\n")
+    _, told = buildwork.build(daemon, site, "-t", "lost")
+    assert "2 steps executed, 0 from the cache" in told, told
+    assert daemon.out("run", "--rm", "--network", "none", "lost", "cat", "/a", "/b", "/c") == "121"
+    buildwork.wait(lambda: buildwork.findings(daemon) == [], 5)
+
+
+def write_anew(path: Path, data: bytes) -> None:
+    """A file of that name, mode and time with other content, and not in those that are linked to it."""
+    info = path.stat()
+    path.unlink()
+    path.write_bytes(data)
+    os.chmod(path, info.st_mode & 0o7777)
+    os.utime(path, ns=(info.st_mtime_ns, info.st_mtime_ns))
 
 
 def room(place: Path) -> int:
