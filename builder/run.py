@@ -75,8 +75,8 @@ async def run(
     Raises BuildFault when the process fails, InvalidParameter, KnarrError. Cancelled or failed, it leaves nothing.
     """
     container = _container(context, op, limits)
-    context.snapshots.prepare(container.id, parent)
     try:
+        context.snapshots.prepare(container.id, parent)
         stubs = None
         targets = [mount.destination for mount in mounts]
         if targets:
@@ -90,7 +90,8 @@ async def run(
         return await _commit(context, container, stubs)
     except BaseException:
         row = context.snapshots.get(container.id)
-        assert row is not None
+        if row is None:
+            raise  # there was nothing to begin with
         folder = context.snapshots.folder(row)
         if _room(context):
             await clear_away(context, folder, context.snapshots.delete_files)
