@@ -212,6 +212,18 @@ def test_a_step_for_another_architecture(site: Builder) -> None:
     assert "/bin/sh is for arm64, this host is" in site.build("--platform", "linux/arm64", ".", fails=1)
 
 
+def test_more_layers_than_can_be_mounted(site: Builder) -> None:
+    copies = "".join(f"COPY Dockerfile /deep-{number}\n" for number in range(127))
+    site.write("Dockerfile", f"FROM busybox\n{copies}RUN touch /last\nRUN touch /beyond\n")
+    told = site.build(".", fails=1)
+    assert "ERROR: failed to solve: 129 layers are more than the 128 that can be mounted" in told and ">>> RUN touch /beyond" in told
+    site("builder", "prune", "-a", "-f")
+    deadline = time.monotonic() + 10
+    while left := list(site.daemon.data_root.glob("snapshots/*/fs/deep-*")):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
+
+
 def test_files_that_the_user_may_not_read(site: Builder) -> None:
     site.write("Dockerfile", "FROM busybox\nCOPY . /x\n")
     site.write("private", "x").chmod(0o600)
