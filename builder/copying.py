@@ -98,7 +98,7 @@ class _Work:
                 f"--link with --chown={op.chown}: names are looked up in the root file system below, which --link does without",
                 hint="use numbers, or leave out --link",
             )
-        self._owner = owners.resolve(op.chown, layer.view)
+        self._owner = owners.resolve(op.chown, layer.view if len(layer.root().layers) > 1 else None)
         self._change = modes.parse(op.chmod)
         self._made_by = self._owner or (0, 0)  # of folders that nothing was the source of
         self._number = 0  # of what is copied: files with several names stay together within one

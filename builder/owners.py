@@ -1,7 +1,8 @@
 """`--chown` of COPY and ADD: who owns the copies, by the passwd and group files of the root file system that is copied into.
 
-BuildKit's rules, which differ from those for USER: a number is a user and a group at once, a name brings the group of its line in passwd, a
-name that is not listed is root. The files are text from a hostile root file system and are read through descriptors alone.
+BuildKit's rules, which differ from those for USER: a number is a user and a group at once, `root` is 0 whatever is listed, a name brings
+the group of its line in passwd, a name that is not listed is root. The files are text from a hostile root file system and are read through
+descriptors alone.
 """
 
 from __future__ import annotations
@@ -9,29 +10,33 @@ from __future__ import annotations
 import os
 import stat
 
+from engine.errors import InvalidParameter
 from engine.service import users
 from engine.store.view import View
 
 Owner = tuple[int, int]
 
 _MOST = 1 << 20  # bytes of passwd or group
+_ROOT = "root"
 
 
 def named(chown: str) -> bool:
     """Whether a "user[:group]" has names that must be looked up."""
-    return any(part and not _number(part) for part in chown.split(":", 1))
+    return any(part not in ("", _ROOT) and not _number(part) for part in chown.split(":", 1))
 
 
 def resolve(chown: str, view: View | None) -> Owner | None:
-    """User and group of "user[:group]", None for "". `view` is the root file system, None for an empty one. Raises
+    """User and group of "user[:group]", None for "". `view` is the root file system, None for an empty one, which has no names. Raises
     InvalidParameter, OSError."""
     if not chown:
         return None
+    if view is None and named(chown):
+        raise InvalidParameter("invalid user index: -1", hint=f"an empty image has no names of users: give numbers instead of {chown}")
     user, colon, group = chown.partition(":")
     uid = gid = 0
     if _number(user):
         uid = gid = users.resolve(user, "", "").uid
-    elif user:
+    elif user and user != _ROOT:
         found = _listed(user, _text(view, "/etc/passwd"))
         if found is not None:
             uid, gid = found
@@ -47,7 +52,7 @@ def _number(text: str) -> bool:
 def _group(group: str, view: View | None) -> int:
     if _number(group):
         return users.resolve(f"0:{group}", "", "").gid
-    if not group:
+    if group in ("", _ROOT):
         return 0
     for line in _text(view, "/etc/group").splitlines():
         parts = line.split(":")

@@ -37,6 +37,10 @@ KNOWN: dict[str, dict[str, str]] = {
     "73-copy-of-special-files": {r"disk: 'b .* instead of 'c ": "BuildKit makes character devices of block devices"},
     "75-command-reset": {"/trailing/slash'": "newer ones clean the path"},
     "79-whiteout-names": {"all/.wh.x: 'nothing' instead of 'whiteout'": "no layer can hold such a file: it is left out, and hides nothing"},
+    "86-wildcard-and-dangling-links": {
+        "'none' instead of '\"/sub/nowhere": "BuildKit asks that all links below a folder lead somewhere when a wildcard named it"
+    },
+    "89-program-not-found": {"instead of": "says what was not found: BuildKit has only the status of its runtime"},
     "45-link": {
         "dest|alias|modes": "dockerd's own store cannot put layers together and does a plain copy; elsewhere --link does what is "
         "documented: a layer does not depend on what is below, links there are not followed and folders are made anew"

@@ -339,6 +339,14 @@ def test_a_layer_on_nothing_knows_no_names(site: Site) -> None:
         site.copy("/a", "/x", chown="5:users", link=True)
 
 
+def test_an_empty_root_has_no_names_but_root(site: Site) -> None:
+    put(site.context / "a", owner=(5, 6))
+    info = (site.copy("/a", "/x", chown="root:root") / "x").stat()
+    assert (info.st_uid, info.st_gid) == (0, 0)
+    with pytest.raises(InvalidParameter, match="invalid user index: -1"):
+        site.copy("/a", "/y", chown="daemon")
+
+
 def test_a_passwd_that_is_a_pipe_or_leads_out_lists_nobody(site: Site) -> None:
     base = site.lower("base")
     (base / "etc").mkdir()
