@@ -61,7 +61,7 @@ class Checkouts:
                 raise InvalidParameter(f"checksum conflicts: {op.checksum!r} vs {repository.checksum!r}")
             repository = msgspec.structs.replace(repository, checksum=op.checksum)
         keep = op.keep_git_dir if repository.keep_git_dir is None else repository.keep_git_dir
-        git = Git(repository.shown, _authorization(repository.remote, secrets or {}), agent)
+        git = Git(repository.shown, _authorization(repository.remote, secrets or {}), agent, self.kept.root)
         return await _Fetch(self.kept, self._locks, git, repository, keep and not repository.subdir).run()
 
 

@@ -20,6 +20,7 @@ from engine.errors import KnarrError
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OUTPUT_MAX = 16 << 20
+_MARK = "KNARR_SOURCES"  # in the environment of each git and of all that it starts
 _TOLD = 4000  # characters of what git complains
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
@@ -49,10 +50,12 @@ class GitFailed(KnarrError):
 
 
 class Git:
-    """How to run git for one repository. `settings` beside ours, e.g. a header with a token; `agent`: the path of an ssh agent's socket."""
+    """How to run git for one repository. `settings` beside ours, e.g. a header with a token; `agent`: the path of an ssh agent's socket;
+    `root`: the folder that it works for, by which `end_strays` knows it."""
 
-    def __init__(self, shown: str, settings: Mapping[str, str] | None = None, agent: str = "") -> None:
+    def __init__(self, shown: str, settings: Mapping[str, str] | None = None, agent: str = "", root: str = "") -> None:
         self._shown = shown
+        self._root = root
         self._settings = {**_SETTINGS, **(settings or {})}
         self._agent = agent
 
@@ -70,6 +73,7 @@ class Git:
             "GIT_SSH_COMMAND": "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
             "GIT_ALLOW_PROTOCOL": "file" if local else "http:https:git:ssh",
             "GIT_CONFIG_COUNT": str(len(self._settings)),
+            _MARK: f"{self._root}:{os.getpid()}",
         }
         for i, (key, value) in enumerate(self._settings.items()):
             found[f"GIT_CONFIG_KEY_{i}"] = key
@@ -133,3 +137,22 @@ async def _read(stream: trio.abc.ReceiveStream | None, into: bytearray) -> None:
     async for piece in stream:
         if len(into) < _OUTPUT_MAX:
             into += piece
+
+
+def end_strays(root: str) -> None:
+    """Kill what was started for the folder `root` by a daemon that is gone. Blocks."""
+    mark, mine = f"{_MARK}={root}:".encode(), str(os.getpid()).encode()
+    namespace = os.readlink("/proc/self/ns/mnt")
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            process = os.pidfd_open(int(name))
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    found = [entry for entry in file.read().split(b"\0") if entry.startswith(mark)]
+                # A container's processes may say what they like, but are elsewhere.
+                if found and found[0][len(mark) :] != mine and os.readlink(f"/proc/{name}/ns/mnt") == namespace:
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            finally:
+                os.close(process)

@@ -39,7 +39,7 @@ class Kept:
     """The folders below `root`."""
 
     def __init__(self, root: str) -> None:
-        self._root = root
+        self.root = root
         self._token = secrets.token_hex(4)
         self._numbers = 0
         self._users: dict[str, int] = {}
@@ -48,20 +48,20 @@ class Kept:
 
     def tree(self, id: str) -> str:
         """The host path of the folder's content."""
-        return f"{self._root}/{id}/tree"
+        return f"{self.root}/{id}/tree"
 
     @contextlib.asynccontextmanager
     async def making(self) -> AsyncIterator[str]:
         """A new folder, with an empty `tree` in it; what `commit` did not take is removed."""
         self._numbers += 1
         name = f"tmp-{self._token}-{self._numbers}"
-        path = f"{self._root}/{name}"
+        path = f"{self.root}/{name}"
         os.makedirs(f"{path}/tree", 0o755)
         try:
             yield path
         finally:
             with shielded(_CLEANUP):
-                await blocking("disk", remove_below, self._root, name)
+                await blocking("disk", remove_below, self.root, name)
 
     def commit(self, path: str, id: str, record: Record) -> None:
         """Blocks. Keep a folder that is complete; when there is one of that identifier already, that one stays. Raises OSError."""
@@ -70,13 +70,13 @@ class Kept:
         with open(f"{path}/record", "xb") as file:
             file.write(msgspec.json.encode(complete))
         if self.find(id) is None:
-            remove_below(self._root, id)
-            os.rename(path, f"{self._root}/{id}")
+            remove_below(self.root, id)
+            os.rename(path, f"{self.root}/{id}")
 
     def find(self, id: str) -> Record | None:
         """A folder that can be used."""
         try:
-            with open(f"{self._root}/{id}/record", "rb") as file:
+            with open(f"{self.root}/{id}/record", "rb") as file:
                 record = msgspec.json.decode(file.read(), type=Record)
         except (OSError, msgspec.DecodeError):  # not there, or not whole
             return None
@@ -84,14 +84,14 @@ class Kept:
 
     def among(self, prefix: str) -> list[tuple[str, Record]]:
         """Folders whose identifiers begin like this, the newest first."""
-        found = [(id, record) for id in os.listdir(self._root) if id.startswith(prefix) and (record := self.find(id)) is not None]
+        found = [(id, record) for id in os.listdir(self.root) if id.startswith(prefix) and (record := self.find(id)) is not None]
         return sorted(found, key=lambda item: item[1].created, reverse=True)
 
     def use(self, id: str) -> None:
         """A build uses a folder, until `release`."""
         self._users[id] = self._users.get(id, 0) + 1
         with contextlib.suppress(FileNotFoundError):
-            os.utime(f"{self._root}/{id}/record")
+            os.utime(f"{self.root}/{id}/record")
 
     def release(self, id: str) -> None:
         """The build is done with it."""
@@ -111,11 +111,11 @@ class Kept:
     def records(self) -> list[CacheRecord]:
         """Blocks. All folders."""
         found: list[CacheRecord] = []
-        for id in os.listdir(self._root):
+        for id in os.listdir(self.root):
             record = None if id.startswith("tmp-") else self.find(id)
             if record is not None:
                 with contextlib.suppress(FileNotFoundError):
-                    used = os.stat(f"{self._root}/{id}/record").st_mtime_ns
+                    used = os.stat(f"{self.root}/{id}/record").st_mtime_ns
                     found.append(
                         CacheRecord(
                             id=id,
@@ -143,15 +143,15 @@ class Kept:
         self._numbers += 1
         name = f"tmp-{self._token}-{self._numbers}"
         try:
-            os.rename(f"{self._root}/{id}", f"{self._root}/{name}")
+            os.rename(f"{self.root}/{id}", f"{self.root}/{name}")
         except FileNotFoundError:
             return False
-        await blocking("disk", remove_below, self._root, name)
+        await blocking("disk", remove_below, self.root, name)
         return True
 
     async def sweep(self) -> None:
         """Remove what a crash or an earlier boot left."""
-        for id in await blocking("disk", os.listdir, self._root):
+        for id in await blocking("disk", os.listdir, self.root):
             mine = id.startswith(f"tmp-{self._token}-")
             if not mine and id not in self._users and self.find(id) is None:
                 await self._remove(id)

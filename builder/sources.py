@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 
 from builder.addresses import is_git
 from builder.git import Checkouts
+from builder.gitrun import end_strays
 from builder.giturl import parse
 from builder.graph import GitSource, HttpSource, Mount
 from builder.kept import Kept
@@ -110,4 +111,5 @@ class Sources:
 
     async def sweep(self) -> None:
         """Remove what a crash or an earlier boot left."""
+        await blocking("kernel", end_strays, self.kept.root)
         await self.kept.sweep()

@@ -233,6 +233,23 @@ def test_secrets_do_not_outlive_a_daemon_that_was_killed(own_daemon: Callable[..
     wait(lambda: not buildwork.leftovers(daemon), 5, lambda: f"left behind: {buildwork.leftovers(daemon)}")
 
 
+def test_git_does_not_outlive_a_daemon_that_was_killed(own_daemon: Callable[..., Daemon], tmp_path: Path, stalled: Stalled) -> None:
+    """It is ended when the next one begins to build."""
+    daemon = own_daemon().start()
+    busybox.load(daemon)
+    address = f"http://127.0.0.1:{stalled.port}/repository.git"
+    folder = site(tmp_path / "context", f"FROM busybox\nADD {address} /file\n")
+    with building(daemon, folder) as build:
+        assert stalled.asked.wait(10)
+        daemon.kill()
+        build.result(10)
+    daemon.start()
+    assert running(address)
+    buildwork.build(daemon, site(tmp_path / "other", "FROM busybox\n"))
+    gone_soon(address)
+    assert stalled.left.wait(3)
+
+
 def test_a_client_that_reads_nothing(clean: Daemon, tmp_path: Path) -> None:
     """It neither fails the build nor makes the daemon grow: the step waits for it, and others do not."""
     lines = 400_000
