@@ -110,3 +110,29 @@ def test_by_the_peer(case: Case, peer: Builder, tmp_path: Path) -> None:
 
 def test_corpus_is_large() -> None:
     assert len(ALL) >= 40
+
+
+def test_comparison_sees_what_differs() -> None:
+    """One change of every kind in a result, each found."""
+    case = next(case for case in ALL if case.name == "73-copy-of-special-files")
+    assert list(builds.differences(case.expected, recorded(case))) == []
+    changes = {
+        "copied/a": "f 6711 0:0 2 0000000000000000 1115269505", "copied/b": "f 6711 0:0 2 73cb3858a687a849 1115269505",
+        "copied/dir": "d 755 1:1 now", "copied/null": "c 666 0:0 1:5 now", "copied/pipe": "p 600 0:0 now", "copied/x": "p 0 0:0 1",
+    }  # fmt: skip
+    for name, line in changes.items():
+        found = recorded(case)
+        found.layers[0][name] = line
+        assert [line for line in builds.differences(case.expected, found) if f": {name}: " in line], name
+    found = recorded(case)
+    del found.layers[0]["copied/pipe"]
+    found.layers[-1]["single"] = "whiteout"
+    found.config["User"] = "nobody"
+    found.history[0][0] += "x"
+    parts = {line.partition(":")[0] for line in builds.differences(case.expected, found)}
+    assert parts == {"config", "history", "tree", "layer 0", "layer 3"}
+    assert list(builds.differences({"error": "this"}, found)) == ["error: 'none' instead of 'this'"]
+
+
+def recorded(case: Case) -> Built:
+    return Built(**case.expected)
