@@ -39,7 +39,7 @@ _ENTRIES_MAX = 4_000_000
 _NAME_MAX = 255  # the kernel's
 _SIZE_MAX = (1 << 64) - 1
 _MAJORS, _MINORS = 1 << 12, 1 << 20  # of devices; the kernel's
-_PATH_MAX = 4096  # the kernel's, for the target of a link
+_PATH_MAX = 4096  # the kernel's
 _MAGIC = b"knarr-context-1\n"
 _INDEX_HEAD = struct.Struct(">36sIQQHHI")
 _RECORD = struct.Struct(">HBIIIQ32s")
@@ -156,6 +156,8 @@ def decode(payload: bytes) -> Manifest:
         at = start + path_length + length
         if at > len(payload) or count * ENTRY.size > length or first + count > _ENTRIES_MAX:
             raise MalformedFrame(f"a folder of {count} entries in {length} bytes")
+        if path_length >= _PATH_MAX:  # what no client could walk would need the square of its depth here
+            raise MalformedFrame(f"a path of {path_length} bytes")
         folders.append(
             Folder(
                 payload[start : start + path_length],

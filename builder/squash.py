@@ -6,13 +6,14 @@ what a layer below has there, and stays for what the base image has.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.store.merged import FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
+from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
 from engine.store.snapshots import Snapshot, Snapshots
 from engine.store.trees import remove_tree, usage
 
@@ -72,6 +73,8 @@ def _apply(source: int, target: int) -> None:
             name = names.pop()
             info = os.stat(name, dir_fd=below, follow_symlinks=False)
             if stat.S_ISDIR(info.st_mode):
+                if len(stack) > DEEPEST:  # the descriptors are everybody's
+                    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
                 stack.append(_folder(below, above, name))
                 continue
             remove_tree(above, name)

@@ -123,6 +123,25 @@ def test_an_archive_cannot_lead_out_of_its_folder(tmp_path: Path, members: list[
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "outside"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root")
+def test_nobody_gets_the_rights_of_the_caller(tmp_path: Path) -> None:
+    unpack(
+        tmp_path,
+        member("own", mode=0o6755, uid=0, gid=0),
+        member("foreign", mode=0o6755, uid=1000, gid=1000),
+        member("disk", tarfile.BLKTYPE, mode=0o666, devmajor=254, devminor=0),
+        member("pipe", tarfile.FIFOTYPE, mode=0o666),
+    )
+    assert {path.name: stat.S_IMODE(path.lstat().st_mode) for path in tmp_path.iterdir()} == {
+        "own": 0o6755, "foreign": 0o755, "disk": 0o600, "pipe": 0o666,
+    }  # fmt: skip
+
+
+def test_a_name_that_no_path_could_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="a name of 20002 bytes"):
+        unpack(tmp_path, member("a/" * 10000 + "ab"))
+
+
 def test_absolute_names_are_below_the_folder(tmp_path: Path) -> None:
     unpack(tmp_path / "out", member("/etc/thing", data=b"x"))
     assert (tmp_path / "out/etc/thing").read_bytes() == b"x"

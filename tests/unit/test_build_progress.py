@@ -160,6 +160,15 @@ def test_names_and_errors_do_not_drive_the_terminal() -> None:
     assert text.startswith("#1 RUN [2Jx y\n")
 
 
+def test_output_without_lines_is_shown_and_not_gathered() -> None:
+    state = State()
+    state.apply(vertex("a", "RUN", 0), 0)
+    for _ in range(100):
+        state.apply({"logs": [{"vertex": "a", "data": base64.b64encode(b"x" * 10_000).decode()}]}, 0)
+    assert len(state.vertices["a"].partial) <= buildprogress.LONGEST
+    assert sum(len(text) for _, text in state.vertices["a"].lines) + len(state.vertices["a"].partial) == 1_000_000
+
+
 def test_raw_lines_are_the_daemons_own() -> None:
     out = Output()
     printer = Raw(out.writer)

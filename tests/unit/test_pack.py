@@ -164,6 +164,27 @@ def test_long_names_and_deep_folders(folder: Path) -> None:
     assert next(iter(found)) == "after"
 
 
+def test_a_tree_deeper_than_any_path_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("pack", "packmerged"):
+        monkeypatch.setattr(f"engine.store.{module}.DEEPEST", 20)
+    top = os.open(folder, os.O_RDONLY)
+    fd = os.dup(top)
+    for _ in range(23):
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    try:
+        with pytest.raises(KnarrError, match="a path of 21 folders: file name too long"):
+            archive(folder)
+        with pytest.raises(KnarrError, match="a path of 21 folders: file name too long"):
+            pack_merged([str(folder)], lambda piece: None)
+    finally:
+        remove_tree(top, "d")
+        os.close(top)
+
+
 def test_order_is_that_of_bytes_and_a_folder_comes_before_what_is_in_it(folder: Path) -> None:
     for name in (b"a-", b"b", b"\xff", b"Z"):
         (folder / os.fsdecode(name)).write_bytes(b"")
