@@ -59,9 +59,19 @@ class Bases:
                 self._tell(vertex, raw, started)
         except KnarrError as error:
             error.message = f"failed to resolve source metadata for {reference}: {error.message}"  # BuildKit's words
+            error.hint = error.hint or self._other(name, platform)
             raise
         self._pulled.add((name, platform))
         return images.get(name, platform)
+
+    def _other(self, name: str, platform: str) -> str:
+        """A hint when an image is here, but not for a platform; "" otherwise."""
+        try:
+            image = self._context.images.get(name)
+        except KnarrError:
+            return ""
+        found = str(image.config.platform)
+        return f"what is here is for {found}, not for {platform}" if found != platform else ""
 
     def _tell(self, vertex: str, raw: bytes, started: dict[str, str]) -> None:
         """A line of a pull as a bar of the vertex."""

@@ -173,6 +173,13 @@ def test_a_base_image_that_is_not_to_be_had(site: Builder) -> None:
     assert "Dockerfile:2\n" in told and "   2 | >>> FROM 127.0.0.1:1/none AS second" in told
 
 
+def test_a_base_image_that_is_here_for_another_platform(site: Builder) -> None:
+    site.write("Dockerfile", "FROM scratch\nLABEL own=1\n")
+    site.build("--platform", "linux/arm64", "-t", "127.0.0.1:1/arm", ".")
+    site.write("Dockerfile", "FROM 127.0.0.1:1/arm\n")
+    assert "(what is here is for linux/arm64, not for linux/" in site.build(".", fails=1)
+
+
 @pytest.mark.parametrize("source", ["none", "--from=first /none"])
 def test_a_file_that_is_not_there(site: Builder, source: str) -> None:
     site.write("Dockerfile", f"FROM busybox AS first\nRUN true\nFROM busybox\nCOPY {source} /x\n")
