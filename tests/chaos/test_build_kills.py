@@ -23,7 +23,7 @@ from tests.lib import buildwork, busybox
 from tests.lib.daemon import Daemon
 from tests.lib.leaks import Leaks
 
-KILLS = int(os.environ.get("KNARR_BUILD_KILLS", "4"))
+KILLS = int(os.environ.get("KNARR_BUILD_KILLS", "3"))
 SEED = int(os.environ.get("KNARR_CHAOS_SEED", "0")) or random.randrange(1 << 30)
 _BUSY_SECONDS = 2.0  # a kill comes so long after the daemon answers at the latest
 

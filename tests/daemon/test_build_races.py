@@ -123,7 +123,7 @@ RUN --mount=type=bind,target=/context ls /part | wc -l > /count && cat /context/
     folder = site(tmp_path / "context", text, files)
     prune = ("builder", "prune", "-af"), ("image", "prune", "-f"), ("system", "prune", "-f")
     with Loops(*(docker(clean, *words) for words in prune)):
-        for number in range(buildwork.environ("KNARR_BUILDS", 5)):
+        for number in range(buildwork.environ("KNARR_BUILDS", 4)):
             (folder / "part/0").write_bytes(b"%d\n" % (number // 2))
             buildwork.build(clean, folder, *QUIET, "-t", "pruned", way=way)
             assert run_beside_prunes(clean, "pruned", "cat", "/two", "/count", "/seven", "/part/0").split() == [
