@@ -241,6 +241,8 @@ def describe(archive: bytes, only: tuple[str, ...] = ("",)) -> Built:
             below = merge([layer], below)
     kept = {key: value for key, value in (document.get("config") or {}).items() if value is not None}
     config = {**kept, **{key: document[key] for key in ("architecture", "os", "variant", "author") if document.get(key)}}
+    if config.get("architecture") == images.ARCHITECTURE:
+        config["architecture"] = "native"
     rows = [[one.get("created_by", ""), one.get("comment", ""), *(["empty"] if one.get("empty_layer") else [])] for one in history[base:]]
     return Built(config=config, history=rows, layers=layers)
 
