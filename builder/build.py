@@ -73,8 +73,9 @@ class Hooks:
     def told(self, progress: Progress) -> None:
         """Something happened."""
 
-    async def room(self) -> None:
-        """Return when there is room for more to be told."""
+    async def room(self) -> bool:
+        """Wait until there is room for more to be told; False when nobody listens any more."""
+        return True
 
     def parsed(self, dockerfile: Dockerfile) -> None:
         """The Dockerfile could be read."""

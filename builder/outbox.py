@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 _FULL, _MANY = 1 << 20, 1000  # bytes and messages that a client may be behind before whoever can wait does
+_PATIENCE = 10.0  # seconds that a step waits for a client: others may wait for the same step
 _MOST = 64 << 20  # bytes that nothing may pass: this client reads nothing at all
 
 
@@ -20,6 +21,7 @@ class Outbox:
         self._more = trio.Event()
         self._less = trio.Event()
         self._closed = False
+        self._stalled = False
 
     def put(self, message: bytes) -> None:
         """Send this after the others. Never waits. Raises ConnectionAbortedError for a client that is far behind."""
@@ -31,13 +33,21 @@ class Outbox:
 
     async def send(self, message: bytes) -> None:
         """The same, once there is room."""
-        await self.room()
+        while self._full():
+            await self._less.wait()
         self.put(message)
 
-    async def room(self) -> None:
-        """Return when most of what was put before is sent."""
-        while self._bytes > _FULL or len(self._waiting) > _MANY:
-            await self._less.wait()
+    def _full(self) -> bool:
+        return self._bytes > _FULL or len(self._waiting) > _MANY
+
+    async def room(self) -> bool:
+        """Wait until most of what was put before is sent; False when the client does not read: what can be left out is to be left out."""
+        if not self._stalled:
+            with trio.move_on_after(_PATIENCE):
+                while self._full():
+                    await self._less.wait()
+        self._stalled = self._full()
+        return not self._stalled
 
     def close(self) -> None:
         """Nothing more will come: `run` returns when all is sent."""
@@ -51,7 +61,7 @@ class Outbox:
                 message = self._waiting.popleft()
                 await send(message)
                 self._bytes -= len(message)
-                if self._bytes <= _FULL and len(self._waiting) <= _MANY:
+                if not self._full():
                     self._less.set()
                     self._less = trio.Event()
             if self._closed:

@@ -21,15 +21,15 @@ def stamp() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-async def _always() -> None:
-    pass
+async def _always() -> bool:
+    return True
 
 
 class Reporter:
     """Tells one client of one build. `executed` and `cached` count the steps. Whoever can wait calls `room` before it tells more, so that a
     client that reads slowly slows the work down and nothing grows."""
 
-    def __init__(self, sink: Sink, room: Callable[[], Awaitable[None]] = _always) -> None:
+    def __init__(self, sink: Sink, room: Callable[[], Awaitable[bool]] = _always) -> None:
         self._sink = sink
         self.room = room
         self._vertices: dict[str, VertexStatus] = {}

@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -57,7 +57,7 @@ class Output(Protocol):
     def __call__(self, stream: int, data: bytes) -> None:
         """A piece of standard output (1) or standard error (2)."""
 
-    def room(self) -> Awaitable[None]:
+    async def room(self) -> None:
         """Wait until there is room for more; the process waits meanwhile."""
 
 

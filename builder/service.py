@@ -147,8 +147,8 @@ class BuildService:
             def told(self, progress: Progress) -> None:
                 tell(output.feed(progress))
 
-            async def room(self) -> None:
-                await outbox.room()
+            async def room(self) -> bool:
+                return await outbox.room()
 
         trees: dict[str, Tree] = {}
 
@@ -194,8 +194,8 @@ class BuildService:
             def told(self, progress: Progress) -> None:
                 session.tell(progress)
 
-            async def room(self) -> None:
-                await session.outbox.room()
+            async def room(self) -> bool:
+                return await session.outbox.room()
 
         async def work() -> Result:
             request = builds.Request(

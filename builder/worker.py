@@ -253,17 +253,27 @@ class BuildWorker:
 
 
 class _Told:
-    """The output of a process, for whoever is told of a vertex."""
+    """The output of a process, for whoever is told of a vertex. The process waits for a client that reads slowly, but not for one that does
+    not read: another build may wait for the same step."""
 
     def __init__(self, reporter: Reporter, vertex: str) -> None:
         self._reporter = reporter
         self._vertex = vertex
+        self._listens = True
+        self._left_out = 0
 
     def __call__(self, stream: int, data: bytes) -> None:
+        if not self._listens:
+            self._left_out += len(data)
+            return
+        if self._left_out:
+            note = b"[%d bytes of output are left out: nobody read them]\n" % self._left_out
+            self._reporter.log(self._vertex, 2, note)
+            self._left_out = 0
         self._reporter.log(self._vertex, stream, data)
 
-    def room(self) -> Awaitable[None]:
-        return self._reporter.room()
+    async def room(self) -> None:
+        self._listens = await self._reporter.room()
 
 
 def stopping() -> bool:
