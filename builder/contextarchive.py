@@ -78,7 +78,7 @@ class ArchiveUpload:
 
     async def finish(self) -> Tree:
         try:
-            await blocking("layers", _unpack, self._path, pulling(aiter(self._take)))
+            await blocking("uploads", _unpack, self._path, pulling(aiter(self._take)))
         finally:
             self._take.close()
         return Tree(layers=(self._path,))

@@ -151,7 +151,7 @@ class Contexts:
         or a hostile one, KnarrError."""
         folder = self.path(self._temporary())
         try:
-            yield await blocking("layers", unpack_classic, folder, pulling(stream), dockerfile)
+            yield await blocking("uploads", unpack_classic, folder, pulling(stream), dockerfile)
         finally:
             with shielded(_CLEANUP):
                 await blocking("disk", remove_below, self._root, os.path.basename(folder))

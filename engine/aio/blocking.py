@@ -15,16 +15,17 @@ import trio
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-Kind = Literal["database", "disk", "hashing", "kernel", "network", "build", "layers", "passwords"]
+Kind = Literal["database", "disk", "hashing", "kernel", "network", "build", "layers", "uploads", "passwords"]
 
 _CPUS = os.cpu_count() or 1
 
 # database: SQLite has one writer. hashing and build burn a CPU each. disk and network wait, so a few more of them pay off.
 # layers: long work that waits for the network or for each other; the service that starts it bounds it further.
+# uploads: work that waits for clients, which may stall for as long as they like: not at the expense of pulls.
 # passwords: burns a CPU for strangers; one at a time, so that guessing leaves the others to work.
 # kernel: mounts, cgroups, clean-up; the kernel's own locks make more than a few useless.
 _LIMITS: dict[str, int] = {
-    "database": 1, "disk": 8, "hashing": _CPUS, "kernel": 4, "network": 8, "build": _CPUS, "layers": 16, "passwords": 1
+    "database": 1, "disk": 8, "hashing": _CPUS, "kernel": 4, "network": 8, "build": _CPUS, "layers": 16, "uploads": 16, "passwords": 1
 }  # fmt: skip
 _limiters: dict[str, trio.CapacityLimiter] = {}
 
