@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from builder import archives, filecopy, modes, owners
+from builder import archives, chown, filecopy, modes, owners
 from builder.graph import Copy, CopySource
 from builder.layerfolder import LayerFolder, copy_attributes, shown
 from builder.selection import Entry, Selected, Source, Within, changed, refuse_deep, select
@@ -93,7 +93,7 @@ class _Work:
         self._layer = layer
         self._latest = latest
         self._stop = stop
-        if op.link and owners.named(op.chown):
+        if op.link and chown.named(op.chown):
             raise InvalidParameter(
                 f"--link with --chown={op.chown}: names are looked up in the root file system below, which --link does without",
                 hint="use numbers, or leave out --link",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder import giturl, modes, owners
+from builder import chown, giturl, modes
 from builder.addresses import filename, is_git, is_web
 from builder.evaluate import Fault, below, destination
 from builder.graph import SCRATCH, CopySource, GitSource, HttpSource, MakeFolder, Stack
@@ -44,7 +44,7 @@ class _Copying:
         self.chmod = self.word(instruction.chmod)
         self.checksum = self.word(self.add.checksum) if self.add is not None else ""
         # The names of owners are those of what is below, which a layer of its own does not see.
-        self.link = instruction.link and not owners.named(self.chown)
+        self.link = instruction.link and not chown.named(self.chown)
         self.inputs = Inputs(SCRATCH if self.link else state.root)
 
     def word(self, text: str) -> str:

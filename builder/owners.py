@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 
+from builder.chown import ROOT, is_number, named
 from engine.errors import InvalidParameter
 from engine.service import users
 from engine.store.view import View
@@ -17,12 +18,6 @@ from engine.store.view import View
 Owner = tuple[int, int]
 
 _MOST = 1 << 20  # bytes of passwd or group
-_ROOT = "root"
-
-
-def named(chown: str) -> bool:
-    """Whether a "user[:group]" has names that must be looked up."""
-    return any(part not in ("", _ROOT) and not _number(part) for part in chown.split(":", 1))
 
 
 def resolve(chown: str, view: View | None) -> Owner | None:
@@ -34,9 +29,9 @@ def resolve(chown: str, view: View | None) -> Owner | None:
         raise InvalidParameter("invalid user index: -1", hint=f"an empty image has no names of users: give numbers instead of {chown}")
     user, colon, group = chown.partition(":")
     uid = gid = 0
-    if _number(user):
+    if is_number(user):
         uid = gid = users.resolve(user, "", "").uid
-    elif user and user != _ROOT:
+    elif user and user != ROOT:
         found = _listed(user, _text(view, "/etc/passwd"))
         if found is not None:
             uid, gid = found
@@ -45,18 +40,14 @@ def resolve(chown: str, view: View | None) -> Owner | None:
     return uid, gid
 
 
-def _number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 20
-
-
 def _group(group: str, view: View | None) -> int:
-    if _number(group):
+    if is_number(group):
         return users.resolve(f"0:{group}", "", "").gid
-    if group in ("", _ROOT):
+    if group in ("", ROOT):
         return 0
     for line in _text(view, "/etc/group").splitlines():
         parts = line.split(":")
-        if len(parts) >= 3 and parts[0] == group and _number(parts[2]):
+        if len(parts) >= 3 and parts[0] == group and is_number(parts[2]):
             return users.resolve(f"0:{parts[2]}", "", "").gid
     return 0
 
@@ -65,7 +56,7 @@ def _listed(user: str, passwd: str) -> Owner | None:
     """The line of a name: user and group. Raises InvalidParameter for numbers that no system has."""
     for line in passwd.splitlines():
         parts = line.split(":")
-        if len(parts) >= 4 and parts[0] == user and _number(parts[2]) and _number(parts[3]):
+        if len(parts) >= 4 and parts[0] == user and is_number(parts[2]) and is_number(parts[3]):
             found = users.resolve(f"{parts[2]}:{parts[3]}", "", "")
             return found.uid, found.gid
     return None
