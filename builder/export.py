@@ -67,12 +67,15 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
 
 class Part(msgspec.Struct, frozen=True):
     """One platform's image: the base and the layers that a build adds, bottom first, one for each step with a vertex. `extra`: further
-    members of its configuration. `bases`: images that it stands on, also those that were removed from the store meanwhile."""
+    members of its configuration. `bases`: images that it stands on, also those that were removed from the store meanwhile. `annotations` of
+    its manifest and `descriptor`, those of its descriptor in an index, beside those of the manner."""
 
     target: Target
     added: Sequence[Added]
     extra: Mapping[str, msgspec.Raw] = {}
     bases: Sequence[ImageRecord] = ()
+    annotations: Mapping[str, str] = {}
+    descriptor: Mapping[str, str] = {}
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -106,6 +109,7 @@ class _Documents(msgspec.Struct, frozen=True):
     manifest: bytes
     digest: str
     layers: tuple[Layer, ...]
+    descriptor: Mapping[str, str]
 
 
 async def export_image(
@@ -216,7 +220,7 @@ async def _index(images: Images, documents: Sequence[_Documents], manner: Manner
     for one in documents:
         image = spec.Descriptor(
             media_type=spec.DOCKER_MANIFEST if manner.docker else spec.MEDIA_MANIFEST, digest=one.digest, size=len(one.manifest),
-            annotations=dict(manner.descriptor) or None, platform=one.target.platform,
+            annotations={**manner.descriptor, **one.descriptor} or None, platform=one.target.platform,
         )  # fmt: skip
         manifests.append(image)
         for attached in await attach(one.target, image) if attach is not None else ():
@@ -241,6 +245,8 @@ class _Export:
         self._target = part.target
         self._extra = part.extra
         self._bases = part.bases
+        self._annotations = {**manner.annotations, **part.annotations}
+        self._descriptor = part.descriptor
         self._created = [one.created for one in part.added]
         self._rows = [one.snapshot for one in part.added]
         self._manner = manner
@@ -268,10 +274,10 @@ class _Export:
         entries = imagedocs.history(self._target, self._created, self._manner.epoch, self._squashed)
         raw = imagedocs.config(self._target, diff_ids, entries, {**self._manner.extra, **self._extra})
         id = sha256(raw)
-        manifest = imagedocs.manifest(raw, id, layers, docker=self._manner.docker, annotations=self._manner.annotations)
+        manifest = imagedocs.manifest(raw, id, layers, docker=self._manner.docker, annotations=self._annotations)
         placed = tuple(msgspec.structs.replace(layer, chain_id=chain) for layer, chain in zip(layers, chains, strict=True))
         self._pin((id, sha256(manifest), *(layer.digest for layer in placed)))
-        return _Documents(self._target, raw, id, manifest, sha256(manifest), placed)
+        return _Documents(self._target, raw, id, manifest, sha256(manifest), placed, self._descriptor)
 
     # -- layers
 
@@ -368,7 +374,7 @@ class _Export:
     def _serves(self, former: ImageRecord, documents: _Documents) -> bool:
         """Whether an image that is here will do: its manifest has the layers as some registry has them."""
         manner = self._manner
-        plain = manner.form is None and not manner.annotations and not manner.docker
+        plain = manner.form is None and not self._annotations and not manner.docker
         return plain and [layer.digest for layer in former.layers] != [layer.digest for layer in documents.layers]
 
     def _record(self, documents: _Documents) -> ImageRecord:

@@ -6,13 +6,14 @@ streams: it unpacks or writes them. What an image consists of is the business of
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 import msgspec
 import trio
 
-from builder.export import Attach, Exported, Manner, Part, Report, export_images
+from builder.export import Attach, Exported, Manner, Part, Pin, Report, export_images
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
 from engine.errors import InvalidParameter, KnarrError, NotImplementedYet
@@ -69,7 +70,8 @@ class Annotation(msgspec.Struct, frozen=True):
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
     """One output: `kind` is image, local, tar, oci, docker or cacheonly. `canonical`: also a name with the digest; `dangling`: a repository
-    for an image without a name; `split`: a folder for each platform, None where there are several; `prefix`: of files with attestations."""
+    for an image without a name; `split`: a folder for each platform, None where there are several; `prefix`: of files with attestations.
+    `digests`: the names have no tags, and pushed is by digest; `stored`: the image is in the store; `insecure`: so is the registry."""
 
     kind: str
     names: tuple[Reference, ...] = ()
@@ -77,6 +79,9 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     manner: Manner = Manner()
     annotations: tuple[Annotation, ...] = ()
     canonical: bool = False
+    digests: bool = False
+    stored: bool = True
+    insecure: bool = False
     dangling: str = ""
     split: bool | None = None
     prefix: str = ""
@@ -119,23 +124,22 @@ def output(endpoint: Endpoint, options: Options, epoch: int | None) -> Output:
     if kind not in _IMAGES:
         split = _flag(attributes, "platform-split") if "platform-split" in attributes else None
         return Output(kind=kind, manner=Manner(epoch=epoch), split=split, prefix=attributes.get("attestation-prefix", ""))
-    for key in ("push-by-digest", "oci-artifact", "attestation-inline", "prefer-nondist-layers"):
+    for key in ("oci-artifact", "attestation-inline", "prefer-nondist-layers"):
         if _flag(attributes, key):
             raise NotImplementedYet(f"--output type={kind},{key}=true")
-    if not _flag(attributes, "store", True):
-        raise NotImplementedYet(f"--output type={kind},store=false")
-    if _flag(attributes, "registry.insecure"):
-        raise NotImplementedYet(
-            f"--output type={kind},registry.insecure=true", hint="list the registry as insecure in the daemon's settings"
-        )
     _flag(attributes, "unpack", True)  # layers that were built are unpacked always
     names = tuple(references.parse(name) for name in options.tags or _names(attributes.get("name", "")))
     push = _flag(attributes, "push")
     if push and not names:
         raise InvalidParameter("tag is needed when pushing to registry")
+    digests = _flag(attributes, "push-by-digest")
+    tagged = next((name for name in names if name.tag or name.digest), None)
+    if push and digests and tagged is not None:
+        raise InvalidParameter(f"can't push tagged ref {tagged} by digest", hint="name the repository alone")
     return Output(
         kind=kind, names=names, push=push, manner=_manner(kind, attributes, options, epoch), annotations=tuple(annotations),
-        canonical=_flag(attributes, "name-canonical"), dangling=attributes.get("dangling-name-prefix", ""),
+        canonical=_flag(attributes, "name-canonical"), digests=push and digests, stored=_flag(attributes, "store", True),
+        insecure=_flag(attributes, "registry.insecure"), dangling=attributes.get("dangling-name-prefix", ""),
     )  # fmt: skip
 
 
@@ -210,18 +214,22 @@ def _annotations_of(attributes: Mapping[str, str]) -> list[Annotation]:
     return found
 
 
-def _annotated(output: Output, parts: Sequence[Part]) -> Manner:
-    """The manner with its annotations. Raises NotImplementedYet for those that differ between platforms."""
-    chosen: dict[str, dict[str, str]] = {kind: {} for kind in _ANNOTATIONS}
+def _annotated(output: Output, parts: Sequence[Part]) -> tuple[Manner, list[Part]]:
+    """The manner with the annotations of an index, each platform's image with its own. Raises InvalidParameter."""
+    built = [part.target.platform.normalised() for part in parts]
     for one in output.annotations:
-        fits = [one.platform is None or one.platform.normalised() == part.target.platform.normalised() for part in parts]
-        if any(fits) and not all(fits):
-            raise NotImplementedYet(f"annotation {one.key} for one of several platforms")
-        if all(fits):
-            chosen[one.kind][one.key] = one.value
-    return msgspec.structs.replace(
-        output.manner, annotations=chosen["manifest"], index={**chosen["index"]}, descriptor=chosen["manifest-descriptor"]
-    )
+        if len(parts) > 1 and one.platform is not None and one.platform.normalised() not in built:
+            raise InvalidParameter(f"invalid annotation: no platform {one.platform} found in source")
+
+    def of(kind: str, platform: Platform | None = None) -> dict[str, str]:
+        fits = [one for one in output.annotations if one.kind == kind and (one.platform is None or one.platform.normalised() == platform)]
+        return {one.key: one.value for one in sorted(fits, key=lambda one: one.platform is not None)}
+
+    own = [
+        msgspec.structs.replace(part, annotations=of("manifest", platform), descriptor=of("manifest-descriptor", platform))
+        for part, platform in zip(parts, built, strict=True)
+    ]
+    return msgspec.structs.replace(output.manner, index=of("index")), own
 
 
 # -- carrying it out
@@ -253,20 +261,23 @@ async def carry_out(context: Context, output: Output, parts: Sequence[Part], aro
     several = len(parts) > 1 or around.attach is not None
     if not several and any(one.kind.startswith("index") for one in output.annotations):
         raise InvalidParameter("index annotations not supported for single platform export")
-    manner = _annotated(output, parts)
+    manner, parts = _annotated(output, parts)
     if output.kind == "image":
         return await _image(context, output, parts, manner, around)
     return await _archive(context, output, parts, manner, around)
 
 
 async def _image(context: Context, output: Output, parts: Sequence[Part], manner: Manner, around: Surroundings) -> Exported:
-    exported = await export_images(context, parts, output.names, manner, report=around.report, attach=around.attach)
+    if not output.stored:
+        return await _passing(context, output, parts, manner, around)
+    names = () if output.digests else output.names
+    exported = await export_images(context, parts, names, manner, report=around.report, attach=around.attach)
     if output.push:
-        exported = await _push(context, output.names, exported, around)
+        exported = await _push(context, output, exported, around)
     store = context.images.store
     index = exported.digest if exported.index is not None else ""
     extra: list[Reference] = []
-    if output.canonical:
+    if output.canonical or output.digests:
         extra += [references.parse(name.name).with_digest(exported.digest) for name in output.names]
     if output.dangling and not output.names:
         extra.append(references.parse(output.dangling).with_digest(exported.digest))
@@ -281,18 +292,51 @@ async def _image(context: Context, output: Output, parts: Sequence[Part], manner
     return exported
 
 
-async def _push(context: Context, names: Sequence[Reference], exported: Exported, around: Surroundings) -> Exported:
+async def _passing(context: Context, output: Output, parts: Sequence[Part], manner: Manner, around: Surroundings) -> Exported:
+    """An image that the store has nothing of, but what a push needs while it goes on."""
+    if manner.form is None:
+        manner = msgspec.structs.replace(manner, form=Form())  # its manifest is what a registry gets
+    async with _held(context) as hold:
+        exported = await export_images(context, parts, (), manner, report=around.report, attach=around.attach, hold=hold)
+        return await _push(context, output, exported, around) if output.push else exported
+
+
+@contextlib.asynccontextmanager
+async def _held(context: Context) -> AsyncIterator[Pin]:
+    """Keeps what it is told from collection; what nobody else needs goes at the end."""
+    held: list[str] = []
+    try:
+        with context.images.pins() as pin:
+
+            def hold(digests: Iterable[str]) -> None:
+                new = list(digests)
+                held.extend(new)
+                pin(new)
+
+            yield hold
+    finally:
+        with shielded(_CLEANUP_SECONDS):
+            await context.images.release({digest for digest in held if is_digest(digest)})
+
+
+async def _push(context: Context, output: Output, exported: Exported, around: Surroundings) -> Exported:
     around.report("pushing layers")
-    for name in names:
-        options = PushOptions(credentials=around.credentials(name))
-        async for _ in context.pushes.push(name.with_default_tag(), options):
+    for name in output.names:
+        options = PushOptions(credentials=around.credentials(name), insecure=output.insecure)
+        if output.stored and not output.digests:
+            lines = context.pushes.push(name.with_default_tag(), options)
+        else:
+            whole = name if output.digests else name.with_default_tag()
+            lines = context.pushes.push_built(whole, exported.images, exported.index, options)
+        async for _ in lines:
             pass
     around.report("pushing layers", done=True)
-    image = context.images.store.get(exported.image.id) or exported.image
+    image = (context.images.store.get(exported.image.id) if output.stored else None) or exported.image
     if exported.index is None:
         exported = msgspec.structs.replace(exported, image=image, images=(image,), digest=image.manifest, size=image.manifest_size)
-    for name in names:
-        around.report(f"pushing manifest for {name.with_default_tag()}@{exported.digest}", done=True)
+    for name in output.names:
+        shown = name if output.digests else name.with_default_tag()
+        around.report(f"pushing manifest for {shown}@{exported.digest}", done=True)
     return exported
 
 
@@ -302,26 +346,15 @@ async def _archive(context: Context, output: Output, parts: Sequence[Part], mann
         raise InvalidParameter("docker exporter does not currently support exporting manifest lists")
     images = context.images
     names = tuple(name.with_default_tag() for name in output.names)
-    held: list[str] = []
-    try:
-        with images.pins() as pin:
-
-            def hold(digests: Iterable[str]) -> None:
-                new = list(digests)
-                held.extend(new)
-                pin(new)
-
-            exported = await export_images(context, parts, (), manner, report=around.report, attach=around.attach, hold=hold)
-            with save.Archive(images, save.plan_of(names, exported.image, exported.images, exported.index)) as archive:
-                await archive.check()
-                around.report(f"exporting manifest {exported.digest}", done=True)
-                around.report(f"exporting config {exported.image.id}", done=True)
-                around.report("sending tarball")
-                await _piped(lambda pieces: archive.write(_Pipe(pieces)), around.send)
-                around.report("sending tarball", done=True)
-    finally:
-        with shielded(_CLEANUP_SECONDS):
-            await images.release({digest for digest in held if is_digest(digest)})
+    async with _held(context) as hold:
+        exported = await export_images(context, parts, (), manner, report=around.report, attach=around.attach, hold=hold)
+        with save.Archive(images, save.plan_of(names, exported.image, exported.images, exported.index)) as archive:
+            await archive.check()
+            around.report(f"exporting manifest {exported.digest}", done=True)
+            around.report(f"exporting config {exported.image.id}", done=True)
+            around.report("sending tarball")
+            await _piped(lambda pieces: archive.write(_Pipe(pieces)), around.send)
+            around.report("sending tarball", done=True)
     return exported
 
 
@@ -401,13 +434,13 @@ async def _piped(produce: Callable[[trio.MemorySendChannel[bytes]], Awaitable[ob
         raise failures[0]
 
 
-def metadata(exported: Exported, names: Sequence[Reference]) -> dict[str, object]:
-    """What `--metadata-file` has of an image, as BuildKit's exporter says it."""
+def metadata(exported: Exported, names: Sequence[Reference], *, tagged: bool = True) -> dict[str, object]:
+    """What `--metadata-file` has of an image, as BuildKit's exporter says it; not `tagged`: of repositories."""
     found: dict[str, object] = {
         "containerimage.config.digest": exported.image.id,
         "containerimage.descriptor": Descriptor(media_type=exported.media_type, digest=exported.digest, size=exported.size),
         "containerimage.digest": exported.digest,
     }
     if names:
-        found["image.name"] = ",".join(str(name.with_default_tag()) for name in names)
+        found["image.name"] = ",".join(str(name.with_default_tag() if tagged else name) for name in names)
     return found

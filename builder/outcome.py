@@ -77,11 +77,11 @@ class Outcomes:
                 )  # fmt: skip
                 exported = await exportfiles.carry_out(self._context, output, [one.part for one in self._built], around)
             if exported is not None and not result.image:
-                result = self._told(exported, output.names)
+                result = self._told(exported, output)
         return result
 
-    def _told(self, exported: Exported, names: Sequence[Reference]) -> Result:
-        members = exportfiles.metadata(exported, names)
+    def _told(self, exported: Exported, output: exportfiles.Output) -> Result:
+        members = exportfiles.metadata(exported, output.names, tagged=not output.digests)
         if self._wanted.provenance is not None and len(self._built) == 1:
             found = self._statements[self._key(self._built[0].part.target)]
             members["buildx.build.provenance"] = found[0].predicate

@@ -43,13 +43,15 @@ _ROUNDS = 20
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How to pull. `platform` as `os/arch[/variant]`, "" for this host's; `limit_rate` in bytes per second, 0 for no limit of its own;
-    `peer` is the address of another Knarr daemon to pull from, `unix:///path`."""
+    `peer` is the address of another Knarr daemon to pull from, `unix:///path`; `insecure` takes the registry for one of
+    --insecure-registry."""
 
     platform: str = ""
     credentials: Credentials | None = None
     all_tags: bool = False
     limit_rate: int = 0
     peer: str = ""
+    insecure: bool = False
 
 
 class Found(msgspec.Struct):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -28,7 +28,7 @@ from engine.spec import image as spec
 from engine.spec import manifest as manifests
 from engine.spec.digest import short
 from engine.spec.reference import Reference
-from engine.store.images import ImageRecord
+from engine.store.images import ImageRecord, Index
 from engine.wire import jsonstream
 
 log = logging.getLogger("knarr.push")
@@ -111,11 +111,38 @@ class Pushes:
         for name in names:
             with self._images.pins() as pin:
                 plan = await self._plan(name, options.platform)
-                pin({blob.digest for part in plan.parts for blob in part.blobs})
-                pin((plan.top.digest, *(part.descriptor.digest for part in plan.parts)))
-                async with aclosing(self._one(name, plan, options)) as lines:
+                async with aclosing(self._pinned(name, plan, options, pin)) as lines:
                     async for line in lines:
                         yield line
+
+    async def push_built(
+        self, name: Reference, images: Sequence[ImageRecord], index: Index | None, options: Options
+    ) -> AsyncGenerator[bytes, None]:
+        """Push an image that need not be named here, nor stored but for its documents and blobs: `index` with the `images` in it, or one
+        image. A name without a tag: by its digest alone. The caller keeps it from collection. Close the generator when leaving early.
+
+        Raises as `push`.
+        """
+        if index is not None:
+            plan = await self._whole(index, images)
+        elif await blocking("disk", self._has_layers, images[0]):
+            part = await self._part(images[0].manifest, images[0])
+            plan = Plan(part.descriptor, part.raw, (part,))
+        else:
+            plan = await self._alone(images[0])
+        with self._images.pins() as pin:
+            async with aclosing(self._pinned(name, plan, options, pin)) as lines:
+                async for line in lines:
+                    yield line
+
+    async def _pinned(
+        self, name: Reference, plan: Plan, options: Options, pin: Callable[[Iterable[str]], object]
+    ) -> AsyncGenerator[bytes, None]:
+        pin({blob.digest for part in plan.parts for blob in part.blobs})
+        pin((plan.top.digest, *(part.descriptor.digest for part in plan.parts)))
+        async with aclosing(self._one(name, plan, options)) as lines:
+            async for line in lines:
+                yield line
 
     async def _plan(self, name: Reference, platform: str) -> Plan:
         """What a name stands for, as far as it is here."""
@@ -133,9 +160,16 @@ class Pushes:
         if any(one.digest not in index.held for one in beside):
             alone = await self._alone(image)
             return msgspec.structs.replace(alone, instead=index.digest)
+        return await self._whole(index, members.values())
+
+    async def _whole(self, index: Index, images: Iterable[ImageRecord]) -> Plan:
+        members = {member.manifest: member for member in images}
         parts = [await self._part(one.digest, members.get(one.digest)) for one in index.manifests]
         top = spec.Descriptor(media_type=index.media_type, digest=index.digest, size=len(index.raw))
         return Plan(top, index.raw, tuple(parts))
+
+    def _has_layers(self, image: ImageRecord) -> bool:
+        return all(self._images.content.exists(layer.digest, layer.size) for layer in image.layers)
 
     async def _alone(self, image: ImageRecord) -> Plan:
         image = await self._images.layer_blobs.for_registry(image)
@@ -201,7 +235,7 @@ class Pushes:
             yield line
 
     async def _send(self, name: Reference, plan: Plan, options: Options, layers: dict[str, Layer]) -> None:
-        connect = functools.partial(self._registries.remote, name, options.credentials, push=True)
+        connect = functools.partial(self._registries.remote, name, options.credentials, push=True, insecure=options.insecure)
         if options.peer:
             connect = functools.partial(self._registries.peer, options.peer, name, push=True)
         async with connect() as remote:
@@ -220,10 +254,10 @@ class Pushes:
                     nursery.start_soon(one, part)
             if failures:
                 raise failures[0]
-            await remote.put_manifest(name.tag, plan.top.media_type, plan.raw)
+            await remote.put_manifest(name.tag or plan.top.digest, plan.top.media_type, plan.raw)
         image = plan.parts[0].image
         store = self._images.store
-        if image is not None and not options.peer and store.target(name) == plan.top.digest:
+        if image is not None and not options.peer and name.tag and store.target(name) == plan.top.digest:
             index = store.index(plan.top.digest)
             default = image.id if index is None else self._images.get(str(name)).id
             store.tag(default, name.with_digest(plan.top.digest), index.digest if index else "")
@@ -329,7 +363,7 @@ def _lines(layers: Iterable[Layer], told: dict[str, tuple[str, int]]) -> list[by
 def _end(name: Reference, plan: Plan) -> list[bytes]:
     digest, size = plan.top.digest, plan.top.size
     lines = [
-        jsonstream.status(f"{name.tag}: digest: {digest} size: {size}"),
+        jsonstream.status(f"{name.tag or digest}: digest: {digest} size: {size}"),
         jsonstream.aux({"Tag": name.tag, "Digest": digest, "Size": size}),
     ]
     if plan.instead:

@@ -78,12 +78,17 @@ def test_what_is_wrong_is_told(kind: str, attributes: dict[str, str], message: s
         asked(kind, **attributes)
 
 
-@pytest.mark.parametrize(
-    "attributes", [{"push_by_digest": "true"}, {"store": "false"}, {"compression": "estargz"}, {"registry.insecure": "true"}]
-)
-def test_what_is_not_there_is_told(attributes: dict[str, str]) -> None:
+def test_what_is_not_there_is_told() -> None:
     with pytest.raises(NotImplementedYet):
-        asked("image", name="a", **attributes)
+        asked("image", name="a", compression="estargz")
+
+
+def test_a_push_by_digest_has_no_tag() -> None:
+    one = asked("image", name="reg.example/a", push="true", push_by_digest="true")
+    assert one.digests and one.names == (parse("reg.example/a"),) and one.stored and not one.insecure
+    assert not asked("image", name="a:1", push_by_digest="true").digests  # nothing is pushed
+    with pytest.raises(InvalidParameter, match=r"can't push tagged ref docker\.io/library/a:1 by digest"):
+        asked("image", name="a:1", push="true", push_by_digest="true")
 
 
 def test_an_annotation_of_several_things() -> None:
@@ -225,6 +230,36 @@ def test_several_platforms_as_an_archive() -> None:
             await carry_out(bench.context, asked("docker"), parts, client.around())
         with pytest.raises(InvalidParameter, match="index annotations not supported for single platform export"):
             await carry_out(bench.context, asked("oci", **{"annotation-index.k": "v"}), parts[:1], client.around())
+
+    with_bench(main)
+
+
+def test_annotations_of_one_of_several_platforms() -> None:
+    async def main(bench: Bench) -> None:
+        parts = [part(bench, {"a": b"1"}), part(bench, {"a": b"2"}, platform=Platform(architecture="arm64"))]
+        client = Client()
+        wanted = {
+            "annotation.a": "all", "annotation[linux/arm64].a": "arm", "annotation[linux/amd64].b": "amd",
+            "annotation-manifest-descriptor[linux/arm64].c": "beside",
+        }  # fmt: skip
+        made = await carry_out(bench.context, asked("oci", **wanted), parts, client.around())
+        assert made is not None
+        files = client.tar()
+        members = json.loads(files[f"blobs/sha256/{made.digest[7:]}"])["manifests"]
+        assert [one.get("annotations") for one in members] == [None, {"c": "beside"}]
+        manifests = [json.loads(files[f"blobs/sha256/{one['digest'][7:]}"]) for one in members]
+        assert [one["annotations"] for one in manifests] == [{"a": "all", "b": "amd"}, {"a": "arm"}]
+        with pytest.raises(InvalidParameter, match=r"invalid annotation: no platform linux/s390x found in source"):
+            await carry_out(bench.context, asked("oci", **{"annotation[linux/s390x].a": "1"}), parts, client.around())
+
+    with_bench(main)
+
+
+def test_an_image_that_is_not_stored_leaves_nothing() -> None:
+    async def main(bench: Bench) -> None:
+        made = await carry_out(bench.context, asked("image", tags=("app",), store="false"), [part(bench, {"a": b"1"})], Client().around())
+        assert made is not None and made.digest.startswith("sha256:")
+        assert list(bench.images.store) == [] and bench.stores.content.list() == []
 
     with_bench(main)
 
