@@ -28,6 +28,7 @@ from builder.lower import lower, wanted
 from builder.outcome import Built, Outcomes, check_outputs
 from builder.parser import parse
 from builder.progress import Reporter, stamp
+from builder.run import check_limits
 from builder.secrets import Gifts
 from builder.solver import Outcome, Solver
 from builder.sources import Fetcher
@@ -177,6 +178,7 @@ class _Build:
         if options.call != "build":
             return await self._answer(dockerfile, wanted_platforms[0])
         check_outputs(options)
+        check_limits(self._context, limits_of(options))
         caching = Caching(self._service, options, self._request.auths, self._reporter, self._request.outputs)
         async with caching.reading(self._request.contexts):
             result = await self._built(dockerfile, wanted_platforms, caching)
@@ -246,7 +248,7 @@ class _Build:
             return None
         tree = await self._tree(MAIN_CONTEXT)
         for name in ignore.candidates(options.dockerfile):
-            text = await contextfiles.find(tree, name)
+            text = await contextfiles.ignored(tree, name)
             if text is not None:
                 try:
                     return await blocking("build", _patterns, text)

@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from builder.contextfolder import remove_below
-from builder.ignore import Patterns, read
+from builder.ignore import Patterns, check_size, read
 from builder.tree import Tree
 from engine.aio.blocking import blocking
 from engine.errors import InvalidParameter
@@ -27,7 +27,6 @@ from engine.store.unpack import DEFAULT_LIMITS, unpack
 from engine.store.view import View, open_below
 from engine.wire import compression, tar
 
-_IGNORE_MAX = 1 << 20
 _WAITING = 16  # pieces of an archive
 
 
@@ -129,9 +128,10 @@ def unpack_classic(folder: str, source: compression.Source, dockerfile: str) -> 
             path = f"{above}{slash}dockerfile"
         ignore = view.find(".dockerignore")
         patterns = Patterns()
-        if ignore is not None and not ignore.folder and ignore.info.st_size <= _IGNORE_MAX:
+        if ignore is not None and not ignore.folder:
+            check_size(".dockerignore", ignore.info.st_size)
             with open(view.open_file(ignore), "rb") as file:
-                patterns = Patterns(read(file.read(_IGNORE_MAX)))
+                patterns = Patterns(read(file.read()))
         relative = os.path.normpath("/" + path)[1:]
         hidden = patterns.excluded(relative)
         other = tree

@@ -1,4 +1,4 @@
-"""Files of a context that the builder itself reads: the Dockerfile. The context is hostile: looked up inside its tree alone."""
+"""Files of a context that the builder itself reads: the Dockerfile and .dockerignore. Hostile: looked up inside its tree alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import posixpath
 import stat
 
+from builder import ignore
 from builder.tree import Tree
 from engine.aio.blocking import blocking
 from engine.errors import InvalidParameter
@@ -20,20 +21,21 @@ async def dockerfile(tree: Tree, path: str) -> bytes:
     return await blocking("disk", _read, tree, path)
 
 
-async def find(tree: Tree, path: str) -> bytes | None:
-    """The content of a small file of a tree, None when it has none of that name."""
-    return await blocking("disk", _find, tree, path)
+async def ignored(tree: Tree, path: str) -> bytes | None:
+    """The .dockerignore at a path of a tree, None when there is none. Raises InvalidParameter for one that is too large."""
+    return await blocking("disk", _ignored, tree, path)
 
 
-def _find(tree: Tree, path: str) -> bytes | None:
+def _ignored(tree: Tree, path: str) -> bytes | None:
     if not tree.layers:
         return None
     with View(tree.layers) as view:
         node = view.find(posixpath.normpath("/" + path))
-        if node is None or not stat.S_ISREG(node.info.st_mode) or node.info.st_size > _LARGEST:
+        if node is None or not stat.S_ISREG(node.info.st_mode):
             return None
+        ignore.check_size(path, node.info.st_size)
         with open(view.open_file(node), "rb") as file:
-            return file.read(_LARGEST)
+            return file.read()
 
 
 def _read(tree: Tree, path: str) -> bytes:

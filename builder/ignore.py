@@ -20,6 +20,8 @@ from .ignorepattern import ANY_FOLDERS, BEGINS, ENDS, IS, LIKE, LINE_FOLDERS, Ma
 
 LONGEST_LINE = 1 << 16
 """Docker's reader of the file takes no longer line, its end included."""
+LARGEST = 1 << 20
+"""Bytes of a file that is read at all."""
 
 _SPACE = " \t\n\v\f\r\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 """What Go trims."""
@@ -48,6 +50,12 @@ def read(text: bytes) -> list[str]:
                 pattern = pattern.removeprefix("/")
         patterns.append("!" + pattern if exception else pattern)
     return patterns
+
+
+def check_size(name: str, size: int) -> None:
+    """Refuse a file whose patterns would be left out otherwise. Raises InvalidParameter."""
+    if size > LARGEST:
+        raise InvalidParameter(f"failed to read {name}: it has {size} bytes, more than {LARGEST}")
 
 
 def clean(path: str) -> str:

@@ -147,6 +147,11 @@ def _incomplete(op: Run, why: str) -> str:
     return f"process {quoted(' '.join(op.args))} did not complete successfully: {why}"
 
 
+def check_limits(context: Context, limits: Limits) -> None:
+    """Refuse what no step could begin with, also for a build that executes none. Raises InvalidParameter, NotImplementedYet."""
+    _container(context, Run(args=("true",), env=(), cwd="/", network="none"), limits)
+
+
 def _container(context: Context, op: Run, limits: Limits) -> Container:
     config = Config(
         hostname=op.hostname or _HOSTNAME, user=op.user, env=[*op.env, *op.proxies], working_dir=op.cwd or "/", cmd=list(op.args)

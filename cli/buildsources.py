@@ -21,6 +21,7 @@ DOCKERFILE = "Dockerfile"
 SENT = "dockerfile"
 """The name of the context that a Dockerfile of its own comes in."""
 LARGEST = 16 << 20  # bytes of a Dockerfile, as the daemon has it
+_MOST_IGNORED = 1 << 20  # bytes of a .dockerignore, as `builder.ignore` has it
 
 
 class Sources:
@@ -106,7 +107,7 @@ class Sources:
         from cli.configfile import read_file
 
         try:
-            content = read_file(path)
+            content = read_file(path, _MOST_IGNORED)
         except OSError as error:
             raise refuse(f"failed to read {path}: {(error.strerror or '').lower()}") from None
         if content is not None:
@@ -143,7 +144,7 @@ class Sources:
         from cli.configfile import read_file
 
         try:
-            content = read_file(f"{path}/.dockerignore")
+            content = read_file(f"{path}/.dockerignore", _MOST_IGNORED)
         except OSError as error:
             raise refuse(f"failed to read {path}/.dockerignore: {(error.strerror or '').lower()}") from None
         return None if content is None else self._patterns(content)

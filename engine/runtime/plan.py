@@ -393,10 +393,11 @@ def _seccomp(program: bytes, linux: Linux) -> Op:
 
 
 def _identity(process: Process, linux: Linux, seccomp: bytes | None, tty: bool) -> list[Op]:
-    """From limits to exec."""
+    """From the standard streams to exec."""
     user = process.user
-    plan: list[Op] = [_rlimit(limit) for limit in process.rlimits]
-    plan.append(ops.Stdio(tty, user.uid))
+    plan: list[Op] = [ops.Stdio(tty, user.uid)]
+    # A limit on open files counts what the child shares with the engine, so nothing opens a file afterwards; raising one needs privileges.
+    plan += [_rlimit(limit) for limit in process.rlimits]
     sets = None if process.capabilities is None else _capabilities(process.capabilities)
     if sets:
         plan.append(sets[0])

@@ -136,6 +136,14 @@ def test_ignored_files_are_not_there(site: Site) -> None:
     assert site.run("own:ignored", "ls", "-A", "/in").split() == ["b", "keep.log"]
 
 
+def test_a_file_of_patterns_that_is_too_large_is_refused(site: Site) -> None:
+    site.write("Dockerfile", "FROM busybox\nLABEL own=1\nCOPY . /all\n")
+    site.write(".dockerignore", "secret\n" + "#" * (1 << 20))
+    site.write("secret", "1")
+    refused = site("build", *QUIET, ".", check=False)
+    assert refused.returncode == 1 and ".dockerignore: larger than 1048576 bytes" in refused.stderr
+
+
 def test_a_dockerfile_from_standard_input_or_elsewhere(site: Site) -> None:
     site.write("ctx/file", "from the context")
     text = b"FROM busybox\nLABEL own=1\nCOPY file /\n"

@@ -264,6 +264,18 @@ def test_limits_of_a_build_are_those_of_its_steps(site: Site, daemon: Daemon) ->
         assert "invalid cgroup parent" in site.refused("FROM busybox\nRUN true\n", "--cgroup-parent", parent)
 
 
+def test_limits_that_make_no_sense_are_refused_also_when_nothing_runs(site: Site) -> None:
+    text = "FROM busybox\nRUN echo once\n"
+    site.build(text)
+    for words, told in (
+        (("-m", "1m"), "Minimum memory limit allowed is 6MB"),
+        (("--cgroup-parent", "a/../../b"), "invalid cgroup parent"),
+        (("--security-opt", "nonsense"), "nonsense"),
+    ):
+        assert told in site.refused(text, *words)
+        assert told in site.refused("FROM scratch\nCOPY . /\n", *words)
+
+
 # -- Dockerfiles
 
 

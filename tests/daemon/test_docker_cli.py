@@ -145,6 +145,7 @@ def test_flags_that_shape_the_sandbox(clean: Engine) -> None:
         == "ok"
     )
     assert clean.out("run", "--rm", *NONE, "--ulimit", "nofile=99:100", "busybox", "sh", "-c", "ulimit -n; ulimit -Hn") == "99\n100"
+    assert clean.out("run", "--rm", *NONE, "--ulimit", "nofile=10", "busybox", "sh", "-c", "ulimit -Hn") == "10"
     assert clean.out("run", "--rm", *NONE, "--sysctl", "net.ipv4.ip_forward=1", "busybox", "cat", "/proc/sys/net/ipv4/ip_forward") == "1"
     assert clean.out("run", "--rm", *NONE, "--shm-size", "8m", "busybox", "df", "-m", "/dev/shm").split()[8] == "8"
     assert clean.out("run", "--rm", *NONE, "--entrypoint", "echo", "busybox", "a", "b") == "a b"

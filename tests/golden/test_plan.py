@@ -80,8 +80,8 @@ set oom_score_adj to -500
 pivot to the new root
 change directory to /work
 remount / read-only
-set RLIMIT_NOFILE to 10:20
 set up standard streams
+set RLIMIT_NOFILE to 10:20
 drop capabilities from the bounding set
 become user 1000:100
 set umask to 0022
@@ -138,8 +138,8 @@ make a session keyring
 join mount, pid, network, ipc, uts, cgroup namespaces of process 42
 make a terminal
 change directory to /work
-set RLIMIT_NOFILE to 10:20
 set up the terminal
+set RLIMIT_NOFILE to 10:20
 drop capabilities from the bounding set
 become user 1000:100
 set umask to 0022

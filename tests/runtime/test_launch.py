@@ -123,6 +123,12 @@ def test_limits_and_what_cannot_be_had(c: Box) -> None:
         assert result.lines == [str(hard + 1000), str(hard + 1000), "0", "200"]
 
 
+def test_few_open_files_are_enough_for_a_program(c: Box) -> None:
+    for count in (4, 10):
+        result = c.sh("ulimit -n; ulimit -Hn", rlimits=(Rlimit(type="RLIMIT_NOFILE", soft=count, hard=count),))
+        assert (result.code, result.lines) == (0, [str(count)] * 2), result.err
+
+
 def test_readonly_root_and_hidden_paths(c: Box) -> None:
     linux = {"masked_paths": ("/proc/keys", "/proc/acpi", "/proc/nothing", "/sys/firmware"), "readonly_paths": ("/proc/sys", "/proc/none")}
     result = c.sh("touch /x; touch /dev/x && echo ok; cat /proc/keys /sys/firmware/*; echo > /proc/sys/kernel/domainname; cat /proc/mounts",

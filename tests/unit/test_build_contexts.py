@@ -514,6 +514,16 @@ def test_the_classic_builder_leaves_out_the_dockerfile_when_asked(client: Client
     run(main)
 
 
+def test_a_file_of_patterns_that_is_too_large_is_refused(client: Client) -> None:
+    async def main() -> None:
+        with pytest.raises(InvalidParameter, match=r"failed to read \.dockerignore: it has 1048577 bytes, more than 1048576"):
+            async with client.contexts.from_tar(pieces(packed((".dockerignore", FILE, b"#" * ((1 << 20) + 1), ""))), "Dockerfile"):
+                pass
+        assert os.listdir(client.root) == []
+
+    run(main)
+
+
 HOSTILE = {
     "up": packed(("../evil", FILE, b"x", "")),
     "hard link out": packed(("evil", LINK, b"", "../../outside")),
