@@ -23,6 +23,7 @@ from builder.faults import BuildFault, first_error, placed
 from builder.graph import GitSource, Graph, HttpSource
 from builder.ignore import Patterns
 from builder.instructions import Dockerfile
+from builder.layouts import SCHEME, Layouts
 from builder.limits import limits_of
 from builder.lower import lower, wanted
 from builder.outcome import Built, Outcomes, check_outputs
@@ -36,7 +37,7 @@ from builder.stages import Base, Key, Wanted
 from builder.tree import Tree
 from builder.worker import BuildWorker, limits_key
 from engine.aio.blocking import blocking
-from engine.aio.scopes import ungrouped
+from engine.aio.scopes import shielded, ungrouped
 from engine.errors import DiskFull, InvalidParameter, KnarrError
 from engine.spec import platform as platforms
 from engine.spec.build import MAIN_CONTEXT, Options, Progress, Result
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("knarr.build")
 
 _LARGE = 1 << 20  # bytes of a layer that is packed beside the next step; smaller ones take less than that
+_CLEANUP_SECONDS = 60.0
 _ROUNDS = 100  # of triggers that name further images; a chain of base images is never so long
 
 
@@ -134,6 +136,7 @@ class _Build:
         self._reporter = Reporter(hooks.told, hooks.room)
         self._seconds: dict[str, float] = {}
         self._main = Tree()
+        self._layouts = Layouts(self._context, self._reporter, request.contexts)
         self._bases: dict[str, ImageRecord] = {}  # by identifier; their names may be removed meanwhile
         self._dockerfile: Dockerfile | None = None
 
@@ -180,8 +183,13 @@ class _Build:
         check_outputs(options)
         check_limits(self._context, limits_of(options))
         caching = Caching(self._service, options, self._request.auths, self._reporter, self._request.outputs)
-        async with caching.reading(self._request.contexts):
-            result = await self._built(dockerfile, wanted_platforms, caching)
+        try:
+            async with caching.reading(self._request.contexts):
+                result = await self._built(dockerfile, wanted_platforms, caching)
+        finally:
+            if self._layouts.brought:
+                with shielded(_CLEANUP_SECONDS):
+                    await self._context.images.release(self._layouts.brought)
         return msgspec.structs.replace(
             result,
             executed=self._reporter.executed,
@@ -277,7 +285,8 @@ class _Build:
         self, bases: Bases, one: Wanted, known: dict[Key, Base], pin: Callable[[Iterable[str]], object], stages: list[str]
     ) -> None:
         try:
-            image = await bases.find(one.reference, one.platform, one.name)
+            source = self._layouts if one.reference.startswith(SCHEME) else bases
+            image = await source.find(one.reference, one.platform, one.name)
         except KnarrError as error:
             error.hint = error.hint or suggest.hint(one.origin, filter(None, stages))
             raise placed(error, one.location.line) from error

@@ -10,28 +10,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 import trio
 
-from builder import cacheconfig
+from builder import cacheconfig, layouts
 from builder.bases import credentials_for
 from builder.cacheconfig import CacheContent, CacheFrom, CacheLayer
 from builder.graph import Graph, ImageSource
 from builder.lineage import ground
-from builder.progress import Reporter, stamp
+from builder.progress import Reporter
 from builder.solver import Solver
 from builder.tree import Tree
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.errors import Damaged, InvalidParameter, KnarrError, NotFound
+from engine.errors import InvalidParameter, KnarrError, NotFound
 from engine.service.context import Context
 from engine.service.fetch import Fetcher
-from engine.service.layers import Fetch, GivenUp, Job, Wanted
+from engine.service.layers import Fetch, Wanted
 from engine.spec import image as spec
 from engine.spec import manifest as manifests
 from engine.spec import reference as references
@@ -39,17 +37,13 @@ from engine.spec.digest import sha256
 from engine.spec.docker.registry import Credentials
 from engine.spec.image import Descriptor
 from engine.store.buildcache import BuildCache
-from engine.store.ingest import Ingest
 from engine.store.snapshots import Snapshot
-from engine.store.view import View
 
 log = logging.getLogger("knarr.build")
 
-_ROUNDS = 20  # as of pulls: somebody else gave up on a layer
 _CLEANUP_SECONDS = 60.0
 _MOST_IMAGES = 50  # of an index whose images may have caches within
 _LARGEST_MANIFEST = manifests.MANIFEST_MAX
-_PIECE = 1 << 20
 
 Pin = Callable[[Iterable[str]], object]
 T = TypeVar("T")
@@ -188,20 +182,20 @@ class CacheImports:
         tree = await self._contexts(asked.context)
         digest = asked.digest
         if not digest:
-            raw = await blocking("disk", _file, tree, "index.json", _LARGEST_MANIFEST)
+            raw = await blocking("disk", layouts.read, tree, "index.json", _LARGEST_MANIFEST)
             entries = _decoded(spec.decode_index, raw, "index.json").manifests or ()
             digest = next((one.digest for one in entries if (one.annotations or {}).get(spec.ANNOTATION_REF_NAME) == asked.tag), "")
         if not digest:
             raise NotFound(f"the index of {asked.ref} has no tag {asked.tag!r}")
 
         async def document(blob: Descriptor) -> bytes:
-            return await blocking("disk", _blob, tree, blob.digest, cacheconfig.LARGEST)
+            return await blocking("disk", layouts.blob, tree, blob.digest, cacheconfig.LARGEST)
 
         async def manifest(digest: str) -> bytes:
-            return await blocking("disk", _blob, tree, digest, _LARGEST_MANIFEST)
+            return await blocking("disk", layouts.blob, tree, digest, _LARGEST_MANIFEST)
 
         def fetch(blob: Descriptor) -> Fetch:
-            return functools.partial(_from_tree, tree, blob)
+            return layouts.fetch(tree, blob)
 
         contents = await _contents(await manifest(digest), "", asked.ref, document, manifest)
         if not contents:
@@ -261,28 +255,9 @@ class CacheImports:
             await self._context.pulls.unpack(image)
 
     async def _layers(self, missing: Sequence[CacheLayer], fetch: FetchOf, vertex: str) -> None:
-        layers = self._context.layers
-        began = stamp()
-        for rounds in range(1, _ROUNDS + 1):
-            jobs: list[Job] = []
-            try:
-                for one in missing:
-                    wanted = Wanted(one.blob.digest, one.blob.size, one.diff_id, one.chain, one.below)
-                    jobs.append(layers.job(wanted, jobs[-1] if jobs else None, fetch(one.blob)))
-                for job in jobs:
-                    self._reporter.status(vertex, f"extracting {job.wanted.digest}", 0, job.total, started=began)
-                    await job.reached(job.ended)
-                    self._reporter.status(vertex, f"extracting {job.wanted.digest}", job.total, job.total, started=began, completed=True)
-                self._brought += [job.wanted.digest for job in jobs]
-                return
-            except GivenUp:
-                if rounds == _ROUNDS:
-                    raise
-            finally:
-                for job in jobs:
-                    layers.leave(job)
-                with shielded(_CLEANUP_SECONDS):
-                    await layers.settled(jobs)
+        wanted = [(Wanted(one.blob.digest, one.blob.size, one.diff_id, one.chain, one.below), fetch(one.blob)) for one in missing]
+        await layouts.bring(self._context.layers, wanted, self._reporter, vertex)
+        self._brought += [one.blob.digest for one in missing]
 
     async def _checked(self, layer: CacheLayer) -> Snapshot:
         """The layer's snapshot. What is built on it names it by what it packs to, so that must be what it came as."""
@@ -372,58 +347,3 @@ def _decoded(decode: Callable[[bytes], T], raw: bytes, what: str) -> T:
         return decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
         raise InvalidParameter(f"the manifest of {what} is malformed: {error}") from error
-
-
-# -- a folder
-
-
-def _open(tree: Tree, path: str) -> tuple[int, int]:
-    """A descriptor of a regular file, and its size. Raises NotFound."""
-    if tree.layers:
-        with View(tree.layers) as view:
-            node = view.find("/" + path)
-            if node is not None and stat.S_ISREG(node.info.st_mode):
-                return view.open_file(node), node.info.st_size
-    raise NotFound(f"could not read {path}: no such file in the cache")
-
-
-def _file(tree: Tree, path: str, limit: int) -> bytes:
-    fd, size = _open(tree, path)
-    with open(fd, "rb") as file:
-        if size > limit:
-            raise InvalidParameter(f"{path} has {size} bytes, more than {limit}")
-        return file.read(limit)
-
-
-def _place(digest: str) -> str:
-    algorithm, _, encoded = digest.partition(":")
-    return f"blobs/{algorithm}/{encoded}"
-
-
-def _blob(tree: Tree, digest: str, limit: int) -> bytes:
-    raw = _file(tree, _place(digest), limit)
-    if sha256(raw) != digest:
-        raise Damaged(f"the blob {digest} of the cache is {sha256(raw)}")
-    return raw
-
-
-async def _from_tree(tree: Tree, blob: Descriptor, ingest: Ingest, grown: Callable[[], None]) -> None:
-    """A `Fetch`: what is missing, from a folder."""
-
-    def copy(fd: int, start: int, end: int) -> int:
-        piece = os.pread(fd, min(_PIECE, end - start), start)
-        if not piece:
-            raise Damaged(f"the blob {blob.digest} of the cache ends after {start} of {blob.size} bytes")
-        ingest.write(start, [piece])
-        return len(piece)
-
-    fd, size = await blocking("disk", _open, tree, _place(blob.digest))
-    try:
-        if size != blob.size:
-            raise Damaged(f"the blob {blob.digest} of the cache has {size} bytes, not {blob.size}")
-        for start, end in ingest.missing(0):
-            while start < end:
-                start += await blocking("disk", copy, fd, start, end)
-                grown()
-    finally:
-        os.close(fd)

@@ -4,21 +4,19 @@ A folder is an OCI image layout, as BuildKit's: several caches are told apart by
 asked for is sent.
 """
 
+from cli import buildlayout
 from cli.buildflags import Plan, Sink, refuse
 from cli.buildoutput import Unpacker
-from cli.codec import dumps, loads
-from cli.configfile import read_file, write_file
+from cli.codec import dumps
+from cli.configfile import write_file
 from cli.streams import write_all
 
 TYPE_CHECKING = False  # typing itself costs 5 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 CACHE = "cache"
 """The kind of a sink that is a cache's folder."""
-_TAG = "org.opencontainers.image.ref.name"
-_LARGEST = 4 << 20  # bytes of an index or a manifest, as the daemon reads them
 
 
 def prepare(plan: Plan) -> None:
@@ -31,7 +29,7 @@ def prepare(plan: Plan) -> None:
         if one["type"] == "local":
             source = one["attributes"]["src"]
             name = f"cache:{number}"
-            plan.named[name], plan.excluded[name] = source, _others(source, one["attributes"]["digest"])
+            plan.named[name], plan.excluded[name] = source, buildlayout.others(source, one["attributes"]["digest"])
     if plan.options.get("call", "build") != "build":
         return
     for number, one in enumerate(plan.options.get("cacheTo", [])):
@@ -53,9 +51,9 @@ def _readable(attributes: "dict[str, str]") -> bool:
         return True
     tag = attributes.get("tag") or "latest"
     try:
-        index = _read(f"{source}/index.json")
+        index = buildlayout.document(f"{source}/index.json")
         trouble = "" if index is not None else f"could not read {source}/index.json: no such file or directory"
-        attributes["digest"] = next((one["digest"] for one in _manifests(index) if _tag(one) == tag), "")
+        attributes["digest"] = next((one["digest"] for one in buildlayout.manifests(index) if buildlayout.tag_of(one) == tag), "")
     except (OSError, ValueError) as error:
         trouble = str(error)
     if not trouble and not attributes["digest"]:
@@ -65,40 +63,6 @@ def _readable(attributes: "dict[str, str]") -> bool:
     return not trouble
 
 
-def _read(path: str) -> "Any":
-    """A JSON document, None when it is not there. Raises ValueError, OSError."""
-    raw = read_file(path, _LARGEST)
-    return None if raw is None else loads(raw)
-
-
-def _manifests(index: "Any") -> "list[dict[str, Any]]":
-    found = index.get("manifests") if isinstance(index, dict) else None
-    return [one for one in found or () if isinstance(one, dict) and isinstance(one.get("digest"), str)]
-
-
-def _tag(one: "dict[str, Any]") -> "str | None":
-    annotations = one.get("annotations")
-    return annotations.get(_TAG) if isinstance(annotations, dict) else None
-
-
-def _others(source: str, digest: str) -> bytes:
-    """What is not sent of the folder, as a .dockerignore: everything but the blobs that the manifest names."""
-    wanted = [digest]
-    try:
-        manifest = _read(f"{source}/{_place(digest)}")
-    except (OSError, ValueError):
-        manifest = None  # the daemon finds out what is wrong with it, and says so
-    if isinstance(manifest, dict):
-        described = [manifest.get("config"), *(manifest.get("layers") or ()), *(manifest.get("manifests") or ())]
-        wanted += [one["digest"] for one in described if isinstance(one, dict) and isinstance(one.get("digest"), str)]
-    places = [_place(one) for one in dict.fromkeys(wanted) if one.replace(":", "").isalnum()]
-    return "\n".join(["**", "!index.json", *(f"!{place}" for place in places), ""]).encode()
-
-
-def _place(digest: str) -> str:
-    return "blobs/" + digest.replace(":", "/", 1)
-
-
 class Folder(Unpacker):
     """A cache on its way into a folder: what its index names under other tags stays."""
 
@@ -106,15 +70,15 @@ class Folder(Unpacker):
         """Unpack the stream; the index has the other tags afterwards too. Raises Failure."""
         path = f"{self.path}/index.json"
         try:
-            before = _manifests(_read(path))
+            before = buildlayout.manifests(buildlayout.document(path))
         except (OSError, ValueError):
             before = []
         super().run(source)
         try:
-            index = _read(path)
-            tags = {_tag(one) for one in _manifests(index)}
-            kept = [one for one in before if _tag(one) not in tags]
+            index = buildlayout.document(path)
+            tags = {buildlayout.tag_of(one) for one in buildlayout.manifests(index)}
+            kept = [one for one in before if buildlayout.tag_of(one) not in tags]
             if kept and isinstance(index, dict):
-                write_file(path, dumps(index | {"manifests": [*_manifests(index), *kept]}).encode(), 0o644)
+                write_file(path, dumps(index | {"manifests": [*buildlayout.manifests(index), *kept]}).encode(), 0o644)
         except (OSError, ValueError) as error:
             raise refuse(f"failed to write {path}: {error}") from None

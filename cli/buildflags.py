@@ -302,7 +302,10 @@ def _contexts(given: "dict[str, Any]", made: Plan) -> None:
             raise refuse(f"invalid context value: {text}, expected key=value")
         name = _context_name(name)
         if value.startswith("oci-layout://"):
-            raise Failure(f"not implemented: --build-context {name}={value}: OCI layouts as contexts")
+            from cli.buildlayout import prepare
+
+            contexts[name] = prepare(made, value, len(contexts))
+            continue
         if is_remote(value) or value.startswith(("docker-image://", "target:")):
             contexts[name] = value
             continue
