@@ -239,10 +239,10 @@ def test_a_damaged_folder_is_told_of_and_no_failure(here: Host, there: Host, tmp
             path.unlink()
     text = there.build("--cache-from", f"type=local,src={cache}")
     assert executed(text) == STEPS
-    assert "no such file in the cache" in text
+    assert "no such file in the OCI layout" in text
     shutil.rmtree(cache / "blobs")
     text = there.build("--no-cache", "--cache-from", f"type=local,src={cache}")
-    assert "no such file in the cache" in text
+    assert "no such file in the OCI layout" in text
 
 
 @pytest.mark.parametrize("words", [("--cache-to", "type=inline"), ("--build-arg", "BUILDKIT_INLINE_CACHE=1")])
