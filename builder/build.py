@@ -15,27 +15,29 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from builder import calls, contextfiles, ignore, suggest
-from builder.bases import Bases
+from builder import calls
 from builder.caching import Caching
-from builder.export import Added, Part
+from builder.export.images import Added, Part
+from builder.export.outcome import Built, Outcomes, check_outputs
 from builder.faults import BuildFault, first_error, placed
 from builder.graph import GitSource, Graph, HttpSource
-from builder.ignore import Patterns
-from builder.instructions import Dockerfile
-from builder.layouts import SCHEME, Layouts
-from builder.limits import limits_of
-from builder.lower import lower, wanted
-from builder.outcome import Built, Outcomes, check_outputs
-from builder.parser import parse
+from builder.language import ignore, suggest
+from builder.language.ignore import Patterns
+from builder.language.instructions import Dockerfile
+from builder.language.parser import parse
+from builder.lowering.lower import lower, wanted
+from builder.lowering.stages import Base, Key, Wanted
 from builder.progress import Reporter, stamp
-from builder.run import check_limits
 from builder.secrets import Gifts
-from builder.solver import Outcome, Solver
-from builder.sources import Fetcher
-from builder.stages import Base, Key, Wanted
+from builder.solving.limits import limits_of
+from builder.solving.run import check_limits
+from builder.solving.solver import Outcome, Solver
+from builder.solving.worker import BuildWorker, limits_key
+from builder.sources import contextfiles
+from builder.sources.bases import Bases
+from builder.sources.fetching import Fetcher
+from builder.sources.layouts import SCHEME, Layouts
 from builder.tree import Tree
-from builder.worker import BuildWorker, limits_key
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded, ungrouped
 from engine.errors import DiskFull, InvalidParameter, KnarrError
@@ -156,7 +158,7 @@ class _Build:
     def _excerpt(self, failure: Exception) -> None:
         """Add the lines of the Dockerfile that an error is about."""
         if isinstance(failure, BuildFault) and failure.line and self._dockerfile is not None and not failure.excerpt:
-            from builder.errors import excerpt
+            from builder.language.errors import excerpt
 
             dockerfile = self._dockerfile
             ends = [one.location.end for stage in dockerfile.stages for one in stage.instructions if one.location.line == failure.line]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from builder import cacheconfig
+from builder.caches import cacheconfig
 from builder.graph import Graph
 from builder.progress import Reporter
 from builder.tree import Tree
@@ -17,11 +17,11 @@ from engine.spec.docker.registry import Credentials
 from engine.store.buildcache import CachedResult
 
 if TYPE_CHECKING:
-    from builder.cacheexport import Result, Send
-    from builder.cacheimport import Bound, CacheImports
-    from builder.export import Added
+    from builder.caches.cacheexport import Result, Send
+    from builder.caches.cacheimport import Bound, CacheImports
+    from builder.export.images import Added
     from builder.service import BuildService
-    from builder.solver import Solver
+    from builder.solving.solver import Solver
 
 
 class Caching:
@@ -46,7 +46,7 @@ class Caching:
         if not self._from:
             yield
             return
-        from builder.cacheimport import CacheImports
+        from builder.caches.cacheimport import CacheImports
 
         service = self._service
         self._imports = CacheImports(service.context, service.cache, self._reporter, self._auths, contexts)
@@ -61,7 +61,7 @@ class Caching:
         """A graph has been solved; the results that must be kept until `write` has ended."""
         if not self._to:
             return []
-        from builder import cacheexport
+        from builder.caches import cacheexport
 
         return cacheexport.gather(self._service.context, self._service.cache, graph, solver, self._results)
 
@@ -69,7 +69,7 @@ class Caching:
         """What the image's configuration says of its layers."""
         if not self._inline:
             return {}
-        from builder import cacheexport
+        from builder.caches import cacheexport
 
         with self._reporter.vertex("preparing layers for inline cache"):
             records = cacheexport.inline_records(graph, solver, [one.created for one in added])
@@ -79,7 +79,7 @@ class Caching:
         """Write all of them. Raises InvalidParameter, KnarrError, OSError."""
         if not self._to:
             return
-        from builder import cacheexport
+        from builder.caches import cacheexport
 
         around = cacheexport.Surroundings(reporter=self._reporter, packed=self._service.packed, auths=self._auths, send=self._send)
         for to in self._to:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from builder import checkreport, checkrules, checks, outline
-from builder.errors import DockerfileError
-from builder.ignore import Patterns
-from builder.instructions import Dockerfile
-from builder.stages import Base, Key, Stages
+from builder.checks import checkreport, checkrules, checks, outline
+from builder.language.errors import DockerfileError
+from builder.language.ignore import Patterns
+from builder.language.instructions import Dockerfile
+from builder.lowering.stages import Base, Key, Stages
 from engine.errors import InvalidParameter, KnarrError
 from engine.service.images import Images
 from engine.spec.build import Finding, Options, Result

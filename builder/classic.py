@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from builder.faults import BuildFault
 from builder.graph import ContextSource, Copy, GitSource, Graph, HttpSource, ImageSource, Run, Stack
-from builder.instructions import Add, Dockerfile, Instruction
-from builder.instructions import Copy as CopyInstruction
+from builder.language.instructions import Add, Dockerfile, Instruction
+from builder.language.instructions import Copy as CopyInstruction
 from engine.errors import InvalidParameter, KnarrError
 from engine.service.build import ClassicBuild
 from engine.spec.build import Log, Progress, Result, Status, VertexStatus

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder.errors import DockerfileError
+from builder.language.errors import DockerfileError
 from engine.errors import KnarrError
 
 

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from builder import build as builds
-from builder.cachemounts import CacheMounts
 from builder.classic import Classic
-from builder.contextfolder import remove_below
-from builder.contexts import Contexts
 from builder.graph import Graph
-from builder.instructions import Dockerfile
+from builder.language.instructions import Dockerfile
 from builder.outbox import Outbox
 from builder.secrets import Gifts, Nothing
 from builder.session import Connection, Session
-from builder.sources import Fetcher, Sources
+from builder.solving.cachemounts import CacheMounts
+from builder.sources.contextfolder import remove_below
+from builder.sources.contexts import Contexts
+from builder.sources.fetching import Fetcher, Sources
 from builder.tree import Tree
 from engine.aio.blocking import blocking
 from engine.aio.locks import KeyedLocks
@@ -44,7 +44,7 @@ from engine.store.db import DatabaseError
 from engine.store.snapshots import Snapshot
 
 if TYPE_CHECKING:
-    from builder.cacheexport import PackedLayers
+    from builder.caches.cacheexport import PackedLayers
 
 log = logging.getLogger("knarr.build")
 
@@ -122,7 +122,7 @@ class BuildService:
     @functools.cached_property
     def packed(self) -> PackedLayers:
         """What layers were packed to for caches elsewhere."""
-        from builder.cacheexport import PackedLayers
+        from builder.caches.cacheexport import PackedLayers
 
         return PackedLayers()
 

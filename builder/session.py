@@ -15,8 +15,8 @@ from typing import Protocol
 import msgspec
 import trio
 
-from builder.contextarchive import Upload
 from builder.outbox import Outbox
+from builder.sources.contextarchive import Upload
 from builder.tree import Tree
 from engine.aio.scopes import ungrouped
 from engine.errors import InvalidParameter, KnarrError

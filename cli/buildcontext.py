@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from builder.ignore import Folder, Patterns
+    from builder.language.ignore import Folder, Patterns
 
 _RACY_NS = 50_000_000
 """A file changed so shortly before the walk may change again without a trace: times of inodes move in steps of up to 10 ms."""

@@ -150,7 +150,7 @@ class Sources:
         return None if content is None else self._patterns(content)
 
     def _patterns(self, content: bytes) -> "Any":
-        from builder.ignore import Patterns, read
+        from builder.language.ignore import Patterns, read
         from engine.errors import InvalidParameter
 
         try:

@@ -32,6 +32,13 @@ LAYERS: list[set[str]] = [  # bottom to top
     {"engine.api"},
     {"cli"},
 ]
+# The packages of the builder, bottom to top; what stands beside them comes last.
+BUILDER: list[str] = [
+    "builder.language", "builder.faults", "builder.graph", "builder.tree", "builder.progress", "builder.secrets", "builder.lowering",
+    "builder.checks", "builder.files", "builder.sources", "builder.solving", "builder.export", "builder.caches",
+]  # fmt: skip
+# These do no I/O and know no event loop.
+PURE = ("builder.language", "builder.graph", "builder.lowering", "builder.checks")
 # Pure data and settings name each other freely; nothing else shares a line so.
 SAME_LINE = {("engine.config", "engine.errors"), ("engine.config", "engine.spec"), ("engine.spec", "engine.errors")}
 
@@ -45,7 +52,7 @@ ONLY_IN: dict[str, set[str]] = {
     "requests": set(),
     "h11": {"engine/http/"},
     "http.client": set(),
-    "subprocess": {"engine/monitor/client.py", "engine/service/top.py", "builder/gitrun.py", "cli/autostart.py", "cli/terminal.py"},
+    "subprocess": {"engine/monitor/client.py", "engine/service/top.py", "builder/sources/gitrun.py", "cli/autostart.py", "cli/terminal.py"},
     "threading": {"engine/aio/handoff.py", "cli/attach.py", "cli/terminal.py"},
     "concurrent.futures": set(),
     "multiprocessing": set(),
@@ -146,6 +153,36 @@ def test_a_module_imports_only_lower_layers() -> None:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: a bare package imports {name}")
             elif rank(theirs) > rank(mine) or (rank(theirs) == rank(mine) and (mine, theirs) not in SAME_LINE):
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {mine} imports {theirs}")
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def place_in_builder(module: str) -> int:
+    """The place of a module of the builder among its packages; those beside them are above all."""
+    return next((place for place, one in enumerate(BUILDER) if module == one or module.startswith(one + ".")), len(BUILDER))
+
+
+def test_the_builders_packages_import_downwards() -> None:
+    wrong = []
+    for path in (ROOT / "builder").rglob("*.py"):
+        mine = module_name(path)
+        skipped = type_checking_lines(path)
+        for line, name in imports(path):
+            if line in skipped or not name.startswith("builder."):
+                continue
+            if place_in_builder(name) > place_in_builder(mine):
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {mine} imports {name}")
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_the_front_end_is_pure() -> None:
+    forbidden = {"trio", "socket", "subprocess", "tempfile", "shutil", "select", "threading"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in (ROOT / "builder").rglob("*.py")
+        if module_name(path).startswith(PURE)
+        for line, name in imports(path)
+        if name.partition(".")[0] in forbidden or name.startswith(("engine.service.", "engine.store.", "engine.aio."))
+    ]
     assert not wrong, "\n" + "\n".join(wrong)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from builder import manifest
+from builder.sources import manifest
 from tests.chaos.buildkills import Builds, killed_amid
 from tests.lib import buildwork, busybox
 from tests.lib.daemon import Daemon

@@ -18,9 +18,9 @@ import msgspec
 import pytest
 
 from builder.graph import Graph
-from builder.lower import lower, wanted
-from builder.parser import parse
-from builder.stages import Base, Key
+from builder.language.parser import parse
+from builder.lowering.lower import lower, wanted
+from builder.lowering.stages import Base, Key
 from engine.spec import platform as platforms
 from engine.spec.build import Options
 from engine.spec.image import ImageConfig, encode

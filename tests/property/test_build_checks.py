@@ -8,11 +8,11 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder import checkreport, checks, outline
-from builder import checkrules as rules
-from builder.errors import DockerfileError
-from builder.ignore import Patterns
-from builder.parser import parse
+from builder.checks import checkreport, checks, outline
+from builder.checks import checkrules as rules
+from builder.language.errors import DockerfileError
+from builder.language.ignore import Patterns
+from builder.language.parser import parse
 from engine.errors import InvalidParameter
 from engine.spec.platform import Platform
 

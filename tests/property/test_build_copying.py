@@ -11,9 +11,9 @@ from typing import TypeAlias
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder import checksum, copying
+from builder.files import checksum, copying
+from builder.files.selection import Source
 from builder.graph import Copy, CopySource
-from builder.selection import Source
 from builder.tree import Tree
 from engine.errors import InvalidParameter
 

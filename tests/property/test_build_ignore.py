@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder import ignore
+from builder.language import ignore
 
 _pieces = st.sampled_from(
     ["a", "b", "ab", "/", "/", "/", "*", "*", "**", "**/", "/**/", "/**", "?", "[ab]", "[^a]", "[b-z]", "\\*", ".", "é", "\n"]

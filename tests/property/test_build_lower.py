@@ -7,12 +7,12 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from builder.errors import DockerfileError
 from builder.graph import SCRATCH, Copy, Graph, Run, Stack
-from builder.instructions import Dockerfile
-from builder.lower import lower, wanted
-from builder.parser import parse
-from builder.stages import Base, Key
+from builder.language.errors import DockerfileError
+from builder.language.instructions import Dockerfile
+from builder.language.parser import parse
+from builder.lowering.lower import lower, wanted
+from builder.lowering.stages import Base, Key
 from engine.errors import KnarrError
 from engine.spec.build import Options
 from engine.spec.image import ContainerConfig, ImageConfig, RootFS

@@ -6,8 +6,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder import manifest
-from builder.manifest import DIGEST, Index
+from builder.sources import manifest
+from builder.sources.manifest import DIGEST, Index
 from engine.wire.buildframes import ENTRY, FOLDER_HEAD, HEAD, RACY, RACY_TIME, MalformedFrame
 
 HEAD_BYTES = HEAD.pack(1, 0, 1, 1) + b"no"

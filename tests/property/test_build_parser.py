@@ -10,15 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from builder.arguments import NAMES, words
-from builder.durations import nanoseconds
-from builder.errors import DockerfileError
-from builder.glob import Pattern
-from builder.instructions import Copy, Dockerfile, Env, OnBuild, Run
-from builder.parser import parse, parse_trigger
-from builder.runmount import fields, parse_device, parse_mount
-from builder.shell import Expansion, SubstitutionError, Words
-from builder.suggest import nearest
+from builder.language.arguments import NAMES, words
+from builder.language.durations import nanoseconds
+from builder.language.errors import DockerfileError
+from builder.language.glob import Pattern
+from builder.language.instructions import Copy, Dockerfile, Env, OnBuild, Run
+from builder.language.parser import parse, parse_trigger
+from builder.language.runmount import fields, parse_device, parse_mount
+from builder.language.shell import Expansion, SubstitutionError, Words
+from builder.language.suggest import nearest
 
 _PIECES = st.sampled_from(
     [

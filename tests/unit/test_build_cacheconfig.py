@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder import cacheconfig
-from builder.cacheconfig import CREATED, DIFF_ID, INLINE, CacheContent, CacheEntry, Packed
+from builder.caches import cacheconfig
+from builder.caches.cacheconfig import CREATED, DIFF_ID, INLINE, CacheContent, CacheEntry, Packed
 from engine.config import settings
 from engine.errors import InvalidParameter, KnarrError, NotImplementedYet
 from engine.service.layerblobs import Form

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from builder import checkreport, checks
-from builder import checkrules as rules
-from builder.errors import DockerfileError
-from builder.ignore import Patterns
-from builder.parser import parse
+from builder.checks import checkreport, checks
+from builder.checks import checkrules as rules
+from builder.language.errors import DockerfileError
+from builder.language.ignore import Patterns
+from builder.language.parser import parse
 from engine.errors import InvalidParameter
 from engine.spec.platform import Platform
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from builder import checksum
+from builder.files import checksum
 from builder.graph import Copy, CopySource
 from builder.tree import Tree
 from engine.errors import InvalidParameter, NotFound

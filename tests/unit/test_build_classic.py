@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from builder.classic import LOG_LIMIT, Classic
 from builder.faults import BuildFault
 from builder.graph import SCRATCH, ContextSource, Copy, CopySource, Graph, HttpSource, ImageSource, Run, Step, Target, Vertex
-from builder.instructions import Arg, Command, Dockerfile, Env, From, Instruction, Location, Stage
-from builder.instructions import Copy as CopyInstruction
-from builder.instructions import Run as RunInstruction
+from builder.language.instructions import Arg, Command, Dockerfile, Env, From, Instruction, Location, Stage
+from builder.language.instructions import Copy as CopyInstruction
+from builder.language.instructions import Run as RunInstruction
 from engine.errors import InvalidParameter, NotFound
 from engine.service.build import ClassicBuild
 from engine.spec.build import Log, Options, Progress, Result, Status, VertexStatus

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from builder import manifest
-from builder.ignore import Patterns, read
+from builder.language.ignore import Patterns, read
+from builder.sources import manifest
 from cli import buildcontext
 from cli.client import Failure
 from engine.wire import buildframes

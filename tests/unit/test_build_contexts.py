@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from builder import contexts as module
-from builder import manifest
-from builder.contexts import Contexts
+from builder.sources import contexts as module
+from builder.sources import manifest
+from builder.sources.contexts import Contexts
 from builder.tree import Tree
 from cli import buildcontext
 from engine.errors import InvalidParameter

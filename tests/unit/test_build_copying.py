@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from builder import copying
-from builder.filecopy import Stopped
+from builder.files import copying
+from builder.files.filecopy import Stopped
 from builder.graph import Copy, CopySource
 from builder.tree import Tree
 from engine.errors import InvalidParameter, NotFound

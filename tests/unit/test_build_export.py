@@ -16,11 +16,11 @@ import msgspec
 import pytest
 import trio
 
-from builder import imagedocs
-from builder.attest import Attached
-from builder.export import Added, Exported, Manner, Part, export_image, export_images
+from builder.export import imagedocs
+from builder.export.attest import Attached
+from builder.export.images import Added, Exported, Manner, Part, export_image, export_images
+from builder.files.squash import merge
 from builder.graph import Step, Target
-from builder.squash import merge
 from engine.errors import Damaged, KnarrError, NotFound
 from engine.service.durability import Durability
 from engine.service.images import Images

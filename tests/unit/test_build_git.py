@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from builder import gitrun
-from builder.git import Checkouts
-from builder.giturl import Repository, parse
 from builder.graph import GitSource
-from builder.kept import Kept
+from builder.language.giturl import Repository, parse
+from builder.sources import gitrun
+from builder.sources.git import Checkouts
+from builder.sources.kept import Kept
 from builder.tree import Tree
 from engine.errors import InvalidParameter, KnarrError
 from tests.lib.registries import Reply, Request, Scripted
@@ -322,7 +322,7 @@ def test_cancelling_ends_git_and_its_helpers(tmp_path: Path) -> None:
 
 
 def test_tokens_reach_their_server_alone(server: Server) -> None:
-    from builder.git import _authorization
+    from builder.sources.git import _authorization
 
     def header(remote: str, **secrets: str) -> dict[str, str]:
         return _authorization(remote, {name.replace("__", "."): value.encode() for name, value in secrets.items()})

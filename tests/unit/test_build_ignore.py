@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builder import ignore
+from builder.language import ignore
 from engine.errors import InvalidParameter
 
 FILES = r"""

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from builder import goformat, platformargs
-from builder.addresses import filename, is_git, is_web
-from builder.errors import DockerfileError
-from builder.evaluate import below, destination, exposed
 from builder.graph import SCRATCH, ContextSource, Copy, Graph, ImageSource, Run
-from builder.lower import lower, wanted
-from builder.parser import parse
-from builder.stages import Base, Key, Wanted
+from builder.language import goformat, platformargs
+from builder.language.addresses import filename, is_git, is_web
+from builder.language.errors import DockerfileError
+from builder.language.parser import parse
+from builder.lowering.evaluate import below, destination, exposed
+from builder.lowering.lower import lower, wanted
+from builder.lowering.stages import Base, Key, Wanted
 from engine.errors import InvalidParameter, KnarrError, NotImplementedYet
 from engine.spec.build import Options
 from engine.spec.image import ContainerConfig, Healthcheck, ImageConfig, RootFS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from builder import modes
+from builder.language import modes
 from engine.errors import InvalidParameter
 
 FILE, FOLDER = stat.S_IFREG, stat.S_IFDIR

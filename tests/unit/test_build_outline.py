@@ -6,8 +6,8 @@ import base64
 
 import pytest
 
-from builder import outline
-from builder.parser import parse
+from builder.checks import outline
+from builder.language.parser import parse
 from engine.errors import InvalidParameter
 from engine.spec.platform import Platform
 

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 import trio
 
-from builder.export import Added, Part
-from builder.exportfiles import Annotation, Output, Surroundings, carry_out, metadata, output, outputs
+from builder.export.exportfiles import Annotation, Output, Surroundings, carry_out, metadata, output, outputs
+from builder.export.images import Added, Part
 from engine.errors import InvalidParameter, KnarrError, NotImplementedYet
 from engine.service.layerblobs import Form
 from engine.spec import image as spec

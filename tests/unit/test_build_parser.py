@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from builder.errors import DockerfileError
-from builder.instructions import (
+from builder.language.errors import DockerfileError
+from builder.language.instructions import (
     Add,
     Arg,
     Cmd,
@@ -29,7 +29,7 @@ from builder.instructions import (
     Volume,
     Workdir,
 )
-from builder.parser import description, parse, parse_trigger
+from builder.language.parser import description, parse, parse_trigger
 
 
 def one(text: str) -> Instruction:

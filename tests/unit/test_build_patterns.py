@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builder import patterns
+from builder.language import patterns
 from engine.errors import InvalidParameter
 
 

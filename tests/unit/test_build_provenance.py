@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from builder import attest, provenance
+from builder.export import attest, provenance
 from builder.graph import SCRATCH, ContextSource, Copy, CopySource, GitSource, Graph, HttpSource, ImageSource, Run, Target, Vertex
 from engine.errors import InvalidParameter, NotImplementedYet
 from engine.spec import manifest as manifests

@@ -16,7 +16,7 @@ import trio
 
 from builder.graph import HttpSource
 from builder.secrets import Nothing
-from builder.sources import Fetcher, Sources
+from builder.sources.fetching import Fetcher, Sources
 from builder.tree import Tree
 from engine.errors import InvalidParameter, KnarrError
 from engine.registry.proxies import Proxies

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from builder.runmount import RunMount, check_mount, fields, parse_device, parse_mount
+from builder.language.runmount import RunMount, check_mount, fields, parse_device, parse_mount
 
 
 @pytest.mark.parametrize(

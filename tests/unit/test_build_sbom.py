@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder import sbom
-from builder.packages import rpm, sqlite
-from builder.packages.image import Found, scan
-from builder.packages.package import Distribution, Package, purl
+from builder.export import sbom
+from builder.export.packages import rpm, sqlite
+from builder.export.packages.image import Found, scan
+from builder.export.packages.package import Distribution, Package, purl
 
 CREATED = "2026-01-01T00:00:00Z"
 

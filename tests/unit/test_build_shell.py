@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from builder.glob import Pattern
-from builder.shell import SubstitutionError, Words, document
+from builder.language.glob import Pattern
+from builder.language.shell import SubstitutionError, Words, document
 
 ENV = {"a": "1 2", "p": "/usr/local/bin/foo.tar.gz", "e": "", "s": "a*b*c", "n": "x\\y", "u": "äöü.x"}
 

@@ -10,21 +10,9 @@ import pytest
 import trio
 
 from builder.faults import BuildFault
-from builder.graph import (
-    SCRATCH,
-    ContextSource,
-    Copy,
-    CopySource,
-    Graph,
-    ImageSource,
-    MakeFolder,
-    Run,
-    Stack,
-    Target,
-    Vertex,
-)
+from builder.graph import SCRATCH, ContextSource, Copy, CopySource, Graph, ImageSource, MakeFolder, Run, Stack, Target, Vertex
 from builder.progress import Reporter
-from builder.solver import Outcome, Solver
+from builder.solving.solver import Outcome, Solver
 from builder.tree import Tree
 from engine.aio.locks import KeyedLocks
 from engine.spec.build import Progress

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from builder import sshagent
 from builder.graph import Mount
-from builder.sshagent import agent_socket
+from builder.sources import sshagent
+from builder.sources.sshagent import agent_socket
 
 
 class Agent:

@@ -1,0 +1,1 @@
+"""Caches of builds elsewhere: in registries, folders and images."""

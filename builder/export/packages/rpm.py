@@ -1,0 +1,71 @@
+"""Packages of rpm: headers out of `rpmdb.sqlite`. The older databases (Berkeley DB, ndb) are not read. Pure.
+
+Follows rpm's package file format ("Header Structure"); what the database keeps of a package is such a header without its magic number.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from builder.export.packages import sqlite
+from builder.export.packages.package import Distribution, Package, clean, purl
+
+FOLDERS = ("var/lib/rpm", "usr/lib/sysimage/rpm", "usr/share/rpm")
+SQLITE = b"rpmdb.sqlite"
+UNREADABLE = {b"Packages": "Berkeley DB", b"Packages.db": "ndb"}
+"""Names of databases that are not read, and what they are."""
+
+_NAME, _VERSION, _RELEASE, _EPOCH, _VENDOR, _LICENSE, _ARCHITECTURE, _SOURCE = 1000, 1001, 1002, 1003, 1011, 1014, 1022, 1044
+_INT32, _STRING, _ARRAY, _I18N = 4, 6, 8, 9
+_MOST_ENTRIES = 10_000
+_KEY = "gpg-pubkey"
+
+
+def packages(data: bytes, found: str, distribution: Distribution) -> Iterator[Package]:
+    """The packages of a database. Raises ValueError for one that cannot be read."""
+    for row in sqlite.rows(data, "Packages"):
+        blob = next((value for value in row if isinstance(value, bytes)), b"")
+        fields = header(blob)
+        name, version = fields.get(_NAME, ""), fields.get(_VERSION, "")
+        if not name or not version or name == _KEY:
+            continue
+        full = f"{version}-{fields[_RELEASE]}" if fields.get(_RELEASE) else version
+        epoch = fields.get(_EPOCH, "")
+        qualifiers = {
+            "arch": fields.get(_ARCHITECTURE, ""),
+            "distro": distribution.qualifier,
+            "epoch": epoch,
+            "upstream": fields.get(_SOURCE, ""),
+        }
+        yield Package(
+            kind="rpm",
+            name=name,
+            version=f"{epoch}:{full}" if epoch else full,
+            purl=purl("rpm", name, full, distribution.id, qualifiers),
+            license=fields.get(_LICENSE, ""),
+            supplier=fields.get(_VENDOR, ""),
+            found=found,
+        )
+
+
+def header(blob: bytes) -> dict[int, str]:
+    """Tag -> value of the texts and numbers in a header; nothing for what is no header."""
+    if len(blob) < 8:
+        return {}
+    count, size = struct.unpack_from(">II", blob)
+    data = 8 + 16 * count
+    if count > _MOST_ENTRIES or data + size > len(blob):
+        return {}
+    found: dict[int, str] = {}
+    for index in range(count):
+        tag, kind, offset, entries = struct.unpack_from(">IIII", blob, 8 + 16 * index)
+        start = data + offset
+        if offset >= size or not entries:
+            continue
+        if kind in (_STRING, _ARRAY, _I18N):
+            end = blob.find(b"\0", start, data + size)
+            found[tag] = clean(blob[start:end].decode("utf-8", "replace")) if end >= 0 else ""
+        elif kind == _INT32 and start + 4 <= data + size:
+            found[tag] = str(struct.unpack_from(">I", blob, start)[0])
+    return found

@@ -1,0 +1,1 @@
+"""Files into layers: copies, owners, modes, archives. Synchronous, for worker threads."""

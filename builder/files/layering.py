@@ -1,0 +1,30 @@
+"""The two layers that are neither copied nor run: a WORKDIR's folder, and the layer of `--link` laid on another root file system.
+
+Blocks; for worker threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from builder.files import owners, squash
+from builder.files.layerfolder import LayerFolder
+from builder.graph import MakeFolder
+
+
+def make_folder(op: MakeFolder, lowers: tuple[str, ...], upper: str, *, epoch: int | None = None) -> None:
+    """Make the folder of a WORKDIR in the empty folder `upper` over the layers `lowers`, topmost first. What exists stays as it is, and
+    then the layer is empty. Raises InvalidParameter where a file stands in the way, OSError."""
+    latest = None if epoch is None else epoch * 1_000_000_000
+    with LayerFolder(upper, lowers, time.time_ns() if latest is None else latest) as layer:
+        place = layer.resolve(op.path)
+        found = layer.look(place)
+        if found is None or not found.folder:
+            layer.make(place, owners.resolve(op.user, layer.view) or (0, 0))
+        layer.finish(latest)
+
+
+def stack(folder: str, lowers: tuple[str, ...], upper: str, *, stop: Callable[[], bool] = lambda: False) -> None:
+    """The files of one layer, as links, in the empty folder `upper`, which is to lie on other layers. Raises OSError."""
+    squash.merge([folder], upper)

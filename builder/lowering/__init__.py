@@ -1,0 +1,1 @@
+"""From instructions to the graph of what is to be done. Pure."""

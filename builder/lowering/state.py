@@ -1,0 +1,254 @@
+"""What the parts of lowering share: the vertices made so far, and a stage while its instructions are read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from builder.graph import SCRATCH, ContextSource, CopySource, Op, Step, Vertex
+from builder.language import platformargs
+from builder.language.goformat import quoted_list
+from builder.language.instructions import Instruction
+from builder.lowering.evaluate import Evaluator, Fault
+from builder.lowering.stages import Needed, Node, Stages
+from engine.errors import InvalidParameter
+from engine.spec import platform as platforms
+from engine.spec.build import MAIN_CONTEXT, Options
+from engine.spec.image import ContainerConfig, ImageConfig
+from engine.spec.platform import Platform
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_SHELL = ("/bin/sh", "-c")
+
+_LARGEST_ENVIRONMENT = 2 << 20
+_LONGEST_HISTORY = 64 << 20  # characters, of all stages together
+"""What the kernel gives to a process, arguments and variables together, as systems are set up."""
+_LONGEST_NAME = 8192
+
+# What BuildKit keeps of a base image's configuration; the rest belongs to the container that the image was made from.
+_KEPT = (
+    "user", "exposed_ports", "env", "entrypoint", "cmd", "volumes", "working_dir", "labels", "stop_signal", "args_escaped", "healthcheck",
+    "shell",
+)  # fmt: skip
+
+
+class Vertices:
+    """The vertices of a graph. Equal ones are one."""
+
+    def __init__(self) -> None:
+        self.all: list[Vertex] = []
+        self._known: dict[tuple[Op, tuple[int, ...]], int] = {}
+
+    def add(self, op: Op, inputs: tuple[int, ...], name: str, *, line: int = 0, stage: int = -1, no_cache: bool = False) -> int:
+        """The index of the vertex: a new one, or that of an equal one, which is not looked up either when this one is not to be."""
+        key = (op, inputs)
+        index = self._known.get(key)
+        if index is None:
+            index = self._known[key] = len(self.all)
+            self.all.append(Vertex(op=op, inputs=inputs, name=name, line=line, stage=stage, no_cache=no_cache))
+            return index
+        known = self.all[index]
+        if no_cache and not known.no_cache:
+            self.all[index] = known = msgspec.structs.replace(known, no_cache=True)
+        if stage >= 0 and known.stage < 0:  # better named by a stage than by nobody
+            self.all[index] = msgspec.structs.replace(known, name=name, line=line, stage=stage)
+        return index
+
+    def context(self, name: str = MAIN_CONTEXT) -> int:
+        """The vertex of a folder that the client sends."""
+        shown = "[internal] load build context" if name == MAIN_CONTEXT else f"[context {name}] load from client"
+        return self.add(ContextSource(name=name), (), shown)
+
+
+class Inputs:
+    """The inputs of one vertex: the root file system first, then each source once."""
+
+    def __init__(self, root: int) -> None:
+        self.all = [root]
+        self._places: dict[int, int] = {}
+
+    def place(self, vertex: int) -> int:
+        """The index of a source among the inputs."""
+        if vertex not in self._places:
+            self._places[vertex] = len(self.all)
+            self.all.append(vertex)
+        return self._places[vertex]
+
+
+class State:
+    """A stage as far as it has been lowered.
+
+    `root`: the vertex of its file system; `replacement`: that of the folder that stands for the whole stage, if one does; `config`: its
+    image's, `base`: that of the image at the bottom; `env`: variables in the order in which they were set, arguments included; `args`:
+    declared arguments, (name, value or None); `history`: what the image's history gets, over all stages below; `plan`: a step for each
+    instruction of this stage.
+    """
+
+    def __init__(self, node: Node, platform: Platform, config: ImageConfig, root: int = SCRATCH, base: ImageConfig | None = None) -> None:
+        self.node = node
+        self.platform = platform
+        self.config = config
+        self.base = base
+        self.root = root
+        self.replacement: int | None = None
+        self.env: dict[str, str] = {}
+        self._entries: dict[str, str] = {}
+        self._size = 0
+        self.args: list[tuple[str, str | None]] = []
+        self.history: list[Step] = []
+        self.plan: list[Step] = []
+        self.number = 0
+        self.has_cmd = False
+        self.no_cache = False
+
+    def child(self, node: Node) -> State:
+        """A stage that begins where this one ended."""
+        state = State(node, self.platform, self.config, self.root, self.base)
+        state.change(on_build=None)
+        state.env = dict(self.env)
+        state._entries = dict(self._entries)
+        state._size = self._size
+        state.history = list(self.history)
+        return state
+
+    @property
+    def defaults(self) -> ContainerConfig:
+        """What the image gives to a container, so far."""
+        return self.config.defaults
+
+    def change(self, **fields: Any) -> None:
+        """Set fields of `defaults`."""
+        self.config = msgspec.structs.replace(self.config, config=msgspec.structs.replace(self.defaults, **fields))
+
+    @property
+    def source(self) -> int:
+        """The vertex that others copy files from."""
+        return self.root if self.replacement is None else self.replacement
+
+    def set_variable(self, name: str, value: str) -> None:
+        """Set one for what follows; it becomes the last in order, as BuildKit has it. Raises Fault when all are too large for a process."""
+        old = self._entries.pop(name, None)
+        self.env.pop(name, None)
+        self.env[name] = value
+        self._entries[name] = entry = f"{name}={value}"
+        self._size += len(entry) - (len(old) if old is not None else 0)
+        if self._size > _LARGEST_ENVIRONMENT:
+            raise Fault(f"the variables of a stage have more than {_LARGEST_ENVIRONMENT} characters", word=name)
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """`env` as "K=V"."""
+        return tuple(self._entries.values())
+
+    def with_shell(self, words: Sequence[str]) -> tuple[str, ...]:
+        """A command line for the shell, as words."""
+        return (*(self.defaults.shell or DEFAULT_SHELL), " ".join(words))
+
+
+class Lowering:
+    """One call of `lower`: what all stages share."""
+
+    def __init__(self, stages: Stages) -> None:
+        self.stages = stages
+        self.options: Options = stages.options
+        self.arguments: Mapping[str, str] = stages.arguments
+        self.evaluator: Evaluator = stages.evaluator
+        self.proxies = platformargs.proxies(self.arguments)
+        self.hosts = platformargs.hosts(self.options.hosts)
+        self.vertices = Vertices()
+        self.states: dict[int, State] = {}
+        self._written = 0
+
+    def word(self, state: State, text: str) -> str:
+        """A value with its variables substituted. Raises SubstitutionError."""
+        return self.evaluator.word(text, state.env)
+
+    def named(self, state: State, text: str, *, trigger: bool = False) -> str:
+        """The name of a stage's next vertex, `[build 2/5] RUN make`, which is counted by this."""
+        text = text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…"
+        total = state.node.steps
+        if not total:
+            return text
+        state.number += 1
+        prefix = ""
+        if self.stages.multi:
+            prefix = f"{state.platform}{_cross(state.platform, state.env)} "
+        if state.node.shown:
+            prefix += f"{state.node.shown} "
+        return f"[{prefix}{state.number:{len(str(total))}}/{total}] {'ONBUILD ' if trigger else ''}{text}"
+
+    def vertex(self, state: State, needed: Needed, op: Op, inputs: Sequence[int], name: str) -> int:
+        """A vertex for an instruction of a stage."""
+        return self.vertices.add(op, tuple(inputs), name, line=needed.location.line, stage=state.node.index, no_cache=state.no_cache)
+
+    def commit(self, state: State, needed: Needed, created_by: str, vertex: int | None = None) -> None:
+        """Put an instruction into the history. Raises Fault when the histories of all stages are longer than any image could have."""
+        self._written += len(created_by)
+        if self._written > _LONGEST_HISTORY:
+            raise Fault(f"the history of the stages has more than {_LONGEST_HISTORY} characters")
+        step = Step(
+            created_by=created_by, vertex=vertex, instruction="" if needed.trigger else needed.instruction.text,
+            stage=state.node.index, line=needed.location.line,
+        )  # fmt: skip
+        state.history.append(step)
+        state.plan.append(step)
+
+    def note(self, state: State, instruction: Instruction, vertex: int | None = None) -> None:
+        """Put an instruction into the plan alone."""
+        line = instruction.location.line
+        state.plan.append(Step(created_by="", comment="", vertex=vertex, instruction=instruction.text, stage=state.node.index, line=line))
+
+
+def empty_image(platform: Platform) -> ImageConfig:
+    """The configuration that an image from scratch begins with."""
+    return ImageConfig(
+        architecture=platform.architecture, variant=platform.variant, os=platform.os, os_version=platform.os_version,
+        config=ContainerConfig(env=(f"PATH={DEFAULT_PATH}",), working_dir="/"),
+    )  # fmt: skip
+
+
+def inherited(config: ImageConfig) -> ImageConfig:
+    """What an image gets of its base image's configuration: as BuildKit, nothing about a container that once was, and no triggers."""
+    defaults = config.defaults
+    return ImageConfig(
+        author=config.author, architecture=config.architecture, variant=config.variant, os=config.os, os_version=config.os_version,
+        config=ContainerConfig(**{name: getattr(defaults, name) for name in _KEPT}),
+    )  # fmt: skip
+
+
+def run_text(args: Sequence[str], declared: Sequence[tuple[str, str | None]], env: Mapping[str, str]) -> str:
+    """`RUN |1 A=b /bin/sh -c make` of a history: the number of arguments in scope, and their values."""
+    values = [f"{name}={env.get(name, value or '')}" for name, value in declared]
+    return " ".join(["RUN", *([f"|{len(values)}", *values] if values else ()), *args])
+
+
+def command_text(keyword: str, words: Sequence[str]) -> str:
+    """`CMD ["a" "b"]` of a history."""
+    return f"{keyword} {quoted_list(words)}"
+
+
+def document_source(name: str, content: str) -> CopySource:
+    """A heredoc as a source of files."""
+    return CopySource(path=name, content=content.encode("utf-8", "surrogateescape"), literal=True)
+
+
+def _cross(own: Platform, env: Mapping[str, str]) -> str:
+    """`->arm64` in names of a stage that runs on one platform and says that it makes something for another."""
+    if "TARGETPLATFORM" in env:
+        try:
+            other = platforms.parse(env["TARGETPLATFORM"])
+        except InvalidParameter:
+            return ""
+    elif not any(name in env for name in ("TARGETOS", "TARGETARCH", "TARGETVARIANT")):
+        return ""
+    else:
+        other = Platform(
+            os=env.get("TARGETOS") or own.os, architecture=env.get("TARGETARCH") or own.architecture, variant=env.get("TARGETVARIANT", "")
+        ).normalised()
+    if other.os != own.os:
+        return f"->{other}"
+    if other.architecture == own.architecture:
+        return ""
+    return f"->{other.architecture}" + (f"/{other.variant}" if other.variant else "")

@@ -1,0 +1,1 @@
+"""From a graph to results: order, cache keys, and the work itself."""

@@ -1,0 +1,1 @@
+"""Where files come from: contexts that clients send, web servers, Git repositories."""
