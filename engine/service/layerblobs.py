@@ -44,6 +44,7 @@ _ZSTD_LEVELS = range(1, 23)
 _ZSTD_DEFAULT = 3
 _READ = 256 << 10
 _ROOM = 4  # pieces of a mebibyte between packing and compressing
+_LARGE = 8 << 20  # bytes of a snapshot that two threads are worth
 _CUT = 256 << 10  # as `service.staging`
 
 T = TypeVar("T")
@@ -102,7 +103,7 @@ class LayerBlobs:
         """The digest and the bytes of what a committed snapshot packs to; remembered. Raises KnarrError."""
         async with self._locks.hold(row.number):
             if not row.diff_id:
-                packed = await self._with(row, lambda: self._fill(row, None, None))
+                packed = await (self._in_two(row) if row.size >= _LARGE else self._with(row, lambda: self._fill(row, None, None)))
                 if packed.left_out:
                     names = ", ".join(map(tar.show, packed.left_out[:_SHOWN]))
                     log.warning(
@@ -223,9 +224,42 @@ class LayerBlobs:
         except OSError as error:
             raise explained(error, f"layer {row.diff_id or row.name}") from error
 
-    def _fill(self, row: Snapshot, write: Write | None, epoch: int | None) -> Packed:
+    def _fill(self, row: Snapshot, write: Write | None, epoch: int | None, *, digest: bool = True) -> Packed:
         """In a worker thread."""
-        return pack.pack(f"{self._snapshots.folder(row)}/fs", write, epoch=epoch, check=trio.from_thread.check_cancelled)
+        folder = f"{self._snapshots.folder(row)}/fs"
+        return pack.pack(folder, write, epoch=epoch, check=trio.from_thread.check_cancelled, digest=digest)
+
+    async def _in_two(self, row: Snapshot) -> Packed:
+        """What a large snapshot packs to: read in one thread, hashed in another. Raises KnarrError."""
+        pieces = Handoff(_ROOM)
+        hashed = hashlib.sha256()
+        made: list[Packed] = []
+
+        def give() -> Packed:
+            return self._fill(row, lambda piece: pieces.put(bytes(piece)), None, digest=False)
+
+        def take() -> None:
+            while piece := pieces.get():
+                hashed.update(piece)
+
+        async def read() -> None:
+            try:
+                made.append(await self._with(row, give))
+            except (KnarrError, Closed) as error:
+                failures.append(error)
+            finally:
+                pieces.end()
+
+        failures: list[Exception] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            try:
+                await blocking("hashing", take)
+            finally:
+                pieces.close()
+        if failures:
+            raise failures[0]
+        return msgspec.structs.replace(made[0], diff_id=f"sha256:{hashed.hexdigest()}")
 
     def _inflate(self, digest: str, write: Write) -> str:
         """In a worker thread: a stored blob's content; its digest."""

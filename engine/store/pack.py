@@ -46,15 +46,18 @@ class Packed(msgspec.Struct, frozen=True):
     left_out: tuple[bytes, ...] = ()
 
 
-def pack(folder: str, write: Write | None = None, *, epoch: int | None = None, check: Callable[[], object] | None = None) -> Packed:
+def pack(
+    folder: str, write: Write | None = None, *, epoch: int | None = None, check: Callable[[], object] | None = None, digest: bool = True
+) -> Packed:  # fmt: skip
     """Pack what is below the host path `folder`, which nobody changes. With `write` the archive goes there, in pieces of a mebibyte.
 
-    `epoch`: Unix seconds that no time may lie behind. `check` is called for each piece, to raise what ends the work. Blocks; any thread.
-    Raises OSError, KnarrError for a file that changes meanwhile.
+    `epoch`: Unix seconds that no time may lie behind. `check` is called for each piece, to raise what ends the work. Without `digest`
+    nothing is hashed and `diff_id` is of no use: whoever gets the pieces hashes them. Blocks; any thread. Raises OSError, KnarrError for a
+    file that changes meanwhile.
     """
     top = os.open(folder, FOLDER)
     try:
-        return _Packing(top, Members(write, epoch, check)).run()
+        return _Packing(top, Members(write, epoch, check, digest=digest)).run()
     finally:
         os.close(top)
 
@@ -62,8 +65,9 @@ def pack(folder: str, write: Write | None = None, *, epoch: int | None = None, c
 class Members:
     """The members of an archive on their way out: headers, and bytes gathered into pieces. `inodes` and `files_bytes` count."""
 
-    def __init__(self, write: Write | None, epoch: int | None, check: Callable[[], object] | None) -> None:
+    def __init__(self, write: Write | None, epoch: int | None, check: Callable[[], object] | None, *, digest: bool = True) -> None:
         self._write = write
+        self._digested = digest
         self._latest = epoch
         self._check = check
         self._hash = hashlib.sha256()
@@ -172,7 +176,8 @@ class Members:
     def _out(self, piece: memoryview) -> None:
         if self._check is not None:
             self._check()
-        self._hash.update(piece)
+        if self._digested:
+            self._hash.update(piece)
         self.size += len(piece)
         if self._write is not None:
             self._write(piece)
