@@ -54,7 +54,7 @@ _COLLECT_SECONDS = 60.0  # at least between two collections
 
 
 class BuildService:
-    """The builder of one daemon; made when the first build comes. `start` it before use."""
+    """The builder of one daemon; made when the first build comes."""
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -27,13 +27,11 @@ def is_archive(fd: int) -> bool:
         return False
 
 
-def unpack(
-    fd: int, target: int, lowers: tuple[int, ...], name: str, owner: Owner | None, latest: int | None, stop: Callable[[], bool]
-) -> None:
+def unpack(fd: int, target: int, lowers: tuple[int, ...], name: str, owner: Owner | None, stop: Callable[[], bool]) -> None:
     """Unpack the open file `fd` into the open folder `target`, which shows the open folders `lowers` of layers below. `owner`: of
-    everything instead of the archive's; `latest` (ns): no time is later. Raises InvalidParameter naming the archive, Stopped, DiskFull."""
+    everything instead of the archive's. Raises InvalidParameter naming the archive, Stopped, DiskFull."""
     packed = Counted(_pulled(fd))
-    reader = _Reader(bounded(packed, compression.decompressed(packed)[1], DEFAULT_LIMITS), owner, latest, stop)
+    reader = _Reader(bounded(packed, compression.decompressed(packed)[1], DEFAULT_LIMITS), owner, stop)
     try:
         # The dot makes the path end in something that is no link.
         unpacking.unpack(reader, f"/proc/self/fd/{target}/.", tuple(f"/proc/self/fd/{lower}/." for lower in lowers))
@@ -60,10 +58,9 @@ def _pulled(fd: int) -> compression.Source:
 class _Reader(tar.TarReader):
     """An archive's members as they are to be made."""
 
-    def __init__(self, source: compression.Source, owner: Owner | None, latest: int | None, stop: Callable[[], bool]) -> None:
+    def __init__(self, source: compression.Source, owner: Owner | None, stop: Callable[[], bool]) -> None:
         super().__init__(source)
         self._owner = owner
-        self._latest = latest
         self._stop = stop
 
     def next(self) -> tar.Entry | None:
@@ -76,7 +73,5 @@ class _Reader(tar.TarReader):
                 raise tar.TarError("a device that means removal to the kernel", entry.name)
             if self._owner is not None:
                 entry.uid, entry.gid = self._owner
-            if self._latest is not None:
-                entry.mtime = min(entry.mtime, self._latest)
             return entry
         return None

@@ -36,19 +36,17 @@ def apply(
     upper: str,
     sources: Sequence[Tree],
     *,
-    epoch: int | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Do `op` over the root file system `lowers` (host folders, topmost first), into the empty folder `upper`.
 
-    `sources`: the trees of the vertex's inputs. `epoch` (Unix seconds): nothing gets a later time. Blocks: for a worker thread. Raises
+    `sources`: the trees of the vertex's inputs.  Blocks: for a worker thread. Raises
     NotFound and InvalidParameter in BuildKit's words, DiskFull, OSError; `filecopy.Stopped` soon after `stop` says so.
     """
-    latest = None if epoch is None else epoch * 1_000_000_000
     opened: dict[int, Source] = {}
     try:
-        with LayerFolder(upper, lowers, time.time_ns() if latest is None else latest) as layer:
-            work = _Work(op, layer, latest, stop)
+        with LayerFolder(upper, lowers, time.time_ns()) as layer:
+            work = _Work(op, layer, stop)
             for asked in op.sources:
                 if asked.content is not None:
                     work.document(asked.path, asked.content)
@@ -57,7 +55,7 @@ def apply(
                     opened[asked.input] = Source(sources[asked.input])
                 for one in select(opened[asked.input], asked, op):
                     work.copy(opened[asked.input], one, asked)
-            layer.finish(latest)
+            layer.finish()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"copying to {op.destination}: {error.strerror}") from error
@@ -89,10 +87,9 @@ class _Pending:
 
 
 class _Work:
-    def __init__(self, op: Copy, layer: LayerFolder, latest: int | None, stop: Callable[[], bool]) -> None:
+    def __init__(self, op: Copy, layer: LayerFolder, stop: Callable[[], bool]) -> None:
         self._op = op
         self._layer = layer
-        self._latest = latest
         self._stop = stop
         if op.link and chown.named(op.chown):
             raise InvalidParameter(
@@ -138,7 +135,7 @@ class _Work:
             return
         target = self._folder_place()
         if not one.delayed:
-            self._layer.times[target.place] = self._time(node.info)
+            self._layer.times[target.place] = node.info.st_mtime_ns
         pending = [_Pending(node, one.within, target, None)]
         while pending:
             if self._stop():
@@ -154,9 +151,7 @@ class _Work:
             target = self._layer.make(self._layer.resolve(self._op.destination), self._made_by)
             into = self._enter(target)
             try:
-                archives.unpack(
-                    fd, into.fd, tuple(lower for _, lower in into.lowers), shown(node.place), self._owner, self._latest, self._stop
-                )
+                archives.unpack(fd, into.fd, tuple(lower for _, lower in into.lowers), shown(node.place), self._owner, self._stop)
             finally:
                 self._leave(into)
         finally:
@@ -272,7 +267,7 @@ class _Work:
             copy_attributes(f"/proc/self/fd/{below}/{path}", target)
         if self._source.adorned(node.place):
             copy_attributes(f"/proc/self/fd/{source}/{path}", target)
-        self._layer.times[place] = self._time(info)
+        self._layer.times[place] = info.st_mtime_ns
         if made:
             return Node(place, info, (0, *layers))
         opaque = _has_attribute(target, OPAQUE_ATTRIBUTE)
@@ -357,7 +352,7 @@ class _Work:
         owner = self._owner or (info.st_uid, info.st_gid)
         mode = stat.S_IMODE(info.st_mode) if self._change is None else self._change(info.st_mode)
         adorned = self._source.adorned((*place, os.fsencode(entry.name)))
-        arguments = (entry.fd, entry.name, info, into.fd, name, owner, mode, self._time(info), adorned, self._stop)
+        arguments = (entry.fd, entry.name, info, into.fd, name, owner, mode, info.st_mtime_ns, adorned, self._stop)
         try:
             try:
                 filecopy.copy(*arguments)
@@ -376,14 +371,9 @@ class _Work:
 
     def _keeps(self, info: os.stat_result) -> bool:
         """Whether the copy has the owner, mode and time of its source."""
-        return (
-            (self._owner is None or self._owner == (info.st_uid, info.st_gid))
-            and (self._change is None or stat.S_ISLNK(info.st_mode) or self._change(info.st_mode) == stat.S_IMODE(info.st_mode))
-            and (self._latest is None or info.st_mtime_ns <= self._latest)
+        return (self._owner is None or self._owner == (info.st_uid, info.st_gid)) and (
+            self._change is None or stat.S_ISLNK(info.st_mode) or self._change(info.st_mode) == stat.S_IMODE(info.st_mode)
         )
-
-    def _time(self, info: os.stat_result) -> int:
-        return info.st_mtime_ns if self._latest is None else min(info.st_mtime_ns, self._latest)
 
     def _check_below(self, into: _Into, name: str) -> None:
         """Refuse to hide a folder of the layers below."""

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 from engine.errors import InvalidParameter
 from engine.store.merged import FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
-from engine.store.trees import walk
 from engine.store.view import Node, Place, View, open_below
 
 _LINKS_MAX = 255  # BuildKit's, for a destination
@@ -168,8 +167,8 @@ class LayerFolder:
         os.fchmod(target, stat.S_IMODE(info.st_mode))
         copy_attributes(source, target)
 
-    def finish(self, latest: int | None = None) -> None:
-        """Give folders their times, none later than `latest` (ns): the last thing to do. Raises OSError."""
+    def finish(self) -> None:
+        """Give folders their times: the last thing to do. Raises OSError."""
         if len(self._roots) > 1:
             self.times.setdefault((), os.fstat(self._roots[1]).st_mtime_ns)
         for place, mtime in self.times.items():
@@ -180,19 +179,9 @@ class LayerFolder:
                     continue  # an archive put something else there
                 raise
             try:
-                mtime = mtime if latest is None else min(mtime, latest)
                 os.utime(fd, ns=(mtime, mtime))
             finally:
                 os.close(fd)
-        if latest is not None:
-            self._hold_back(latest)
-
-    def _hold_back(self, latest: int) -> None:
-        """Folders that an archive only implied."""
-        for place, info in walk(self._roots[0]):
-            if stat.S_ISDIR(info.st_mode) and info.st_mtime_ns > latest:
-                with self._open(place) as fd:
-                    os.utime(fd, ns=(latest, latest))
 
 
 def copy_attributes(source: int | str, target: int | str) -> None:

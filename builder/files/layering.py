@@ -13,16 +13,15 @@ from builder.files.layerfolder import LayerFolder
 from builder.graph import MakeFolder
 
 
-def make_folder(op: MakeFolder, lowers: tuple[str, ...], upper: str, *, epoch: int | None = None) -> None:
+def make_folder(op: MakeFolder, lowers: tuple[str, ...], upper: str) -> None:
     """Make the folder of a WORKDIR in the empty folder `upper` over the layers `lowers`, topmost first. What exists stays as it is, and
     then the layer is empty. Raises InvalidParameter where a file stands in the way, OSError."""
-    latest = None if epoch is None else epoch * 1_000_000_000
-    with LayerFolder(upper, lowers, time.time_ns() if latest is None else latest) as layer:
+    with LayerFolder(upper, lowers, time.time_ns()) as layer:
         place = layer.resolve(op.path)
         found = layer.look(place)
         if found is None or not found.folder:
             layer.make(place, owners.resolve(op.user, layer.view) or (0, 0))
-        layer.finish(latest)
+        layer.finish()
 
 
 def stack(folder: str, lowers: tuple[str, ...], upper: str, *, stop: Callable[[], bool] = lambda: False) -> None:

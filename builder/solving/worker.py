@@ -48,7 +48,7 @@ class BuildWorker:
 
     def __init__(
         self, context: Context, reporter: Reporter, *, contexts: Callable[[str], Awaitable[Tree]], fetch: Fetch, gifts: Gifts,
-        mounts: CacheMounts, limits: Limits, scratch: str, epoch: int | None = None, bases: Mapping[str, ImageRecord] | None = None,
+        mounts: CacheMounts, limits: Limits, scratch: str, bases: Mapping[str, ImageRecord] | None = None,
     ) -> None:  # fmt: skip
         self._context = context
         self._reporter = reporter
@@ -58,7 +58,6 @@ class BuildWorker:
         self._mounts = mounts
         self._limits = limits
         self._scratch = scratch
-        self._epoch = epoch
         self._bases = bases or {}
         self._numbers = 0
         self._selections: dict[tuple[Copy, tuple[str, ...]], str] = {}
@@ -121,10 +120,10 @@ class BuildWorker:
             case Copy():
                 trees = [self._tree_of(one) for one in inputs]
                 work: Callable[[str, Callable[[], bool]], None] = lambda upper, stop: copying.apply(  # noqa: E731
-                    op, lowers, upper, trees, epoch=self._epoch, stop=stop
+                    op, lowers, upper, trees, stop=stop
                 )
             case MakeFolder():
-                work = lambda upper, stop: layering.make_folder(op, lowers, upper, epoch=self._epoch)  # noqa: E731
+                work = lambda upper, stop: layering.make_folder(op, lowers, upper)  # noqa: E731
             case Stack():
                 layer = inputs[1].row
                 assert layer is not None

@@ -56,7 +56,6 @@ class Site:
         destination: str,
         tree: Tree | None = None,
         *,
-        epoch: int | None = None,
         unpack: bool = False,
         **options: object,
     ) -> Path:
@@ -67,7 +66,7 @@ class Site:
         self.made += 1
         self.upper = self.folder(f"upper{self.made}")
         from_ = tree or Tree(layers=(str(self.context),), attributes=None)
-        copying.apply(op, tuple(self.lowers), str(self.upper), [Tree(), from_], epoch=epoch)
+        copying.apply(op, tuple(self.lowers), str(self.upper), [Tree(), from_])
         return self.upper
 
     def shown(self, path: str) -> Path | None:
@@ -279,8 +278,7 @@ def test_documents(site: Site) -> None:
     upper = site.copy([CopySource(path="EOF", content=b"hi\n")], "/x/", chown="5:6", chmod="755")
     file = upper / "x/EOF"
     assert (file.read_bytes(), modes(file), file.stat().st_uid, (upper / "x").stat().st_gid) == (b"hi\n", 0o755, 5, 6)
-    assert modes(site.copy([CopySource(path="EOF", content=b"")], "/y", epoch=7) / "y") == 0o644
-    assert (site.upper / "y").stat().st_mtime == 7
+    assert modes(site.copy([CopySource(path="EOF", content=b"")], "/y") / "y") == 0o644
 
 
 def test_a_stack_of_layers_is_copied_as_it_shows(site: Site) -> None:
@@ -457,18 +455,6 @@ def test_holes_stay_holes(site: Site) -> None:
         assert content.read(5) == b"data\0"
 
 
-# -- times
-
-
-def test_nothing_is_later_than_the_epoch(site: Site) -> None:
-    put(site.context / "d/old", mtime=5_000_000_000)
-    put(site.context / "d/new", mtime=50_000_000_000)
-    upper = site.copy("/d", "/x/y", epoch=10)
-    assert {one: (upper / one).stat().st_mtime for one in names(upper)} == {"x": 10, "x/y": 10, "x/y/old": 5, "x/y/new": 10}
-    assert (upper / "x/y/old").stat().st_nlink == 2
-    assert (site.context / "d/new").stat().st_mtime == 50
-
-
 # -- archives
 
 
@@ -500,8 +486,8 @@ def test_archives_are_known_by_their_content(site: Site) -> None:
         assert (info.st_uid, info.st_gid, info.st_mtime, stat.S_IMODE(info.st_mode)) == (5, 6, 123, 0o640)
         assert modes(upper / "u") == 0o755
     assert names(site.copy("/p*", "/u/")) == ["u", *(f"u/p{number}" for number in range(5))]
-    upper = site.copy("/p0", "/u", unpack=True, chown="9:9", chmod="777", epoch=100)
-    assert ((upper / "u/q/f").stat().st_uid, modes(upper / "u/q/f"), (upper / "u/q/f").stat().st_mtime) == (9, 0o640, 100)
+    upper = site.copy("/p0", "/u", unpack=True, chown="9:9", chmod="777")
+    assert ((upper / "u/q/f").stat().st_uid, modes(upper / "u/q/f"), (upper / "u/q/f").stat().st_mtime) == (9, 0o640, 123)
 
 
 @pytest.mark.parametrize("content", [b"", bytes(10240), gzip.compress(b"hello"), gzip.compress(os.urandom(99))[:50], b"plain text"])
