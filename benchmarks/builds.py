@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import stats
 from benchmarks.progress import Progress
 from benchmarks.stats import Bar, Measurement
 from tests.lib import busybox
@@ -202,24 +203,6 @@ class Session:
                     os.sync()
                     self.add("real", builder, builder.build(self.contexts["real"], "--no-cache"))
 
-    def table(self) -> Iterator[str]:
-        for key, (title, unit) in TITLES.items():
-            digits = 1 if unit == "ms" else 2
-            shown = [f"{name} {series.median:.{digits}f} {unit}" for name, series in self.found[key].series.items()]
-            if shown:
-                yield f"{title}: {', '.join(shown)}"
-        for bar in BARS:
-            verdict, value = bar.verdict(self.found)
-            if value is not None:
-                yield f"{verdict:4} {bar.text}: {value:.3f}"
-
-    def record(self) -> dict[str, Any]:
-        return {
-            key: {name: {"unit": one.unit, "median": one.median, "samples": one.samples} for name, one in found.series.items()}
-            for key, found in self.found.items()
-            if found.series
-        }
-
 
 @contextmanager
 def folder() -> Iterator[Path]:
@@ -247,8 +230,8 @@ def main() -> int:
         finally:
             session.progress.done()
             options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "builds.json").write_text(json.dumps(session.record(), indent=1))
-            text = "\n".join(session.table())
+            (options.out / "builds.json").write_text(json.dumps(stats.record(session.found), indent=1))
+            text = "\n".join(stats.lines(session.found, BARS))
             (options.out / "builds.txt").write_text(text + "\n")
             print(text)
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -70,3 +72,24 @@ class Bar:
         ratio = ours / other
         met = ratio >= self.factor if found[self.key].better == "higher" else ratio <= self.factor
         return ("pass" if met else "FAIL"), ratio
+
+
+def lines(found: dict[str, Measurement], bars: Iterable[Bar]) -> Iterator[str]:
+    """A line for each measurement that was made, with the medians, and one for each promise that can be judged."""
+    for one in found.values():
+        shown = [f"{name} {series.median:.{1 if series.unit == 'ms' else 2}f} {series.unit}" for name, series in one.series.items()]
+        if shown:
+            yield f"{one.title}: {', '.join(shown)}"
+    for bar in bars:
+        verdict, value = bar.verdict(found)
+        if value is not None:
+            yield f"{verdict:4} {bar.text}: {value:.3f}"
+
+
+def record(found: dict[str, Measurement]) -> dict[str, Any]:
+    """All samples, for JSON."""
+    return {
+        key: {name: {"unit": series.unit, "median": series.median, "samples": series.samples} for name, series in one.series.items()}
+        for key, one in found.items()
+        if one.series
+    }

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import memory
+from benchmarks import memory, stats
 from benchmarks.client import Client
 from benchmarks.progress import Progress
 from benchmarks.stats import Bar, Measurement
@@ -236,9 +236,7 @@ class Session:
         registry = self.registry("source")["name"]
         image = f"{registry}/image:latest"
         image_id = image_id_of(archive)
-        subprocess.run(
-            ["skopeo", "copy", "--dest-tls-verify=false", f"docker-archive:{archive}", f"docker://{image}"], check=True, **QUIET
-        )
+        subprocess.run(["skopeo", "copy", "--dest-tls-verify=false", f"docker-archive:{archive}", f"docker://{image}"], check=True, **QUIET)
         for number in range(self.options.rounds):
             self.progress.stage(number, self.options.rounds, "pull")
             for engine in self.engines:
@@ -287,23 +285,6 @@ class Session:
                     raise RuntimeError(f"{name} did not serve the blob")
                 self.add("serve", name, time.monotonic() - began)
 
-    def table(self) -> Iterator[str]:
-        for key, (title, unit) in TITLES.items():
-            shown = [f"{name} {series.median:.2f} {unit}" for name, series in self.found[key].series.items()]
-            if shown:
-                yield f"{title}: {', '.join(shown)}"
-        for bar in BARS:
-            verdict, value = bar.verdict(self.found)
-            if value is not None:
-                yield f"{verdict:4} {bar.text}: {value:.2f}"
-
-    def record(self) -> dict[str, Any]:
-        return {
-            key: {name: {"unit": one.unit, "median": one.median, "samples": one.samples} for name, one in found.series.items()}
-            for key, found in self.found.items()
-            if found.series
-        }
-
 
 @contextmanager
 def folder() -> Iterator[Path]:
@@ -337,8 +318,8 @@ def main() -> int:
         finally:
             session.progress.done()
             options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "transfer.json").write_text(json.dumps(session.record(), indent=1))
-            text = "\n".join(session.table())
+            (options.out / "transfer.json").write_text(json.dumps(stats.record(session.found), indent=1))
+            text = "\n".join(stats.lines(session.found, BARS))
             (options.out / "transfer.txt").write_text(text + "\n")
             print(text)
     return 0

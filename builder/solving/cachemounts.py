@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator, Callable
 import msgspec
 import trio
 
+from builder.sources.contextfolder import remove_below
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.store.trees import remove_tree, usage
+from engine.store.trees import usage
 
 _CLEANUP_SECONDS = 60.0
 
@@ -190,9 +191,4 @@ class CacheMounts:
 
 def _remove(paths: list[str]) -> None:
     for path in paths:
-        folder, _, name = path.rpartition("/")
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            remove_tree(fd, name)
-        finally:
-            os.close(fd)
+        remove_below(*os.path.split(path))
