@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 
 from tests.lib import busybox
@@ -29,7 +30,7 @@ def keep_busy(daemon: Daemon, ending: threading.Event, number: int) -> None:
             daemon.api("POST", f"/containers/{id}/start", timeout=10)
             daemon.api("POST", f"/containers/{id}/wait", timeout=10)
             daemon.api("DELETE", f"/containers/{id}?v=1&force=1", timeout=10)
-        except (OSError, KeyError, ValueError, AssertionError):
+        except (OSError, KeyError, ValueError, AssertionError, HTTPException):
             ending.wait(0.02)
 
 
