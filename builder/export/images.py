@@ -113,26 +113,15 @@ class _Documents(msgspec.Struct, frozen=True):
     descriptor: Mapping[str, str]
 
 
-async def export_image(
-    context: Context, target: Target, added: Sequence[Added], names: Sequence[Reference] = (), manner: Manner = Manner(), *,  # noqa: B008
-    report: Report = _silent, attach: Attach | None = None,
-) -> Exported:  # fmt: skip
-    """Make an image of the base and the layers that a build adds, bottom first, one for each step with a vertex; give it `names` (without a
-    tag: `latest`).
-
-    The caller keeps the base's layers and the snapshots from collection until this returns. Raises KnarrError, OSError.
-    """
-    return await export_images(context, [Part(target, added)], names, manner, report=report, attach=attach)
-
-
 async def export_images(
     context: Context, parts: Sequence[Part], names: Sequence[Reference] = (), manner: Manner = Manner(), *,  # noqa: B008
     report: Report = _silent, attach: Attach | None = None, hold: Pin | None = None,
 ) -> Exported:  # fmt: skip
-    """The same for several platforms: the names stand for an index then, and also with `attach`.
+    """Make an image of each part and give them `names` (without a tag: `latest`). With several parts, and with `attach`, the names stand
+    for an index. The caller keeps the base images' layers and the snapshots from collection until this returns.
 
     With `hold` nothing is registered and nobody has a name: documents and blobs that do not come on demand are in the content store, kept
-    from collection by what `hold` is told.
+    from collection by what `hold` is told. Raises KnarrError, OSError.
     """
     images = context.images
     if (attach is not None or len(parts) > 1) and manner.form is None:

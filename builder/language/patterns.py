@@ -7,10 +7,7 @@ as in .dockerignore.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from builder.language.ignore import Patterns, clean
-from engine.spec import glob
 
 
 def has_wildcard(path: str) -> bool:
@@ -21,26 +18,6 @@ def has_wildcard(path: str) -> bool:
             return True
         at += 2 if path[at] == "\\" else 1
     return False
-
-
-class Glob:
-    """A source, ready to use. `base`: the names that are taken as they are, apart by `/`, "" for none; `names`: tests of the names below,
-    () when it is no pattern. Raises InvalidParameter in Docker's words."""
-
-    def __init__(self, path: str) -> None:
-        cleaned = clean("/" + path)[1:]
-        names = cleaned.split("/") if cleaned else []
-        first = next((index for index, name in enumerate(names) if has_wildcard(name)), len(names))
-        self.base = "/".join(names[:first])
-        self.names: tuple[Callable[[str], object], ...] = tuple(glob.compile(name).fullmatch for name in names[first:])
-
-    def matches(self, names: tuple[str, ...]) -> bool:
-        """Whether a path below `base`, as its names, matches."""
-        return len(names) == len(self.names) and self.may_contain(names)
-
-    def may_contain(self, names: tuple[str, ...]) -> bool:
-        """Whether a folder below `base` may contain what matches, or matches itself."""
-        return len(names) <= len(self.names) and all(test(name) for test, name in zip(self.names, names, strict=False))
 
 
 def with_parents(path: str) -> tuple[str, Patterns]:

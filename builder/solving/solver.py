@@ -7,7 +7,7 @@ what they turned out to be; then it is executed. What was finished is in the cac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -165,12 +165,12 @@ class Solver:
         self._finished(index, row)
         return Outcome(row=row, content=found.id)
 
-    async def _told(self, index: int, work: object) -> Outcome:
+    async def _told(self, index: int, work: Awaitable[Outcome]) -> Outcome:
         """A source: told of around its work."""
         vertex, digest = self._graph.vertices[index], self.digests[index]
         self._begin(index)
         try:
-            outcome: Outcome = await work  # type: ignore[misc]
+            outcome = await work
         except (KnarrError, OSError) as error:
             self._reporter.end(digest, error=str(error))
             raise placed(error, vertex.line) from error

@@ -18,7 +18,7 @@ import trio
 
 from builder.export import imagedocs
 from builder.export.attest import Attached
-from builder.export.images import Added, Exported, Manner, Part, export_image, export_images
+from builder.export.images import Added, Exported, Manner, Part, export_images
 from builder.files.squash import merge
 from builder.graph import Step, Target
 from engine.errors import Damaged, KnarrError, NotFound
@@ -67,9 +67,8 @@ class Bench:
     async def build(self, *rows: Snapshot, base: ImageRecord | None = None, names: tuple[str, ...] = (), **manner: Any) -> Exported:
         added = [Added(row, (1_700_000_000 + place) * SECOND + 5) for place, row in enumerate(rows)]
         attach = manner.pop("attach", None)
-        return await export_image(
-            self.context, target_of(len(rows), base), added, [parse(name) for name in names], Manner(**manner), attach=attach
-        )
+        parts = [Part(target_of(len(rows), base), added)]
+        return await export_images(self.context, parts, [parse(name) for name in names], Manner(**manner), attach=attach)
 
     async def bytes_of(self, digest: str) -> bytes:
         pieces: list[bytes] = []
@@ -235,7 +234,7 @@ def test_a_base_image_that_is_gone_is_an_error(bench: Bench) -> None:
         with pytest.raises(NotFound, match="base image's layer"):
             await bench.build(bench.layer({"b": b"1"}), base=lost)
         with pytest.raises(KnarrError, match="0 layers for 1 steps"):
-            await export_image(bench.context, target_of(1), [])
+            await export_images(bench.context, [Part(target_of(1), [])])
         assert not bench.images._pinned
 
     trio.run(main)
@@ -244,7 +243,7 @@ def test_a_base_image_that_is_gone_is_an_error(bench: Bench) -> None:
 def test_an_image_without_layers(bench: Bench) -> None:
     async def main() -> None:
         target = Target(root=-1, config=spec.ImageConfig(), platform=AMD64, steps=(Step(created_by="LABEL a=b"),))
-        image = (await export_image(bench.context, target, [], [parse("empty")])).image
+        image = (await export_images(bench.context, [Part(target, [])], [parse("empty")])).image
         assert image.raw == (
             b'{"architecture":"amd64","config":{},"history":[{"created_by":"LABEL a=b",'
             b'"comment":"buildkit.dockerfile.v0","empty_layer":true}],'
