@@ -318,6 +318,10 @@ def test_a_client_that_goes_ends_its_build(api: Engine) -> None:
     seen = b""
     while b"begun" not in seen:
         seen += answer.read1()
+    deadline = time.monotonic() + 20
+    while b"sleep\x0031471" not in processes() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert b"sleep\x0031471" in processes()
     connection.close()
     answer.close()
     deadline = time.monotonic() + 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import subprocess
@@ -111,10 +112,11 @@ def running(words: str) -> list[str]:
 def leftovers(daemon: Daemon) -> list[str]:
     """What only builds that run have: folders of steps, of contexts under way, of fetches, secrets, bundles."""
     data, volatile = daemon.data_root / "build", daemon.exec_root
-    found = [*(volatile / "build").glob("*"), *(volatile / "bundles").glob("*"), *data.glob("scratch-*"), *(data / "scratch").glob("*")]
-    found += [*(data / "contexts").glob("tmp-*"), *(data / "contexts").glob("*/gone-*"), *(data / "sources").glob("tmp-*")]
+    places = [f"{volatile}/build/*", f"{volatile}/bundles/*", *(f"{data}/{one}" for one in ("scratch-*", "scratch/*", "sources/tmp-*"))]
+    # Folders go while one looks, which pathlib's glob takes for an error.
+    found = [path for place in (*places, f"{data}/contexts/tmp-*", f"{data}/contexts/*/gone-*") for path in glob.glob(place)]
     groups = [str(group) for group in daemon.cgroups() if group.name != "default-devices"]
-    return [str(path) for path in found] + groups
+    return found + groups
 
 
 def forget(daemon: Daemon) -> None:
