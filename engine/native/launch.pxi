@@ -1,4 +1,4 @@
-# launch(plan) and decode(plan) for Python; the work is in parent.h (both sides of the clone), rootfs.h, process.h, plan.h.
+# launch(plan) and decode(plan) for Python; the work is in parent.h (both sides of the clone), paths.h, rootfs.h, process.h, plan.h.
 
 from libc.stdlib cimport free, malloc
 
