@@ -1,4 +1,4 @@
-/* The wire form of a plan and its decoder. Written by runtime/ops.py; native byte order, never stored across machines.
+/* The wire form of a plan and its decoder. Written by wire/plan.py; native byte order, never stored across machines.
  *
  *   header     magic u32 | operations u32 | total size u32 | reserved u32
  *   operation  size u32 (whole operation, multiple of 8) | code u16 | slots u16 | arg u64 x 4 | slot u64 x slots | bytes

@@ -1,7 +1,7 @@
-"""The operations of a plan, one frozen struct for each, their wire form and their names.
+"""The operations of a plan, one frozen struct for each, and their names.
 
-Owns what an operation is; which ones a container needs is `plan`'s business, running them is `native/parent.h`'s. Nothing here touches the
-host. Wire form: the comment on top of `native/plan.h`; the codes are its `enum plan_code`. Flags are the kernel's numbers (mount(2),
+Owns what an operation is; which ones a container needs is `plan`'s business, their bytes `wire.plan`'s, running them `native/parent.h`'s.
+Nothing here touches the host. The codes are `enum plan_code` of `native/plan.h`. Flags are the kernel's numbers (mount(2),
 mount_setattr(2), clone(2), capabilities(7)), so that nothing is translated between clone and exec.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from struct import Struct as Packer
 from typing import ClassVar
 
 import msgspec
@@ -28,21 +27,17 @@ from engine.runtime.numbers import (
     NEWUTS,
     RLIMITS,
 )
+from engine.wire.plan import join, pack, table, text
 
 __all__ = [
-    "MAGIC", "MAX_OPS", "NAMESPACES", "NEWCGROUP", "NEWIPC", "NEWNET", "NEWNS", "NEWPID", "NEWTIME", "NEWUSER", "NEWUTS", "RLIMITS",
+    "NAMESPACES", "NEWCGROUP", "NEWIPC", "NEWNET", "NEWNS", "NEWPID", "NEWTIME", "NEWUSER", "NEWUTS", "RLIMITS",
     "Attributes", "Bind", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
     "JoinProcess", "Keyring", "Loopback", "Mask", "Mknod", "Mount", "NoNewPrivs", "OomScore", "Op", "Pivot", "Propagation",
     "Readonly", "Rlimit", "Root", "Seccomp", "Stdio", "Symlink", "Sysctl", "Tasks", "Terminal", "Umask", "Unshare", "User",
     "describe", "encode",
 ]  # fmt: skip
 
-MAGIC = 0x314E524B
-MAX_OPS = 1024  # KNARR_MAX_OPS of native/launch.h
-
-_HEADER = Packer("=IIII")
-_PACKERS = tuple(Packer(f"=IHH4Q{n}Q") for n in range(6))
-_PADDING = tuple(b"\0" * n for n in range(8))
+_NONE = (0, 0, 0, 0)
 
 
 class Op(msgspec.Struct, frozen=True, tag_field="op", tag=True):
@@ -54,31 +49,6 @@ class Op(msgspec.Struct, frozen=True, tag_field="op", tag=True):
         raise NotImplementedError
 
 
-def _text(value: str) -> bytes:
-    raw = value.encode("utf-8", "surrogateescape")
-    if b"\0" in raw:
-        raise InvalidParameter(f"a NUL character is not allowed in {value!r}")
-    return raw + b"\0"
-
-
-def _pack(code: int, args: tuple[int, int, int, int], *slots: bytes | None) -> bytes:
-    offset = 40 + 8 * len(slots)
-    offsets = []
-    for slot in slots:
-        if slot is None:
-            offsets.append(0)
-        else:
-            offsets.append(offset)
-            offset += len(slot)
-    padding = -offset & 7
-    packer = _PACKERS[len(slots)] if len(slots) < len(_PACKERS) else Packer(f"=IHH4Q{len(slots)}Q")
-    head = packer.pack(offset + padding, code, len(slots), *args, *offsets)
-    return b"".join((head, *(s for s in slots if s), _PADDING[padding]))
-
-
-_NONE = (0, 0, 0, 0)
-
-
 class Clone(Op, frozen=True):
     """Make the process in new namespaces, in the v2 group `directory` ("" for none). `plain`: with its own copy of our memory."""
 
@@ -87,7 +57,7 @@ class Clone(Op, frozen=True):
     plain: bool = False
 
     def wire(self) -> bytes:
-        return _pack(1, (self.namespaces, int(self.plain), 0, 0), _text(self.directory) if self.directory else None)
+        return pack(1, (self.namespaces, int(self.plain), 0, 0), text(self.directory) if self.directory else None)
 
 
 class Join(Op, frozen=True):
@@ -97,7 +67,7 @@ class Join(Op, frozen=True):
     path: str
 
     def wire(self) -> bytes:
-        return _pack(2, (self.namespace, 0, 0, 0), _text(self.path))
+        return pack(2, (self.namespace, 0, 0, 0), text(self.path))
 
 
 class JoinProcess(Op, frozen=True):
@@ -108,7 +78,7 @@ class JoinProcess(Op, frozen=True):
     namespaces: int
 
     def wire(self) -> bytes:
-        return _pack(3, (self.pid, self.start_time, self.namespaces, 0))
+        return pack(3, (self.pid, self.start_time, self.namespaces, 0))
 
 
 class Tasks(Op, frozen=True):
@@ -117,7 +87,7 @@ class Tasks(Op, frozen=True):
     path: str
 
     def wire(self) -> bytes:
-        return _pack(4, _NONE, _text(self.path))
+        return pack(4, _NONE, text(self.path))
 
 
 class Unshare(Op, frozen=True):
@@ -128,7 +98,7 @@ class Unshare(Op, frozen=True):
     namespaces: int
 
     def wire(self) -> bytes:
-        return _pack(5, (self.namespaces, 0, 0, 0))
+        return pack(5, (self.namespaces, 0, 0, 0))
 
 
 class Loopback(Op, frozen=True):
@@ -137,7 +107,7 @@ class Loopback(Op, frozen=True):
     common = True
 
     def wire(self) -> bytes:
-        return _pack(6, _NONE)
+        return pack(6, _NONE)
 
 
 class Keyring(Op, frozen=True):
@@ -146,7 +116,7 @@ class Keyring(Op, frozen=True):
     common = True
 
     def wire(self) -> bytes:
-        return _pack(7, _NONE)
+        return pack(7, _NONE)
 
 
 class Propagation(Op, frozen=True):
@@ -158,7 +128,7 @@ class Propagation(Op, frozen=True):
     flags: int
 
     def wire(self) -> bytes:
-        return _pack(8, (self.flags, 0, 0, 0), _text(self.path))
+        return pack(8, (self.flags, 0, 0, 0), text(self.path))
 
 
 class Root(Op, frozen=True):
@@ -172,7 +142,7 @@ class Root(Op, frozen=True):
     base: str = ""
 
     def wire(self) -> bytes:
-        return _pack(9, (self.flags, 0, 0, 0), *_mount_slots(self))
+        return pack(9, (self.flags, 0, 0, 0), *_mount_slots(self))
 
 
 class Mount(Op, frozen=True):
@@ -189,12 +159,12 @@ class Mount(Op, frozen=True):
     propagation: int = 0
 
     def wire(self) -> bytes:
-        return _pack(10, (self.flags, self.propagation, 0, 0), *_mount_slots(self))
+        return pack(10, (self.flags, self.propagation, 0, 0), *_mount_slots(self))
 
 
 def _mount_slots(op: Root | Mount) -> tuple[bytes | None, ...]:
     optional = (op.type, op.data, op.base)
-    return (_text(op.source), _text(op.target), *(_text(text) if text else None for text in optional))
+    return (text(op.source), text(op.target), *(text(value) if value else None for value in optional))
 
 
 class Bind(Op, frozen=True):
@@ -226,10 +196,10 @@ class Bind(Op, frozen=True):
             bits |= 4 | self.keep << 8
         elif self.kept >= 0:
             bits |= 8 | self.kept << 8
-        args, paths = (self.set, self.clear, self.propagation, bits), (_text(self.source), _text(self.target))
+        args, paths = (self.set, self.clear, self.propagation, bits), (text(self.source), text(self.target))
         if self.part or self.userns:
-            return _pack(34, args, *paths, *(_text(text) if text else None for text in (self.part, self.userns)))
-        return _pack(11, args, *paths)
+            return pack(34, args, *paths, *(text(value) if value else None for value in (self.part, self.userns)))
+        return pack(11, args, *paths)
 
 
 class Attributes(Op, frozen=True):
@@ -243,7 +213,7 @@ class Attributes(Op, frozen=True):
     recursive: bool = False
 
     def wire(self) -> bytes:
-        return _pack(12, (self.set, self.clear, int(self.recursive), 0), _text(self.path))
+        return pack(12, (self.set, self.clear, int(self.recursive), 0), text(self.path))
 
 
 class Mknod(Op, frozen=True):
@@ -258,7 +228,7 @@ class Mknod(Op, frozen=True):
     gid: int = 0
 
     def wire(self) -> bytes:
-        return _pack(13, (self.mode, self.device, self.uid, self.gid), _text(self.path))
+        return pack(13, (self.mode, self.device, self.uid, self.gid), text(self.path))
 
 
 class Symlink(Op, frozen=True):
@@ -270,7 +240,7 @@ class Symlink(Op, frozen=True):
     path: str
 
     def wire(self) -> bytes:
-        return _pack(14, _NONE, _text(self.text), _text(self.path))
+        return pack(14, _NONE, text(self.text), text(self.path))
 
 
 class Console(Op, frozen=True):
@@ -281,7 +251,7 @@ class Console(Op, frozen=True):
     path: str = "/dev/console"
 
     def wire(self) -> bytes:
-        return _pack(15, _NONE, _text(self.path))
+        return pack(15, _NONE, text(self.path))
 
 
 class Mask(Op, frozen=True):
@@ -292,7 +262,7 @@ class Mask(Op, frozen=True):
     path: str
 
     def wire(self) -> bytes:
-        return _pack(16, _NONE, _text(self.path))
+        return pack(16, _NONE, text(self.path))
 
 
 class Readonly(Op, frozen=True):
@@ -303,7 +273,7 @@ class Readonly(Op, frozen=True):
     path: str
 
     def wire(self) -> bytes:
-        return _pack(17, _NONE, _text(self.path))
+        return pack(17, _NONE, text(self.path))
 
 
 class Sysctl(Op, frozen=True):
@@ -315,7 +285,7 @@ class Sysctl(Op, frozen=True):
     value: str
 
     def wire(self) -> bytes:
-        return _pack(18, _NONE, _text(f"/proc/sys/{self.name}"), _text(self.value))
+        return pack(18, _NONE, text(f"/proc/sys/{self.name}"), text(self.value))
 
 
 class Hostname(Op, frozen=True):
@@ -324,7 +294,7 @@ class Hostname(Op, frozen=True):
     name: str
 
     def wire(self) -> bytes:
-        return _pack(19, _NONE, _text(self.name))
+        return pack(19, _NONE, text(self.name))
 
 
 class Domainname(Op, frozen=True):
@@ -333,7 +303,7 @@ class Domainname(Op, frozen=True):
     name: str
 
     def wire(self) -> bytes:
-        return _pack(20, _NONE, _text(self.name))
+        return pack(20, _NONE, text(self.name))
 
 
 class Pivot(Op, frozen=True):
@@ -342,7 +312,7 @@ class Pivot(Op, frozen=True):
     common = True
 
     def wire(self) -> bytes:
-        return _pack(21, _NONE)
+        return pack(21, _NONE)
 
 
 class Rlimit(Op, frozen=True):
@@ -355,7 +325,7 @@ class Rlimit(Op, frozen=True):
     hard: int
 
     def wire(self) -> bytes:
-        return _pack(22, (self.resource, self.soft, self.hard, 0))
+        return pack(22, (self.resource, self.soft, self.hard, 0))
 
 
 class OomScore(Op, frozen=True):
@@ -366,7 +336,7 @@ class OomScore(Op, frozen=True):
     value: int
 
     def wire(self) -> bytes:
-        return _pack(23, (self.value & 0xFFFFFFFFFFFFFFFF, 0, 0, 0))
+        return pack(23, (self.value & 0xFFFFFFFFFFFFFFFF, 0, 0, 0))
 
 
 class Cwd(Op, frozen=True):
@@ -376,7 +346,7 @@ class Cwd(Op, frozen=True):
     create: bool = False
 
     def wire(self) -> bytes:
-        return _pack(24, (int(self.create), 0, 0, 0), _text(self.path))
+        return pack(24, (int(self.create), 0, 0, 0), text(self.path))
 
 
 class Terminal(Op, frozen=True):
@@ -386,7 +356,7 @@ class Terminal(Op, frozen=True):
     columns: int = 0
 
     def wire(self) -> bytes:
-        return _pack(33, (self.rows, self.columns, 0, 0))
+        return pack(33, (self.rows, self.columns, 0, 0))
 
 
 class Stdio(Op, frozen=True):
@@ -398,7 +368,7 @@ class Stdio(Op, frozen=True):
     uid: int = 0
 
     def wire(self) -> bytes:
-        return _pack(25, (int(self.tty), self.uid, 0, 0))
+        return pack(25, (int(self.tty), self.uid, 0, 0))
 
 
 class Bounding(Op, frozen=True):
@@ -409,7 +379,7 @@ class Bounding(Op, frozen=True):
     keep: int
 
     def wire(self) -> bytes:
-        return _pack(26, (self.keep, 0, 0, 0))
+        return pack(26, (self.keep, 0, 0, 0))
 
 
 class User(Op, frozen=True):
@@ -423,8 +393,8 @@ class User(Op, frozen=True):
     keep: bool = True
 
     def wire(self) -> bytes:
-        table = Packer(f"={len(self.groups)}I").pack(*self.groups) if self.groups else None
-        return _pack(27, (self.uid, self.gid, len(self.groups), int(self.keep)), table)
+        groups = table(self.groups) if self.groups else None
+        return pack(27, (self.uid, self.gid, len(self.groups), int(self.keep)), groups)
 
 
 class Capabilities(Op, frozen=True):
@@ -438,7 +408,7 @@ class Capabilities(Op, frozen=True):
     ambient: int = 0
 
     def wire(self) -> bytes:
-        return _pack(28, (self.effective, self.permitted, self.inheritable, self.ambient))
+        return pack(28, (self.effective, self.permitted, self.inheritable, self.ambient))
 
 
 class NoNewPrivs(Op, frozen=True):
@@ -447,7 +417,7 @@ class NoNewPrivs(Op, frozen=True):
     common = True
 
     def wire(self) -> bytes:
-        return _pack(29, _NONE)
+        return pack(29, _NONE)
 
 
 class Seccomp(Op, frozen=True):
@@ -459,7 +429,7 @@ class Seccomp(Op, frozen=True):
     flags: int = 0
 
     def wire(self) -> bytes:
-        return _pack(30, (self.flags, 0, len(self.program) // 8, 0), self.program)
+        return pack(30, (self.flags, 0, len(self.program) // 8, 0), self.program)
 
 
 class Umask(Op, frozen=True):
@@ -470,7 +440,7 @@ class Umask(Op, frozen=True):
     mask: int = 0o022
 
     def wire(self) -> bytes:
-        return _pack(31, (self.mask, 0, 0, 0))
+        return pack(31, (self.mask, 0, 0, 0))
 
 
 class Exec(Op, frozen=True):
@@ -483,7 +453,7 @@ class Exec(Op, frozen=True):
     def wire(self) -> bytes:
         if len(self.args) + len(self.env) > 0xFFFD:
             raise InvalidParameter(f"argument list too long: {len(self.args)} arguments and {len(self.env)} variables")
-        return _pack(32, (len(self.args), len(self.env), self.keep, 0), *map(_text, self.args), None, *map(_text, self.env), None)
+        return pack(32, (len(self.args), len(self.env), self.keep, 0), *map(text, self.args), None, *map(text, self.env), None)
 
 
 @functools.lru_cache(maxsize=2048)
@@ -496,8 +466,4 @@ def encode(ops: Iterable[Op]) -> bytes:
 
     Raises InvalidParameter for a string with a NUL, too many operations or arguments.
     """
-    parts = [_remembered(op) if op.common else op.wire() for op in ops]
-    if len(parts) > MAX_OPS:
-        raise InvalidParameter(f"too many operations to start the process: {len(parts)}, at most {MAX_OPS}", hint="fewer mounts or devices")
-    body = b"".join(parts)
-    return _HEADER.pack(MAGIC, len(parts), _HEADER.size + len(body), 0) + body
+    return join([_remembered(op) if op.common else op.wire() for op in ops])

@@ -28,6 +28,7 @@ from engine.spec.runtime import (
     Spec,
     User,
 )  # fmt: skip
+from engine.wire.plan import MAX_OPS
 
 MAPPED = (IdMapping(container_id=0, host_id=1, size=1),)
 OVERLAY = Mount(type="overlay", source="overlay", options=("lowerdir=l",))
@@ -205,7 +206,7 @@ def test_every_operation_is_described_and_decodes() -> None:
 
 def test_too_many_operations() -> None:
     with pytest.raises(InvalidParameter, match="too many operations"):
-        ops.encode([ops.Clone(0)] * (ops.MAX_OPS + 1))
+        ops.encode([ops.Clone(0)] * (MAX_OPS + 1))
 
 
 STEPS = (ops.Clone(0), ops.Bind("/s", "/t"), ops.Exec(("prog",)))
