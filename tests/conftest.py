@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.lib import busybox
@@ -15,6 +16,14 @@ from tests.lib.leaks import Leaks
 
 # util-linux's mount uses the new mount API where it can, which takes no relative lower folders for an overlay; the old one does.
 os.environ.setdefault("LIBMOUNT_FORCE_MOUNT2", "always")
+
+# Property tests try the same examples each time, as long as they take: what fails does so for a change, not for luck or a busy machine, and
+# nothing is kept in between. HYPOTHESIS_PROFILE=search looks for new counterexamples.
+hypothesis.settings.register_profile(
+    "suite", derandomize=True, deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 PEER = os.environ.get("KNARR_PEER_DOCKER_HOST")
 

@@ -7,11 +7,13 @@ code of ours.
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import http.client
 import http.server
 import io
+import itertools
 import json
 import os
 import shutil
@@ -24,7 +26,6 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,19 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
 
+# Below the range that the kernel gives to clients (and to listeners that ask for no port): there another's connection could have it the next
+# moment, and a client that tries until somebody listens could connect to itself. Other tests' own ports are beside these.
+_PORTS = range(24000, 28000)
+_next_port = itertools.count(os.getpid() * 97)
+
+
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of this host that nobody listens on, given once."""
+    while True:
+        port = _PORTS[next(_next_port) % len(_PORTS)]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def digest_of(data: bytes) -> str:
@@ -239,7 +248,7 @@ class DockerRegistry:
         return self.request("HEAD", f"/v2/{repository}/blobs/{digest}")[0] == 200
 
 
-@contextmanager
+@contextlib.contextmanager
 def beside_engine() -> Iterator[DockerRegistry]:
     """A registry that the tests and the engine under test reach by one name. KNARR_PEER_NETNS is the network namespace of a peer whose
     loopback is not this one's."""
