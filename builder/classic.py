@@ -11,6 +11,7 @@ import codecs
 import hashlib
 from collections.abc import Iterable, Sequence
 
+from builder.export import exportfiles
 from builder.faults import BuildFault
 from builder.graph import ContextSource, Copy, GitSource, Graph, HttpSource, ImageSource, Run, Stack
 from builder.language.instructions import Add, Dockerfile, Instruction
@@ -154,7 +155,7 @@ class Classic:
         """The rest, after the image was made."""
         self._image = result.image
         if self._build.quiet:
-            return [jsonstream.stream(f"{result.image}\n")]
+            return [jsonstream.stream(f"{result.image}\n")] if result.image else []
         lines = list(self._advance(over=True))
         if result.image:
             lines.append(jsonstream.aux({"ID": result.image}))
@@ -162,8 +163,17 @@ class Classic:
             lines.append(jsonstream.stream(f"[Warning] One or more build-args [{' '.join(unused)}] were not consumed\n"))
         if result.image:
             lines.append(jsonstream.stream(f"Successfully built {_short(result.image)}\n"))
-        lines += [jsonstream.stream(f"Successfully tagged {tag}\n") for tag in self._build.options.tags]
-        return lines
+        return [*lines, *self._named(result)]
+
+    def _named(self, result: Result) -> Iterable[bytes]:
+        """What the image is called here, and where it was pushed to."""
+        for output in exportfiles.outputs(self._build.options):
+            if output.kind == "image":
+                names = [name if output.digests else name.with_default_tag() for name in output.names]
+                if output.stored and not output.digests:
+                    yield from (jsonstream.stream(f"Successfully tagged {name.familiar}\n") for name in names)
+                if output.push:
+                    yield from (jsonstream.stream(f"Successfully pushed {name.familiar}@{result.digest}\n") for name in names)
 
     def takes(self, error: KnarrError) -> bool:
         """Whether an error belongs into the stream. A Dockerfile or a parameter that makes no sense is a status, as long as no step was
@@ -335,7 +345,7 @@ class Classic:
         if last and not over:
             return False
         lines += before
-        step.id = _short(self._image) if last else _hex(f"{self._last_id.get(step.stage, '')} {step.text}")
+        step.id = _short(self._image) if last and self._image else _hex(f"{self._last_id.get(step.stage, '')} {step.text}")
         self._last_id[step.stage] = step.id
         lines.append(jsonstream.stream(f" ---> {step.id}\n"))
         return True

@@ -32,6 +32,8 @@ PROTOCOL = b"knarr-build"
 """What a client of `POST /build/knarr` upgrades to."""
 
 _SESSION = "client-session"
+_TO_CLIENT = ("local", "tar", "oci", "docker")
+"""Outputs that go to the client. dockerd sends them over BuildKit's session, which is not there."""
 _INT64 = 2**63
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,40}")
 
@@ -50,7 +52,7 @@ class _Output(msgspec.Struct):
     """An element of `outputs`."""
 
     type: str = msgspec.field(name="Type", default="")
-    attributes: dict[str, str] = msgspec.field(name="Attrs", default={})
+    attributes: dict[str, str | None] = msgspec.field(name="Attrs", default={})
 
 
 _ULIMITS, _OUTPUTS = Body(list[_Ulimit]), Body(list[_Output])
@@ -146,9 +148,7 @@ def parse(call: Call) -> ClassicBuild:
         raise InvalidParameter(f'invalid version "{version}"')
     if version == "2" or remote == _SESSION:
         raise _no_buildkit()
-    if _json(call, "outputs", _OUTPUTS, "invalid outputs specified"):
-        raise NotImplementedYet("outputs without version=2 in POST /build", hint="use knarr build --output")
-    if any(text not in ("", "[]", "null") for text in query.texts("securityopt")):
+    if query.texts("securityopt"):  # whatever it says
         raise InvalidParameter("security options are not supported on linux")
     if query.text("isolation") not in ("", "default"):
         raise InvalidParameter(f'unsupported isolation: "{query.text("isolation")}"')
@@ -176,6 +176,7 @@ def parse(call: Call) -> ClassicBuild:
         cpuset_cpus=query.text("cpusetcpus"),
         cpuset_mems=query.text("cpusetmems"),
         cache_from=tuple(Endpoint(type="registry", attributes={"ref": name}) for name in caches),
+        outputs=_outputs(call),
         squash=query.flag("squash"),
     )
     return ClassicBuild(
@@ -240,6 +241,20 @@ def _hosts(entries: list[str]) -> tuple[str, ...]:
 def _ulimits(call: Call) -> tuple[str, ...]:
     limits = _json(call, "ulimits", _ULIMITS, "error reading ulimit settings") or ()
     return tuple(f"{limit.name}={limit.soft}:{limit.hard}" for limit in limits)
+
+
+def _outputs(call: Call) -> tuple[Endpoint, ...]:
+    """`outputs`, which dockerd's classic builder does not look at: what its BuildKit makes of them. Raises InvalidParameter,
+    NotImplementedYet for those that go to the client."""
+    found = _json(call, "outputs", _OUTPUTS, "invalid outputs specified") or ()
+    for one in found:
+        if one.type in _TO_CLIENT:
+            hint = f"use knarr build --output type={one.type},dest=PATH; POST /build has image, registry and cacheonly"
+            raise NotImplementedYet(f"an output of type {one.type} in POST /build", hint=hint)
+    return tuple(
+        Endpoint(type="image" if one.type == "moby" else one.type, attributes={key: value or "" for key, value in one.attributes.items()})
+        for one in found
+    )
 
 
 async def client(call: Call) -> None:

@@ -169,6 +169,25 @@ def test_what_is_not_said_is_dockers_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "outputs"),
+    [
+        ("", ()),
+        ("null", ()),
+        ("[]", ()),
+        ([{"Type": "moby"}], (Endpoint(type="image"),)),
+        ([{"type": "image", "attrs": {"name": "a,b", "push": None}}], (Endpoint(type="image", attributes={"name": "a,b", "push": ""}),)),
+        ([{"Type": "registry", "Attrs": None}, {}], (Endpoint(type="registry"), Endpoint(type=""))),
+    ],
+)
+def test_outputs_arrive(tmp_path: Path, said: Any, outputs: tuple[Endpoint, ...]) -> None:
+    async def check(api: Fixture) -> None:
+        assert (await api.build(target="nothing", outputs=said)).status == 200
+        assert api.builder.build.options.outputs == outputs
+
+    run(tmp_path, check)
+
+
+@pytest.mark.parametrize(
     ("parameters", "status", "message"),
     [
         ({"buildargs": "x"}, 400, "error reading build args: "),
@@ -178,13 +197,15 @@ def test_what_is_not_said_is_dockers_default(tmp_path: Path) -> None:
         ({"cachefrom": "{}"}, 400, "error reading cache-from: "),
         ({"ulimits": "x"}, 400, "error reading ulimit settings: "),
         ({"outputs": "x"}, 400, "invalid outputs specified: "),
-        ({"outputs": [{"Type": "local"}]}, 501, "not implemented: outputs"),
+        ({"outputs": {"Type": "local"}}, 400, "invalid outputs specified: "),
+        ({"outputs": [{"Type": 5}]}, 400, "invalid outputs specified: "),
+        *(({"outputs": [{"Type": kind}]}, 501, f"not implemented: an output of type {kind}") for kind in ("local", "tar", "oci", "docker")),
         ({"t": "UPPER"}, 400, "invalid reference format: repository name (library/UPPER) must be lowercase"),
         ({"t": "a@sha256:" + "0" * 64}, 400, "build tag cannot contain a digest"),
         ({"version": "3"}, 400, 'invalid version "3"'),
         ({"version": "2"}, 501, "not implemented: BuildKit"),
         ({"remote": "client-session"}, 501, "not implemented: BuildKit"),
-        ({"securityopt": "seccomp=x"}, 400, "security options are not supported on linux"),
+        *(({"securityopt": text}, 400, "security options are not supported on linux") for text in ("", "null", "[]", '["seccomp=x"]')),
         ({"isolation": "hyperv"}, 400, 'unsupported isolation: "hyperv"'),
         ({"platform": "x/y/z/w"}, 400, '"x/y/z/w": cannot parse platform specifier'),
         ({"platform": "foo"}, 400, '"foo": unknown operating system or architecture: invalid argument'),

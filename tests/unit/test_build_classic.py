@@ -19,7 +19,7 @@ from builder.language.instructions import Copy as CopyInstruction
 from builder.language.instructions import Run as RunInstruction
 from engine.errors import InvalidParameter, NotFound
 from engine.service.build import ClassicBuild
-from engine.spec.build import Log, Options, Progress, Result, Status, VertexStatus
+from engine.spec.build import Endpoint, Log, Options, Progress, Result, Status, VertexStatus
 from engine.spec.image import ImageConfig
 from engine.spec.platform import Platform
 
@@ -72,7 +72,7 @@ class Case:
         self._add(self.classic.feed(Progress(vertexes=(ended,))))
 
     def finish(self) -> None:
-        self._add(self.classic.finish(Result(image=IMAGE)))
+        self._add(self.classic.finish(Result(image=IMAGE, digest="sha256:d")))
 
     def fail(self, error: Any) -> None:
         self._add(self.classic.fail(error))
@@ -232,6 +232,31 @@ def test_a_scratch_image() -> None:
     )
     case = Case([stage], vertices, [Step(created_by="COPY", instruction="COPY x /", vertex=1, stage=0, line=2)]).begin()
     assert case.lines[2] == {"stream": " ---> \n"}
+
+
+def test_what_outputs_make_of_the_image_is_told() -> None:
+    def told(*outputs: Endpoint, **options: Any) -> str:
+        case = simple(outputs=outputs, **options).begin()
+        case.finish()
+        return case.text
+
+    pushed = Endpoint(type="registry", attributes={"name": "h:5000/a,b:1"})
+    assert told(pushed).endswith(
+        "Successfully tagged h:5000/a:latest\nSuccessfully tagged b:1\n"
+        "Successfully pushed h:5000/a:latest@sha256:d\nSuccessfully pushed b:1@sha256:d\n"
+    )
+    passing = Endpoint(type="registry", attributes={"store": "false"})
+    assert told(passing, tags=("h/a:2",)).endswith(f"built {IMAGE[7:19]}\nSuccessfully pushed h/a:2@sha256:d\n")
+    bare = Endpoint(type="image", attributes={"name": "h/a", "push": "true", "push-by-digest": "true"})
+    assert told(bare).endswith(f"built {IMAGE[7:19]}\nSuccessfully pushed h/a@sha256:d\n")
+    assert told(Endpoint(type="cacheonly"), tags=("a:1",)).endswith(f"Successfully built {IMAGE[7:19]}\n")
+
+
+def test_a_build_without_an_image() -> None:
+    for quiet in (True, False):
+        case = simple(outputs=(Endpoint(type="cacheonly"),), quiet=quiet).begin()
+        told = "".join(json.loads(line).get("stream", "") for line in case.classic.finish(Result()))
+        assert not told if quiet else re.fullmatch(r"(?s).*Step 4/4 : COPY x /\n.* ---> [0-9a-f]{12}\n", told)
 
 
 def test_triggers_stand_below_their_from() -> None:
