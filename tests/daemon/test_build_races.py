@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.lib import buildwork, busybox
-from tests.lib.buildwork import WAYS, building, site, wait
+from tests.lib.buildwork import SLEEP, WAYS, building, site, wait, wake
 from tests.lib.daemon import Daemon, docker_program
 from tests.lib.images import docker_archive, entry, tar
 
@@ -26,7 +26,7 @@ def clean(daemon: Daemon) -> Iterator[Daemon]:
     yield daemon
     daemon.remove_all()
     buildwork.forget(daemon)
-    wait(lambda: not buildwork.leftovers(daemon), 10, lambda: f"left behind: {buildwork.leftovers(daemon)}")
+    wait(lambda: not buildwork.leftovers(daemon), told=lambda: f"left behind: {buildwork.leftovers(daemon)}")
     assert buildwork.findings(daemon) == []
     assert "Traceback" not in daemon.log.read_text(errors="replace"), daemon.log_tail(80)
 
@@ -36,8 +36,8 @@ def run(daemon: Daemon, image: str, *words: str) -> str:
 
 
 def run_beside_prunes(daemon: Daemon, image: str, *words: str) -> str:
-    """The same, once more when the container was pruned before it was started."""
-    for _ in range(20):
+    """The same, again when the container was pruned before it was started."""
+    for _ in range(200):
         done = daemon.docker("run", "--rm", *QUIET, image, *words, check=False)
         if done.returncode == 0:
             return done.stdout.decode()
@@ -144,13 +144,14 @@ def base(number: int, name: str = "based:on") -> bytes:
 def test_its_base_image_is_removed_meanwhile(clean: Daemon, tmp_path: Path, number: int) -> None:
     """By its name, in the middle of a step; 2: and everything that is pruned with it."""
     assert clean.api("POST", "/images/load?quiet=1", base(number)).status == 200
-    folder = site(tmp_path / "context", "FROM based:on\nRUN echo now; sleep 1.2; cat /own > /copy\nCOPY Dockerfile /\n")
+    folder = site(tmp_path / "context", f"FROM based:on\nRUN echo now; {SLEEP}; cat /own > /copy\nCOPY Dockerfile /\n")
     with building(clean, folder, *QUIET, "-t", "standing") as build:
         build.says("now\n")
         assert clean.api("DELETE", "/images/based:on?force=1").status == 200
         if number == 2:
             for words in (("system", "prune", "-f"), ("builder", "prune", "-af")):
                 docker(clean, *words)()
+        wake(clean)
         assert build.result() == 0, build.output
     assert run(clean, "standing", "cat", "/copy") == str(number)
     save = clean.docker("save", "standing").stdout
@@ -165,7 +166,7 @@ def test_images_come_and_go_under_builds(clean: Daemon, tmp_path: Path) -> None:
     data = base(3, name)
     folder = site(tmp_path / "context", f"FROM {name}\nRUN cat /own > /copy\n")
     assert clean.api("POST", "/images/load?quiet=1", data).status == 200
-    moments = itertools.cycle((0, 0.05, 0.3))
+    moments = itertools.cycle((0, 0.05, 0.3, 1))
 
     def come_and_go() -> None:
         time.sleep(next(moments))
@@ -210,23 +211,21 @@ def test_the_one_who_works_for_others_goes_away(clean: Daemon, tmp_path: Path) -
     assert run(clean, "second", "cat", "/own") == "done"
 
 
-MOUNT = "RUN --mount=type=cache,id=shared-{sharing},sharing={sharing},target=/cache "
-
-
 @pytest.mark.parametrize(("sharing", "seen"), [("shared", {"2"}), ("locked", {"1", "2"}), ("private", {"1"})])
 def test_cache_mounts_of_builds_at_once(clean: Daemon, tmp_path: Path, sharing: str, seen: set[str]) -> None:
     """Two steps see each other in a shared one, wait for each other's end in a locked one, and have private ones for themselves."""
+    mounts = f"--mount=type=cache,id=own-{sharing},sharing={sharing},target=/cache --mount=type=cache,id=meet-{sharing},target=/meet"
 
     def one(number: int) -> None:
-        rounds = " ".join("x" * (60 if sharing == "shared" else 8))
-        text = f"touch /cache/{number}; for i in {rounds}; do ls /cache | wc -l > /seen; grep -q 2 /seen && break; sleep 0.1; done"
-        folder = site(tmp_path / str(number), f"FROM busybox\n{MOUNT.format(sharing=sharing)}{text}\n")
-        buildwork.build(clean, folder, *QUIET, "-t", f"cached:{number}")
+        # In a locked one they never meet: each has some time in which the other could come.
+        meet = "sleep 0.8" if sharing == "locked" else f"until [ -e /meet/{3 - number} ]; do sleep 0.05; done"
+        text = f"RUN {mounts} touch /cache/{number} /meet/{number}; {meet}; ls /cache | wc -l > /seen"
+        buildwork.build(clean, site(tmp_path / str(number), f"FROM busybox\n{text}\n"), *QUIET, "-t", f"cached:{number}")
 
     at_once(lambda: one(1), lambda: one(2))
     assert {run(clean, f"cached:{number}", "cat", "/seen") for number in (1, 2)} == seen
     kept = [one for one in usage(clean) if one["Type"] == "exec.cachemount"]
-    assert len(kept) == (2 if sharing == "private" else 1)
+    assert len(kept) == 1 + (2 if sharing == "private" else 1)
 
 
 def usage(daemon: Daemon) -> list[dict[str, object]]:
@@ -266,13 +265,15 @@ def test_a_cache_mount_begins_whole(clean: Daemon, tmp_path: Path) -> None:
 def test_a_cache_mount_in_use_is_not_pruned(clean: Daemon, tmp_path: Path) -> None:
     folder = site(
         tmp_path / "context",
-        "FROM busybox\nRUN --mount=type=cache,sharing=locked,target=/cache echo now; echo 1 > /cache/1; sleep 1.5; cat /cache/1 > /seen\n",
+        "FROM busybox\nRUN --mount=type=cache,sharing=locked,target=/cache "
+        f"echo 1 > /cache/1; echo now; {SLEEP}; cat /cache/1 > /seen\n",
     )
     with building(clean, folder, *QUIET, "-t", "held") as build:
         build.says("now\n")
         for _ in range(3):
             docker(clean, "builder", "prune", "-af")()
         assert [one["InUse"] for one in usage(clean) if one["Type"] == "exec.cachemount"] == [True]
+        wake(clean)
         assert build.result() == 0, build.output
     assert run(clean, "held", "cat", "/seen") == "1"
 
@@ -317,6 +318,6 @@ def test_a_squashed_image_goes_with_its_layer(clean: Daemon, tmp_path: Path) -> 
         assert b"Successfully tagged" in answer.body, answer.body[-500:]
         assert run(clean, f"squashed:{number}", "cat", "/one", "/two") == "one\ntwo"
     buildwork.forget(clean)
-    wait(lambda: len(list((clean.data_root / "snapshots").iterdir())) <= before + 16, 10)
+    wait(lambda: len(list((clean.data_root / "snapshots").iterdir())) <= before + 16)
     rows = json.loads(clean.api("GET", "/system/df").body)["LayersSize"]
     assert rows < 4 << 20

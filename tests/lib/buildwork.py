@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import signal
@@ -41,16 +42,16 @@ class Build:
     def output(self) -> str:
         return self.path.read_text(errors="replace")
 
-    def says(self, words: str, timeout: float = 30) -> None:
+    def says(self, words: str) -> None:
         """Wait until it has said this."""
-        wait(lambda: words in self.output, timeout, lambda: f"{words!r} is not in:\n{self.output}")
+        wait(lambda: words in self.output, told=lambda: f"{words!r} is not in:\n{self.output}")
 
     def interrupt(self, number: int = signal.SIGINT) -> int:
         """Ctrl-C, or another signal; the exit status."""
         self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(60)
 
-    def result(self, timeout: float = 60) -> int:
+    def result(self, timeout: float = 120) -> int:
         return self.process.wait(timeout)
 
     def close(self) -> None:
@@ -72,7 +73,7 @@ def build(daemon: Daemon, folder: Path, *words: str, way: str = "knarr", check: 
     """A whole build: exit status and what it said."""
     done = subprocess.run(
         command(way, *words, str(folder)), env=environment(daemon, folder.parent), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, timeout=120,
+        stderr=subprocess.STDOUT, timeout=300,
     )  # fmt: skip
     text = done.stdout.decode(errors="replace")
     assert not check or done.returncode == 0, f"{text}\n{daemon.log_tail(60)}"
@@ -88,7 +89,7 @@ def site(folder: Path, dockerfile: str, files: dict[str, bytes] | None = None) -
     return folder
 
 
-def wait(condition: Callable[[], object], timeout: float = 20, told: Callable[[], str] = lambda: "it never was so") -> None:
+def wait(condition: Callable[[], object], timeout: float = 60, told: Callable[[], str] = lambda: "it never was so") -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, told()
@@ -107,6 +108,26 @@ def running(words: str) -> list[str]:
             if words in line and " build " not in line:
                 found.append(line)
     return found
+
+
+SLEEP = "sleep 86399"
+"""A command of a step that ends when a test says so: `wake`."""
+
+
+def wake(daemon: Daemon) -> None:
+    """End the `SLEEP` of a daemon's steps, once there is one: what comes after it in the step follows."""
+
+    def sleepers() -> set[int]:
+        found = set()
+        for group in daemon.cgroups():
+            with contextlib.suppress(OSError):  # it ends while one looks
+                pids = (group / "cgroup.procs").read_text().split()
+                found |= {int(pid) for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1] == SLEEP.encode().split()}
+        return found
+
+    wait(sleepers, told=lambda: "no step sleeps")
+    for pid in sleepers():
+        os.kill(pid, signal.SIGKILL)
 
 
 def leftovers(daemon: Daemon) -> list[str]:
