@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from builder.files import owners, squash
+from builder.files import filecopy, owners, squash
 from builder.files.layerfolder import LayerFolder
 from builder.graph import MakeFolder
 
@@ -25,5 +25,11 @@ def make_folder(op: MakeFolder, lowers: tuple[str, ...], upper: str) -> None:
 
 
 def stack(folder: str, lowers: tuple[str, ...], upper: str, *, stop: Callable[[], bool] = lambda: False) -> None:
-    """The files of one layer, as links, in the empty folder `upper`, which is to lie on other layers. Raises OSError."""
-    squash.merge([folder], upper)
+    """The files of one layer, as links, in the empty folder `upper`, which is to lie on other layers. Raises OSError, and
+    `filecopy.Stopped` soon after `stop` says so."""
+
+    def check() -> None:
+        if stop():
+            raise filecopy.Stopped
+
+    squash.merge([folder], upper, check=check)

@@ -11,6 +11,8 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 
+import trio
+
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
 from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
@@ -23,13 +25,13 @@ _OVERLAY = "trusted.overlay."
 
 async def squash(snapshots: Snapshots, rows: Sequence[Snapshot], pin: Callable[[Iterable[str]], object]) -> Snapshot:
     """One committed snapshot with what `rows` have, bottom first, on what the first of them lies on; `pin` keeps it from collection.
-    Raises OSError."""
+    Cancelling ends it between two files, and nothing of it stays. Raises OSError."""
     folder = snapshots.begin()
     folders = [f"{snapshots.folder(row)}/fs" for row in rows]
     name = f"build:squash-{os.urandom(16).hex()}"
 
     def work() -> tuple[int, int]:
-        merge(folders, f"{folder}/fs")
+        merge(folders, f"{folder}/fs", check=trio.from_thread.check_cancelled)
         return usage(f"{folder}/fs")
 
     try:
@@ -44,25 +46,27 @@ async def squash(snapshots: Snapshots, rows: Sequence[Snapshot], pin: Callable[[
     return row
 
 
-def merge(folders: Sequence[str], target: str) -> None:
-    """Put the layers `folders`, bottom first, into the empty folder `target` of their file system. Blocks. Raises OSError."""
+def merge(folders: Sequence[str], target: str, *, check: Callable[[], object] = lambda: None) -> None:
+    """Put the layers `folders`, bottom first, into the empty folder `target` of their file system. `check` is called between files; what it
+    raises ends the work. Blocks. Raises OSError."""
     top = os.open(target, FOLDER)
     try:
         for path in folders:
             source = os.open(path, FOLDER)
             try:
-                _apply(source, top)
+                _apply(source, top, check)
             finally:
                 os.close(source)
     finally:
         os.close(top)
 
 
-def _apply(source: int, target: int) -> None:
+def _apply(source: int, target: int, check: Callable[[], object]) -> None:
     """Depth first; the stack holds descriptors, as many as a path has folders."""
     stack = [(os.dup(source), os.dup(target), _names(source))]
     try:
         while stack:
+            check()
             below, above, names = stack[-1]
             if not names:
                 _adorn(below, above)

@@ -80,11 +80,12 @@ class CacheMounts:
         self, key: str, description: str, sharing: str, mode: int, uid: int, gid: int, fill: Callable[[str], object] | None = None
     ) -> AsyncIterator[CacheMount]:
         """The folder of a key for as long as the block runs. A new one gets this mode and owner, and what `fill(path)` puts there (in a
-        worker thread). Waits where `sharing` is locked and another build has it. Raises OSError."""
+        worker thread, where it should look whether it is cancelled); one that could not be filled is gone. Waits where `sharing` is locked
+        and another build has it. Raises OSError."""
         while True:
             mount = self._choose(key, sharing)
             if mount is None:
-                mount = self._make(key, description, mode, uid, gid)
+                mount = self._make(key, description, mode, uid, gid, recorded=fill is None)
                 if fill is not None:
                     await self._fill(mount, fill)
             async with self._using(mount, locked=sharing == "locked"):
@@ -100,10 +101,10 @@ class CacheMounts:
         mount.filling = trio.Event()
         try:
             await blocking("disk", fill, mount.data)
+            self._write(mount)  # now it is whole, also for a daemon that starts after a crash
         except BaseException:
             mount.gone = True
             self._by_key[mount.record.key].remove(mount)
-            os.unlink(f"{mount.path}/record.json")
             with shielded(_CLEANUP_SECONDS):
                 await blocking("disk", _remove, [mount.path])
             raise
@@ -132,7 +133,7 @@ class CacheMounts:
             found = [mount for mount in found if not mount.users]
         return found[0] if found else None
 
-    def _make(self, key: str, description: str, mode: int, uid: int, gid: int) -> CacheMount:
+    def _make(self, key: str, description: str, mode: int, uid: int, gid: int, *, recorded: bool) -> CacheMount:
         path = f"{self._folder}/{self._next}"
         self._next += 1
         at = time.time_ns()
@@ -142,7 +143,8 @@ class CacheMounts:
             os.mkdir(f"{path}/data", 0o700)
             os.chown(f"{path}/data", uid, gid)
             os.chmod(f"{path}/data", mode)
-            self._write(mount)
+            if recorded:
+                self._write(mount)
         except OSError:
             _remove([path])
             raise

@@ -11,13 +11,14 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from builder.graph import Mount as Asked
 from builder.tree import Tree
 from engine.errors import InvalidParameter
 from engine.spec.mount import Mount
 from engine.store.merged import FOLDER
+from engine.store.overlay import OPTIONS, escaped
 from engine.store.view import Node, View, open_below
 
 _BIND = ("bind", "rprivate")
@@ -26,9 +27,9 @@ _EMPTY_TMPFS = ("ro", "size=4k")
 _OVERLAY = "trusted.overlay."
 
 
-def bind(asked: Asked, tree: Tree | None, scratch: str) -> Mount:
+def bind(asked: Asked, tree: Tree | None, scratch: str, check: Callable[[], object] = lambda: None) -> Mount:
     """A `type=bind` mount of something in a tree. `scratch`: an empty folder on the file system of the layers, for a mount whose writes are
-    thrown away. Blocks. Raises InvalidParameter when the source is not there."""
+    thrown away. Blocks; what `check` raises ends a copy. Raises InvalidParameter when the source is not there."""
     if tree is None or not tree.layers:
         if asked.source.strip("/"):
             raise _missing(asked)
@@ -39,18 +40,18 @@ def bind(asked: Asked, tree: Tree | None, scratch: str) -> Mount:
             raise _missing(asked)
         layers = [view.host_path(node, index) for index in node.layers]
         if not node.folder:
-            source = layers[0] if asked.readonly else _copied(view, node, scratch)
+            source = layers[0] if asked.readonly else _copied(view, node, scratch, check)
             return Mount(destination=asked.target, type="bind", source=source, options=_READ_ONLY if asked.readonly else _BIND)
     if asked.readonly and len(layers) == 1:
         return Mount(destination=asked.target, type="bind", source=layers[0], options=_READ_ONLY)
-    options = ["lowerdir=" + ":".join(map(_escaped, layers))]
+    options = ["lowerdir=" + ":".join(map(escaped, layers))]
     if asked.readonly:
         options.append("ro")
     else:
         for name in ("upper", "work"):
             os.mkdir(f"{scratch}/{name}", 0o755)
-        options += [f"upperdir={_escaped(scratch)}/upper", f"workdir={_escaped(scratch)}/work", "volatile"]
-    options += ["index=off", "redirect_dir=off", "metacopy=off"]
+        options += [f"upperdir={escaped(scratch)}/upper", f"workdir={escaped(scratch)}/work", "volatile"]
+    options += OPTIONS
     return Mount(destination=asked.target, type="overlay", source="overlay", options=tuple(options))
 
 
@@ -58,18 +59,15 @@ def _missing(asked: Asked) -> InvalidParameter:
     return InvalidParameter(f'failed to calculate checksum of the source of the mount at {asked.target}: "{asked.source}": not found')
 
 
-def _copied(view: View, node: Node, scratch: str) -> str:
+def _copied(view: View, node: Node, scratch: str, check: Callable[[], object]) -> str:
     target = f"{scratch}/file"
     with open(view.open_file(node), "rb") as source, open(target, "xb") as copy:
         os.fchmod(copy.fileno(), stat.S_IMODE(node.info.st_mode))
         os.fchown(copy.fileno(), node.info.st_uid, node.info.st_gid)
         while piece := source.read(1 << 20):
             copy.write(piece)
+            check()
     return target
-
-
-def _escaped(path: str) -> str:
-    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
 def folder(asked: Asked, path: str) -> Mount:
@@ -77,8 +75,9 @@ def folder(asked: Asked, path: str) -> Mount:
     return Mount(destination=asked.target, type="bind", source=path, options=_READ_ONLY if asked.readonly else _BIND)
 
 
-def fill_cache(asked: Asked, tree: Tree, target: str) -> None:
-    """Begin a cache's folder with what `from` has at `source`. Blocks. Raises InvalidParameter, OSError."""
+def fill_cache(asked: Asked, tree: Tree, check: Callable[[], object], target: str) -> None:
+    """Begin a cache's folder with what `from` has at `source`. Blocks; what `check` raises ends it, between two files or pieces of a large
+    one. Raises InvalidParameter, OSError."""
     if not tree.layers:
         return
     with View(tree.layers) as view:
@@ -87,7 +86,7 @@ def fill_cache(asked: Asked, tree: Tree, target: str) -> None:
             raise _missing(asked)
         fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            view.copy(node, fd)
+            view.copy(node, fd, check)
         finally:
             os.close(fd)
 

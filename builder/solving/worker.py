@@ -175,7 +175,8 @@ class BuildWorker:
                 tree = self._tree_of(inputs[mount.input])
             match mount.kind:
                 case "bind":
-                    made.append(await blocking("disk", mounting.bind, mount, tree, await stack.enter_async_context(self._folder())))
+                    folder = await stack.enter_async_context(self._folder())
+                    made.append(await blocking("disk", mounting.bind, mount, tree, folder, stopping))
                 case "cache":
                     made.append(mounting.folder(mount, caches[_cache_key(mount, tree)].data))
                 case "tmpfs":
@@ -223,7 +224,7 @@ class BuildWorker:
         caches: dict[str, CacheMount] = {}
         for key in sorted(wanted):
             mount, tree = wanted[key]
-            fill = functools.partial(mounting.fill_cache, mount, tree) if tree is not None else None
+            fill = functools.partial(mounting.fill_cache, mount, tree, stopping) if tree is not None else None
             used = self._mounts.use(
                 key, f"mount {mount.target} of a RUN, id {mount.id!r}", mount.sharing, mount.mode, mount.uid, mount.gid, fill
             )

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -162,10 +162,11 @@ class View:
     def _open(self, index: int, place: Place, flags: int) -> int:
         return open_below(self._roots[index], place, flags)
 
-    def copy(self, node: Node, target: int) -> int:
+    def copy(self, node: Node, target: int, check: Callable[[], object] = lambda: None) -> int:
         """Copy what is in the folder `node` into the empty folder `target` (a descriptor), which also gets its owner, mode, times and
-        attributes. The number of regular files copied. Raises OSError."""
-        return _Copy(self, node, target).run()
+        attributes. The number of regular files copied. `check` is called between files and between pieces of large ones; what it raises
+        ends the copy. Raises OSError."""
+        return _Copy(self, node, target, check).run()
 
     @contextlib.contextmanager
     def _folder(self, index: int, place: Place) -> Iterator[int]:
@@ -179,8 +180,9 @@ class View:
 class _Copy:
     """One copy: folders are made first and get their owners, modes and times last, because members in them change those."""
 
-    def __init__(self, view: View, node: Node, target: int) -> None:
+    def __init__(self, view: View, node: Node, target: int, check: Callable[[], object]) -> None:
         self._view = view
+        self._check = check
         self._base = node
         self._target = target
         self._linked: dict[tuple[int, int, int], Place] = {}  # of files with several names: layer, device, inode -> place in the copy
@@ -202,6 +204,7 @@ class _Copy:
             finally:
                 os.close(target)
         for place, index, info in reversed(self._folders):
+            self._check()
             self._finish(place, index, info)
         return self._files
 
@@ -212,6 +215,7 @@ class _Copy:
         for index in layers:
             with self._view._folder(index, (*self._base.place, *place)) as fd, os.scandir(fd) as entries:
                 for entry in entries:
+                    self._check()
                     name = os.fsencode(entry.name)
                     if name in done:
                         continue
@@ -267,7 +271,7 @@ class _Copy:
         try:
             writer = os.open(name, _NEW, 0o600, dir_fd=target)
             try:
-                _copy_bytes(reader, writer, info.st_size)
+                _copy_bytes(reader, writer, info.st_size, self._check)
                 _adorn(reader, writer, info)
             finally:
                 os.close(writer)
@@ -284,7 +288,7 @@ class _Copy:
             os.close(writer)
 
 
-def _copy_bytes(reader: int, writer: int, size: int) -> None:
+def _copy_bytes(reader: int, writer: int, size: int, check: Callable[[], object]) -> None:
     """The kernel copies, or shares extents where the file system can."""
     left = size
     while left > 0:
@@ -297,6 +301,7 @@ def _copy_bytes(reader: int, writer: int, size: int) -> None:
         if not count:
             return
         left -= count
+        check()
 
 
 def _by_hand(reader: int, writer: int) -> int:

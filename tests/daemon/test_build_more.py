@@ -78,7 +78,7 @@ def test_a_push_with_the_credentials_of_the_request(daemon: Daemon, registry: Do
     assert status == 200
     assert built.endswith(f"Successfully tagged {name}\nSuccessfully pushed {name}@{headers['docker-content-digest']}\n")
     refused = lines(build(daemon, [output], t=name))[-1]
-    assert "error" in refused and "push" in refused["error"] or "auth" in refused["error"], refused
+    assert "error" in refused and ("push" in refused["error"] or "auth" in refused["error"]), refused
 
 
 def test_an_image_that_only_the_cache_keeps(daemon: Daemon) -> None:
