@@ -36,8 +36,8 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
 
-# Below the range that the kernel gives to clients (and to listeners that ask for no port): there another's connection could have it the next
-# moment, and a client that tries until somebody listens could connect to itself. Other tests' own ports are beside these.
+# Below the range that the kernel takes for clients and for listeners that ask for no port: there another's connection could have a port the
+# next moment, and a client that tries until somebody listens could connect to itself. Other tests' own ports are beside these.
 _PORTS = range(24000, 28000)
 _next_port = itertools.count(os.getpid() * 97)
 
@@ -184,7 +184,7 @@ class DockerRegistry:
                 stderr=log,
                 env={"PATH": "/usr/bin:/bin", "OTEL_TRACES_EXPORTER": "none"},
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -212,9 +212,9 @@ class DockerRegistry:
         """One request straight to the registry: status, headers (lower case), body. With the first user's password where there is one."""
         if self.tls:
             context = ssl.create_default_context(cafile=str(self.tls.ca))
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=30)
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=120)
         else:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         extra = {}
         if self.users:
             extra["Authorization"] = "Basic " + base64.b64encode(":".join(next(iter(self.users.items()))).encode()).decode()
