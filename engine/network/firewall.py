@@ -76,13 +76,15 @@ class Bridge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """A container in a network. `link`: the host's end of its veth pair; `bridge`: the network's link; addresses "" where there is none."""
+    """A container in a network. `link`: the host's end of its veth pair; `bridge`: the network's link; addresses "" where there is none.
+    `link_local`: more of them, of both families."""
 
     link: str
     bridge: str
     mac: str
     ipv4: str = ""
     ipv6: str = ""
+    link_local: tuple[str, ...] = ()
 
 
 class Port(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,13 +125,14 @@ class Ruleset(msgspec.Struct, frozen=True, kw_only=True):
 _TARGET4, _TARGET6 = ("ipv4_addr", "inet_service"), ("ipv6_addr", "inet_service")
 
 # Sets whose elements come and go with containers.
-_PORT_SETS: Final = (
+_INET_SETS: Final = (
     Set(name="any4", key=("inet_proto", "inet_service"), value=_TARGET4),
     Set(name="any6", key=("inet_proto", "inet_service"), value=_TARGET6),
     Set(name="host4", key=("ipv4_addr", "inet_proto", "inet_service"), value=_TARGET4),
     Set(name="host6", key=("ipv6_addr", "inet_proto", "inet_service"), value=_TARGET6),
     Set(name="open4", key=("ipv4_addr", "inet_proto", "inet_service")),
     Set(name="open6", key=("ipv6_addr", "inet_proto", "inet_service")),
+    Set(name="near4", key=("ifname", "ipv4_addr")),  # a bridge's link-local addresses, which are of no subnet
 )
 _MEMBER_SETS: Final = (
     Set(name="guarded", key=("ifname",)),
@@ -138,7 +141,7 @@ _MEMBER_SETS: Final = (
     Set(name="senders6", key=("ifname", "ether_addr", "ipv6_addr")),
     Set(name="targets6", key=("ifname", "ether_addr", "integer"), typeof=("iifname", "ether saddr", "@th,64,128")),
 )
-_SETS: Final = {one.name: ("inet" if one in _PORT_SETS else "bridge", one) for one in (*_PORT_SETS, *_MEMBER_SETS)}
+_SETS: Final = {one.name: ("inet" if one in _INET_SETS else "bridge", one) for one in (*_INET_SETS, *_MEMBER_SETS)}
 
 _OPEN: Final = {4: In(("ip daddr", "meta l4proto", "th dport"), "open4"), 6: In(("ip6 daddr", "meta l4proto", "th dport"), "open6")}
 _SOURCE: Final = {4: "ip saddr", 6: "ip6 saddr"}
@@ -217,8 +220,11 @@ def elements(bridges: tuple[Bridge, ...], members: Iterable[Member], ports: Iter
     """(set, element) for members and ports. Bridges that are not in `bridges` have none; ports of internal networks have none either."""
     known = {bridge.link: bridge for bridge in bridges}
     for member in members:
-        if member.bridge in known and known[member.bridge].antispoof:
-            yield from _member_elements(member)
+        bridge = known.get(member.bridge)
+        if bridge is not None:
+            yield from (("near4", Element((member.bridge, address))) for address in member.link_local if ":" not in address)
+            if bridge.antispoof:
+                yield from _member_elements(member)
     for port in ports:
         bridge = known.get(port.bridge)
         if bridge is not None and not bridge.internal:
@@ -234,6 +240,8 @@ def _member_elements(member: Member) -> Iterator[tuple[str, Element]]:
     if member.ipv6:
         yield "senders6", Element((link, mac, member.ipv6))
         yield "targets6", Element((link, mac, member.ipv6))
+    for address in member.link_local:
+        yield "senders6" if ":" in address else "senders4", Element((link, mac, address))
 
 
 def _port_elements(bridge: Bridge, port: Port) -> Iterator[tuple[str, Element]]:
@@ -279,7 +287,7 @@ def _structure(bridges: tuple[Bridge, ...], drop_foreign_forward: bool, name: st
     maps += [_prefixes(one, version, dispatch) for one in ("direct", "source") for version in (4, 6)]
     maps.append(Set(name="bridges", key=("ifname",), elements=tuple(Element((bridge.link,)) for bridge in bridges)))
     base = _base_chains(drop_foreign_forward)
-    inet = Table(family="inet", name=name, sets=(*maps, *_PORT_SETS), chains=(*chains.values(), *base))
+    inet = Table(family="inet", name=name, sets=(*maps, *_INET_SETS), chains=(*chains.values(), *base))
     return inet, Table(family="bridge", name=name, sets=_MEMBER_SETS, chains=_bridge_chains(group(name)))
 
 
@@ -403,13 +411,15 @@ def _arriving(bridge: Bridge) -> Iterator[Rule]:
     if bridge.internal:
         for version, scopes in ((4, ("224.0.0.0/4", "255.255.255.255")), (6, ("ff00::/8", "fe80::/10"))):
             own = [subnet for v, subnet in _subnets(bridge) if v == version]
-            yield (*(Match(_DESTINATION[version], place, negated=True) for place in (*own, *scopes)), DROP)
+            near = (In(("iifname", "ip daddr"), "near4", negated=True),) if version == 4 else ()
+            yield (*(Match(_DESTINATION[version], place, negated=True) for place in (*own, *scopes)), *near, DROP)
     if bridge.antispoof:
         for version, subnet in _subnets(bridge):
             yield Match(_SOURCE[version], subnet), ACCEPT
         yield Match("ip saddr", "0.0.0.0"), ACCEPT
         yield Match("ip6 saddr", "fe80::/10"), ACCEPT
         yield Match("ip6 saddr", "::"), ACCEPT
+        yield In(("iifname", "ip saddr"), "near4"), ACCEPT
         yield (DROP,)
     else:
         yield (ACCEPT,)

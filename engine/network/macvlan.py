@@ -117,16 +117,16 @@ def connect(
 
     For a start (the namespace is a BARE one) and for a running container alike. `endpoint.ifname` "": the first free ethN. `parent`: index;
     `mtu` 0: the parent's. Without an IPv6 address the link has no IPv6; with one it also listens to the network's routers, which are
-    real ones here. OSError, and nothing is left. `sandbox.detach` is the way back.
+    real ones here. OSError, KnarrError, and nothing is left. `sandbox.detach` is the way back.
     """
     ifname = endpoint.ifname or pair.free_name(inside.links())
     host.batch([wire.add_macvlan(ifname, parent=parent, mode=mode, ns=ns, mac=endpoint.mac, mtu=mtu)])
     index = links.link(inside.batch([wire.get_link(name=ifname)])[0].payload).index
     try:
-        if not endpoint.ipv6:
+        if not pair.needs_ipv6(endpoint):
             with namespaces.inside(ns):
                 pair.allow_ipv6(ifname, allowed=False)
-        inside.batch(pair.inner_requests(index, endpoint, default_route=default_route))
+        pair.configure(inside, ns, index, endpoint, ifname=ifname, default_route=default_route)
     except BaseException:
         inside.batch([wire.delete_link(index=index, ignore=(errno.ENODEV,))])
         raise

@@ -9,7 +9,10 @@ import errno
 import os
 from typing import Final, NamedTuple
 
+from engine.errors import KnarrError
+from engine.linux import namespaces
 from engine.linux.rtnetlink import Rtnetlink, failure
+from engine.spec import endpointoptions
 from engine.spec.network import Endpoint
 from engine.wire import links
 from engine.wire import rtnetlink as wire
@@ -18,6 +21,7 @@ from engine.wire.rtnetlink import Request
 
 DEFAULT_MTU: Final = 1500
 
+_LINK_LOCAL: Final = {False: 16, True: 64}  # prefix lengths of 169.254.0.0/16 and of addresses in fe80::/10, by whether it is IPv6
 _NAME_ATTEMPTS: Final = 8
 
 
@@ -97,14 +101,63 @@ def outer_requests(index: int, port: Port, *, mtu: int = 0) -> list[Request]:
     ]
 
 
-def inner_requests(index: int, endpoint: Endpoint, *, rename: str = "", mtu: int = 0, default_route: bool = True) -> list[Request]:
-    """Gives the inner end its address and routes, up. `rename`: its new name, for which it goes down for a moment."""
+def needs_ipv6(endpoint: Endpoint) -> bool:
+    """Whether an address of the endpoint is an IPv6 one."""
+    return bool(endpoint.ipv6) or any(":" in address for address in endpoint.link_local)
+
+
+def configure(
+    inside: Rtnetlink,
+    ns: int,
+    index: int,
+    endpoint: Endpoint,
+    *,
+    ifname: str,
+    rename: str = "",
+    mtu: int = 0,
+    default_route: bool = True,
+) -> None:
+    """The inner end gets addresses, settings and routes, and is up; one system call where the endpoint has no sysctls.
+
+    `inside`: a socket in the namespace `ns`; `ifname`: the link's name, `rename`: the new one. OSError; KnarrError for a sysctl.
+    Sysctls come between addresses and the link's going up: one may take addresses away, and some count from then on only (as in Docker).
+    """
+    if not endpoint.sysctls:
+        inside.batch(inner_requests(index, endpoint, rename=rename, mtu=mtu, default_route=default_route))
+        return
+    inside.batch([wire.set_link(index, up=False), *inner_requests(index, endpoint, rename=rename, mtu=mtu, default_route=False, up=None)])
+    with namespaces.inside(ns):
+        for name, value in endpoint.sysctls.items():
+            _write(endpointoptions.path(name, rename or ifname), value)
+    inside.batch([wire.set_link(index, up=True), *(default_routes(index, endpoint) if default_route else [])])
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise KnarrError(f"{path} is not a sysctl file", hint="a sysctl of an interface that this kernel has not got") from error
+    except OSError as error:
+        raise KnarrError(f"unable to write to '{path}': {error.strerror}", hint=f"the value was {value!r}") from error
+
+
+def inner_requests(
+    index: int, endpoint: Endpoint, *, rename: str = "", mtu: int = 0, default_route: bool = True, up: bool | None = True
+) -> list[Request]:
+    """Gives the inner end its addresses and routes, up (`up` None: as it was). `rename`: its new name, for which it goes down for a
+    moment."""
     requests = [wire.set_link(index, up=False)] if rename else []
-    requests.append(wire.set_link(index, name=rename, mac=endpoint.mac, mtu=mtu, up=True))
+    requests.append(wire.set_link(index, name=rename, mac=endpoint.mac, mtu=mtu, up=up))
     if endpoint.ipv4:
         requests.append(wire.add_address(index, endpoint.ipv4, endpoint.ipv4_prefix))
     if endpoint.ipv6:
         requests.append(wire.add_address(index, endpoint.ipv6, endpoint.ipv6_prefix))
+    for address in endpoint.link_local:
+        requests.append(wire.add_address(index, address, _LINK_LOCAL[":" in address]))
     return requests + (default_routes(index, endpoint) if default_route else [])
 
 

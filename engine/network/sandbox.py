@@ -126,7 +126,7 @@ def configure(
     """Make the prepared pair `endpoint`: its `ifname` ("" for eth0), MAC, addresses and gateways inside, a port of the bridge outside.
 
     One system call inside and, where `prepare` did not know the port, one outside. `default_route` False: its gateways are not
-    used. OSError, after which the namespace is to be closed.
+    used. OSError, KnarrError (of its sysctls), after which the namespace is to be closed.
     """
     ends = prepared.pair
     if ends is None:
@@ -134,11 +134,14 @@ def configure(
     new_mtu = mtu if mtu != prepared.mtu else 0
     if port != prepared.port or new_mtu:
         host.batch(pair.outer_requests(ends.outer_index, port, mtu=new_mtu))
-    if endpoint.ipv6:
+    if endpoint.ipv6 or (endpoint.link_local and pair.needs_ipv6(endpoint)):
         with namespaces.inside(prepared.ns):
             pair.allow_ipv6(_FIRST_NAME)
     rename = endpoint.ifname if endpoint.ifname not in ("", _FIRST_NAME) else ""
-    prepared.netlink.batch(pair.inner_requests(ends.inner_index, endpoint, rename=rename, mtu=new_mtu, default_route=default_route))
+    pair.configure(
+        prepared.netlink, prepared.ns, ends.inner_index, endpoint,
+        ifname=_FIRST_NAME, rename=rename, mtu=new_mtu, default_route=default_route,
+    )  # fmt: skip
 
 
 def attach(
@@ -146,7 +149,8 @@ def attach(
 ) -> tuple[str, str]:
     """Connect a running container's namespace: (name inside, name of the outer end), which go into the endpoint's `ifname` and `link`.
 
-    `endpoint.ifname` "": the first free ethN. OSError, and nothing is left; FileExistsError when the container has a link of that name.
+    `endpoint.ifname` "": the first free ethN. OSError, KnarrError, and nothing is left; FileExistsError when the container has a link of
+    that name.
     """
     with Rtnetlink(ns) as inside:
         ifname = endpoint.ifname or pair.free_name(inside.links())
@@ -154,10 +158,10 @@ def attach(
         try:
             with namespaces.inside(ns):
                 pair.quiet_ipv6(ifname)
-                if endpoint.ipv6:
+                if pair.needs_ipv6(endpoint):
                     pair.allow_ipv6(ifname)
             host.batch(pair.outer_requests(ends.outer_index, port))
-            inside.batch(pair.inner_requests(ends.inner_index, endpoint, default_route=default_route))
+            pair.configure(inside, ns, ends.inner_index, endpoint, ifname=ifname, default_route=default_route)
         except BaseException:
             host.batch([wire.delete_link(index=ends.outer_index, ignore=(errno.ENODEV,))])
             raise

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from engine.errors import InvalidParameter, KnarrError
+from collections.abc import Sequence
+
+from engine.errors import Forbidden, InvalidParameter, KnarrError
 from engine.network import ipam
 from engine.service.networks import Network
+from engine.spec.endpointoptions import without_ipv6
 from engine.spec.network import Endpoint, Pool
 
 
 def take(network: Network, endpoint: Endpoint, ipv4: str, ipv6: str, mac: str) -> None:
-    """Give an endpoint an address of each family that the network has: the wanted ones, or free ones for "". All or nothing.
+    """Give an endpoint an address of each family that the network has: the wanted ones, or free ones for "". All or nothing. One whose
+    sysctls switch IPv6 off gets none of that.
 
     Raises InvalidParameter, Forbidden, KnarrError (none left)."""
     try:
@@ -27,12 +31,23 @@ def _take(network: Network, endpoint: Endpoint, ipv4: str, ipv6: str) -> None:
             if wanted:
                 raise InvalidParameter(f"invalid address {wanted}: It does not belong to any of this network's subnets")
             continue
+        if version == 6 and endpoint.sysctls and without_ipv6(endpoint.sysctls):
+            continue
         pool, prefix, address = _one_of(allocators, wanted)
         gateway = "" if network.record.internal else ipam.gateway_of(pool)
         if version == 4:
             endpoint.ipv4, endpoint.ipv4_prefix, endpoint.ipv4_gateway = address, prefix, gateway
         else:
             endpoint.ipv6, endpoint.ipv6_prefix, endpoint.ipv6_gateway = address, prefix, gateway
+
+
+def link_local(network: Network, wanted: Sequence[str]) -> list[str]:
+    """The link-local addresses `wanted`, which nobody gives: each is of one container of a network. Raises Forbidden."""
+    taken = {address for _, other in network.endpoints.values() for address in other.link_local}
+    for address in wanted:
+        if address in taken:
+            raise Forbidden("Address already in use", hint=f"{address} of network {network.name} ({network.id})")
+    return list(wanted)
 
 
 def give_back(network: Network, endpoint: Endpoint) -> None:

@@ -21,10 +21,10 @@ from engine.service import networkmode
 from engine.service.container import Container, told
 from engine.service.context import Context
 from engine.service.endpoints import Endpoints
-from engine.service.networkmode import IFNAME
 from engine.service.networks import Network, Networks
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import EndpointSettings, PortBinding
+from engine.spec.endpointoptions import IFNAME
 from engine.spec.network import Endpoint, Sandbox
 from engine.store.db import DatabaseError
 

@@ -29,11 +29,13 @@ from engine.service.context import Context
 from engine.service.dns import Dns
 from engine.service.links import Links
 from engine.service.namefiles import NameFiles
-from engine.service.networkmode import IFNAME, split_link
+from engine.service.networkmode import link_local, split_link
 from engine.service.networks import Network, Networks
 from engine.service.ports import PublishedPorts, datagram_ports
 from engine.service.sandboxes import Joining, Kind, Sandboxes
+from engine.spec import endpointoptions
 from engine.spec.docker.containers import EndpointSettings
+from engine.spec.endpointoptions import IFNAME, SYSCTLS
 from engine.spec.network import Endpoint, Published, Sandbox
 
 log = logging.getLogger("knarr.endpoints")
@@ -292,6 +294,10 @@ class Endpoints:
         if endpoint.ifname in taken:
             raise InvalidParameter(f"the interface name {endpoint.ifname} is used twice")
         endpoint.names = self.names(container, network, settings)
+        if SYSCTLS in (settings.driver_opts or {}):
+            endpoint.sysctls = endpointoptions.sysctls((settings.driver_opts or {})[SYSCTLS])
+        if given is not None and given.link_local_ips:
+            endpoint.link_local = addresses.link_local(network, link_local(settings))
         mac = settings.mac_address or container.record.config.mac_address
         addresses.take(network, endpoint, given.ipv4_address if given else "", given.ipv6_address if given else "", mac)
         return endpoint
@@ -461,7 +467,14 @@ class Endpoints:
         """What the firewall is to know of a container; its ports."""
         known = self._networks.by_id
         members = [
-            Member(link=one.link, bridge=known[one.network_id].record.link, mac=one.mac, ipv4=one.ipv4, ipv6=one.ipv6)
+            Member(
+                link=one.link,
+                bridge=known[one.network_id].record.link,
+                mac=one.mac,
+                ipv4=one.ipv4,
+                ipv6=one.ipv6,
+                link_local=tuple(one.link_local),
+            )
             for one in made.endpoints
             if one.link
         ]

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from engine.config import Settings
 from engine.errors import InvalidParameter, NotImplementedYet
 from engine.service.hostfiles import split_extra_host
+from engine.spec import endpointoptions
 from engine.spec.docker.containers import CreateRequest, EndpointSettings, HostConfig, NetworkingConfig
+from engine.spec.endpointoptions import IFNAME, SYSCTLS
 from engine.spec.network import NetworkRecord
 from engine.spec.networkoptions import is_link_name
 
@@ -20,8 +22,6 @@ _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,253}")  # of an alias: what can stand in a DNS question
 _NAMES_MAX = 16 * 1024  # bytes: what knarr-netd is told of a container has to fit into one packet
 _SERVERS_MAX = 64
-_DOCKERS = "com.docker.network."
-IFNAME = _DOCKERS + "endpoint.ifname"
 _SHARED = "container"  # the mode's word before the colon
 
 
@@ -121,11 +121,8 @@ def check(name: str, settings: EndpointSettings, network: NetworkRecord | None) 
     """Whether a network can give an endpoint what is asked; None for host and none. Raises NotImplementedYet, InvalidParameter in dockerd's
     form."""
     _check_values(settings)
-    if settings.ipam_config is not None and settings.ipam_config.link_local_ips:
-        raise NotImplementedYet("--link-local-ip")
-    for option in settings.driver_opts or ():
-        if option.startswith(_DOCKERS) and option != IFNAME:
-            raise NotImplementedYet(f"--network driver-opt={option}")
+    for option in endpointoptions.unknown(settings.driver_opts or {}):
+        raise NotImplementedYet(f"--network driver-opt={option}")
     ifname = (settings.driver_opts or {}).get(IFNAME, "")
     if ifname and not is_link_name(ifname):
         raise InvalidParameter(f"invalid value for {IFNAME}: {ifname!r} cannot be the name of an interface")
@@ -133,6 +130,7 @@ def check(name: str, settings: EndpointSettings, network: NetworkRecord | None) 
     if problems:
         text = problems[0] if len(problems) == 1 else "\n".join(f"* {problem}" for problem in problems)
         raise InvalidParameter(f"invalid config for network {name}: invalid endpoint settings:\n{text}")
+    link_local(settings)
 
 
 def _problems(settings: EndpointSettings, network: NetworkRecord | None) -> Iterable[str]:
@@ -146,14 +144,17 @@ def _problems(settings: EndpointSettings, network: NetworkRecord | None) -> Iter
         yield "user specified IP address is supported on user defined networks only"
     for version, text in wanted:
         yield from _address_problems(version, text, network)
+    for text in (given.link_local_ips if given is not None else None) or ():
+        address = _address(text)
+        if address is None or address.is_unspecified:
+            yield f"invalid link-local IP address: {text}"
+    yield from _sysctl_problems(settings, network)
+    if network is None and given is not None and given.link_local_ips:
+        yield "link-local IP addresses need a network that gives the container an interface"
 
 
 def _address_problems(version: int, text: str, network: NetworkRecord | None) -> Iterable[str]:
-    address = None
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        pass
+    address = _address(text)
     if address is None or address.version != version:
         yield f"invalid IPv{version} address: {text}"
     pools = [pool for pool in network.pools if (":" in pool.subnet) == (version == 6)] if network is not None else []
@@ -161,6 +162,42 @@ def _address_problems(version: int, text: str, network: NetworkRecord | None) ->
         yield "user specified IP address is supported only when connecting to networks with user configured subnets"
     elif address is None or not any(address in ipaddress.ip_network(pool.subnet) for pool in pools):
         yield f"no configured subnet or ip-range contain the IP address {text}"
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None for what is no address, or one with a zone: which link it is of is known."""
+    try:
+        return ipaddress.ip_address(text) if "%" not in text else None
+    except ValueError:
+        return None
+
+
+def _sysctl_problems(settings: EndpointSettings, network: NetworkRecord | None) -> Iterable[str]:
+    text = (settings.driver_opts or {}).get(SYSCTLS)
+    if text is None:
+        return
+    try:
+        found = endpointoptions.sysctls(text)
+    except InvalidParameter as error:
+        yield from error.message.splitlines()
+        return
+    if network is None:
+        yield "sysctls of an interface need a network that gives the container one"
+    if settings.ipam_config is not None and settings.ipam_config.ipv6_address and endpointoptions.without_ipv6(found):
+        yield f"IPv6 address {settings.ipam_config.ipv6_address} for an interface without IPv6"
+
+
+def link_local(settings: EndpointSettings) -> list[str]:
+    """The link-local addresses that an endpoint is to have, in their shortest form. Raises InvalidParameter."""
+    found: list[str] = []
+    for text in (settings.ipam_config.link_local_ips if settings.ipam_config is not None else None) or ():
+        address = _address(text)
+        if address is None or not address.is_link_local:
+            raise InvalidParameter(f"invalid link local IP address: {text}")
+        if str(address) in found:
+            raise InvalidParameter(f"the link-local IP address {address} is given twice")
+        found.append(str(address))
+    return found
 
 
 def split_link(text: str) -> tuple[str, str]:

@@ -65,6 +65,7 @@ class Endpoint(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     `ifname`: the link inside; `link`: the host's end ("" for macvlan). `names`: what other containers of the network find it by
     (name, aliases, short id). `links`: names of other containers that only this one knows: alias to container id.
+    `link_local`: more addresses, of either family, that count on the link only; `sysctls`: its settings, see `endpointoptions.sysctls`.
     """
 
     id: str
@@ -81,6 +82,8 @@ class Endpoint(msgspec.Struct, kw_only=True, omit_defaults=True):
     gw_priority: int = 0
     names: list[str] = []
     links: dict[str, str] = {}
+    link_local: list[str] = []
+    sysctls: dict[str, str] = {}
 
 
 class Sandbox(msgspec.Struct, kw_only=True, omit_defaults=True):
