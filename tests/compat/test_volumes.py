@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -263,6 +264,8 @@ def test_sizes(e: Engine) -> None:
 def test_a_tmpfs_volume_lives_as_long_as_somebody_runs(e: Engine) -> None:
     e.out("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=1m,uid=1000", "mem1")
     id = e.out("run", "-d", *NET, "-v", "mem1:/m", busybox.NAME, "sh", "-c", "echo x > /m/f; exec sleep 1000")
+    while e.docker("exec", id, "test", "-s", "/m/f", check=False).returncode:  # written a moment after the start
+        pass
     look = "grep -c ' /m rw.* tmpfs .*size=1024k,uid=1000' /proc/self/mountinfo; cat /m/f 2>&1; true"
     for _ in range(2):
         assert run(e, "-v", "mem1:/m", command=look).splitlines() == ["1", "x"]
@@ -313,8 +316,6 @@ def test_the_same_volumes_after_a_restart(e: Engine) -> None:
 
 
 def test_events(e: Engine) -> None:
-    import time
-
     since = int(time.time())
     run(e, "-v", "event1:/a:ro")
     e.out("volume", "rm", "event1")

@@ -10,8 +10,9 @@ import pytest
 
 from tests.daemon.test_cli import Knarr, eventually
 from tests.lib.daemon import Daemon
+from tests.lib.netns import free_port
 
-SERVE = ("sh", "-c", "while :; do echo served | nc -l -p 80 -w 5; done")
+SERVE = ("nc", "-ll", "-p", "80", "-e", "echo", "served")
 
 
 @pytest.fixture
@@ -22,16 +23,9 @@ def knarr(daemon: Daemon) -> Iterator[Knarr]:
     found("network", "prune", "-f")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def answers(port: int, host: str = "127.0.0.1") -> bool:
     try:
-        with socket.create_connection((host, port), timeout=5) as connection:
-            connection.settimeout(5)
+        with socket.create_connection((host, port), timeout=30) as connection:
             return connection.recv(100) == b"served\n"
     except OSError:
         return False
@@ -65,7 +59,8 @@ def test_names_are_found(knarr: Knarr) -> None:
     knarr("network", "create", "own")
     knarr("run", "-d", "--name", "db", "--network", "own", "--network-alias", "store", "busybox", *SERVE)
     for name in ("db", "store"):
-        assert knarr.out("run", "--rm", "--network", "own", "busybox", "nc", "-w", "5", name, "80") == "served"
+        ask = ("run", "--rm", "--network", "own", "busybox", "nc", "-w", "30", name, "80")
+        eventually(lambda ask=ask: knarr(*ask, check=False).stdout == b"served\n")  # it may not listen yet
 
 
 def test_ports_come_and_go_while_a_container_runs(knarr: Knarr) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,12 +14,13 @@ import pytest
 from tests.lib import busybox
 from tests.lib.daemon import Daemon, knarr_command
 from tests.lib.leaks import Leaks
+from tests.lib.reboot import all_stored, stored, switch_off
 
 NONE = ("--network", "none")
 SLEEP = ("busybox", "sleep", "1000")
 
 
-def until(what: Callable[[], Any], wanted: Any = True, seconds: float = 20) -> Any:
+def until(what: Callable[[], Any], wanted: Any = True, seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while (found := what()) != wanted:
         assert time.monotonic() < deadline, f"{found!r} instead of {wanted!r}"
@@ -55,14 +55,9 @@ def mortal(own_daemon: Callable[..., Daemon]) -> Daemon:
 
 
 def reboot(daemon: Daemon) -> Daemon:
-    """What a host's stop and start looks like to the daemon: no process, no exec root."""
-    time.sleep(1.2)  # that they run is stored by now
-    daemon.kill()
-    daemon.kill_containers()
-    time.sleep(0.3)
-    daemon.unmount()
-    shutil.rmtree(daemon.exec_root)
-    daemon.remove_cgroups()
+    """The host stops, once all that the daemon tells is stored, and starts."""
+    until(lambda: all_stored(daemon))
+    switch_off(daemon)
     return daemon.start()
 
 
@@ -76,6 +71,7 @@ def test_after_a_reboot(mortal: Daemon) -> None:
         mortal.docker("stop", "-t", "0", name)
     run(mortal, "done", "--restart", "on-failure", command=("busybox", "true"))
     mortal.docker("create", "--name", "created", *NONE, "--restart", "always", *SLEEP)
+    until(lambda: state(mortal, "done"), "exited")
     reboot(mortal)
     for name in ("always", "unless", "failure", "stopped-always"):
         until(lambda name=name: state(mortal, name), "running")
@@ -99,18 +95,15 @@ def test_those_that_run_on_are_left_alone(mortal: Daemon, how: str) -> None:
     until(lambda: mortal.out("exec", "on", "kill", "-9", "1") == "" and state(mortal, "on"), "running")
 
 
-def test_who_ended_while_there_was_no_daemon(mortal: Daemon) -> None:
+def test_who_ended_while_there_was_no_daemon(mortal: Daemon, tmp_path: Path) -> None:
     for name, policy, code in (("a1", "always", 0), ("f1", "on-failure", 5), ("f0", "on-failure", 0), ("n1", "no", 5)):
-        run(
-            mortal,
-            name,
-            "--restart",
-            policy,
-            command=("busybox", "sh", "-c", f"sleep 0.8; test -e /again || {{ touch /again; exit {code}; }}; sleep 1000"),
-        )
+        script = f"until [ -e /gate/open ]; do sleep 0.05; done; test -e /again || {{ touch /again; exit {code}; }}; sleep 1000"
+        run(mortal, name, "--restart", policy, "-v", f"{tmp_path}:/gate", command=("busybox", "sh", "-c", script))
     before = {name: started(mortal, name) for name in ("a1", "f1")}
+    pids = [mortal.out("inspect", "-f", "{{.State.Pid}}", name) for name in ("a1", "f1", "f0", "n1")]
     mortal.kill()
-    time.sleep(1.2)
+    (tmp_path / "open").touch()
+    until(lambda: not any(Path("/proc", pid).exists() for pid in pids))
     mortal.start()
     for name in ("a1", "f1"):
         until(lambda name=name: (state(mortal, name), started(mortal, name) != before[name]), ("running", True))
@@ -120,7 +113,7 @@ def test_who_ended_while_there_was_no_daemon(mortal: Daemon) -> None:
 def test_one_that_was_waiting_when_the_daemon_was_killed(mortal: Daemon) -> None:
     run(mortal, "loop", "--restart", "always", command=("busybox", "sh", "-c", "exit 3"))
     until(lambda: mortal.out("inspect", "-f", "{{ge .RestartCount 4}} {{.State.Status}}", "loop"), "true restarting")
-    time.sleep(1.2)
+    until(lambda: stored(mortal)["loop"].get("restart_count", 0) >= 2)
     mortal.kill()
     mortal.start()
     until(lambda: mortal.out("inspect", "-f", "{{ge .RestartCount 2}} {{.State.ExitCode}}", "loop"), "true 3")
@@ -128,41 +121,32 @@ def test_one_that_was_waiting_when_the_daemon_was_killed(mortal: Daemon) -> None
     assert state(mortal, "loop") == "exited"
 
 
+def needing(daemon: Daemon, name: str, policy: str, source: Path) -> None:
+    """Run a container that needs a folder; take the folder away, then let the container end."""
+    source.mkdir()
+    (source / "stay").touch()
+    mount = f"type=bind,src={source},dst=/disk"
+    script = "while [ -e /disk/stay ]; do sleep 0.05; done; exit 1"
+    run(daemon, name, "--restart", policy, "--mount", mount, command=("busybox", "sh", "-c", script))
+    away = source.rename(source.with_name("away"))
+    (away / "stay").unlink()
+
+
 def test_a_restart_that_fails_is_tried_again(daemon: Daemon, leaks: Leaks, tmp_path: Path) -> None:
     source = tmp_path / "disk"
-    source.mkdir()
-    run(
-        daemon,
-        "needs",
-        "--restart",
-        "always",
-        "--mount",
-        f"type=bind,src={source},dst=/disk",
-        command=("busybox", "sh", "-c", "sleep 0.3; exit 1"),
-    )
-    source.rmdir()
+    needing(daemon, "needs", "always", source)
     until(lambda: "disk" in daemon.out("inspect", "-f", "{{.State.Error}}", "needs"))
-    assert state(daemon, "needs") == "restarting"
+    until(lambda: state(daemon, "needs"), "restarting")
     until(lambda: daemon.out("inspect", "-f", "{{ge .RestartCount 3}}", "needs"), "true")
-    source.mkdir()
+    (tmp_path / "away/stay").touch()
+    (tmp_path / "away").rename(source)
     until(lambda: state(daemon, "needs"), "running")
     assert daemon.out("inspect", "-f", "{{.State.Error}}", "needs") == ""
     daemon.docker("rm", "-f", "needs")
 
 
 def test_failed_restarts_count(daemon: Daemon, leaks: Leaks, tmp_path: Path) -> None:
-    source = tmp_path / "disk"
-    source.mkdir()
-    run(
-        daemon,
-        "few",
-        "--restart",
-        "on-failure:2",
-        "--mount",
-        f"type=bind,src={source},dst=/disk",
-        command=("busybox", "sh", "-c", "sleep 0.3; exit 1"),
-    )
-    source.rmdir()
+    needing(daemon, "few", "on-failure:2", tmp_path / "disk")
     until(lambda: daemon.out("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "few"), "2 exited")
     assert "disk" in daemon.out("inspect", "-f", "{{.State.Error}}", "few")
     daemon.docker("rm", "few")
@@ -196,12 +180,12 @@ def compose(project: str, service: str, depends_on: str = "") -> list[str]:
     return [word for key, value in labels.items() for word in ("--label", f"com.docker.compose.{key}={value}")]
 
 
-def test_the_order_after_a_reboot(mortal: Daemon) -> None:
+def test_the_order_after_a_reboot(mortal: Daemon, tmp_path: Path) -> None:
     check = ("--health-cmd", "test -e /ready", "--health-interval", "100ms")
-    slow = ("busybox", "sh", "-c", "rm -f /ready; sleep 0.7; touch /ready; sleep 1000")
+    slow = ("busybox", "sh", "-c", "rm -f /ready; until [ -e /gate/open ]; do sleep 0.05; done; touch /ready; sleep 1000")
     run(mortal, "web", "--restart", "always", *compose("p", "web", "db:service_healthy:true,init:service_completed_successfully:false"))
     run(mortal, "side", "--restart", "always", "--pid", "container:web")
-    run(mortal, "db", "--restart", "always", *check, *compose("p", "db"), command=slow)
+    run(mortal, "db", "--restart", "always", "-v", f"{tmp_path}:/gate", *check, *compose("p", "db"), command=slow)
     run(
         mortal,
         "init",
@@ -215,6 +199,7 @@ def test_the_order_after_a_reboot(mortal: Daemon) -> None:
     run(mortal, "circle2", "--restart", "always", *compose("c", "two", "one:service_started:true"))
     reboot(mortal)
     assert mortal.out("inspect", "-f", "{{.State.Status}}", "web") == "restarting"
+    (tmp_path / "open").touch()
     for name in ("db", "web", "side", "circle1", "circle2"):
         until(lambda name=name: state(mortal, name), "running")
     assert mortal.out("inspect", "-f", "{{.State.Health.Status}}", "db") == "healthy"
@@ -265,7 +250,7 @@ def test_an_update_is_kept_and_has_an_effect(mortal: Daemon) -> None:
 
 def test_knarrs_own_commands(daemon: Daemon, leaks: Leaks) -> None:
     def knarr(*words: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run([*knarr_command(), "-H", f"unix://{daemon.socket}", *words], capture_output=True, check=False, timeout=30)
+        return subprocess.run([*knarr_command(), "-H", f"unix://{daemon.socket}", *words], capture_output=True, check=False, timeout=60)
 
     health = ("--health-cmd", "true", "--health-interval", "100ms", "--health-on-failure", "restart")
     made = knarr("run", "-d", "--name", "own", *NONE, "--restart", "on-failure:3", *health, *SLEEP)

@@ -67,7 +67,7 @@ def files() -> Path:
 
 def load_image(engine: Engine) -> None:
     if engine.api("GET", f"/images/{IMAGE}/json").status != 200:
-        engine.docker("import", "--change", 'CMD ["bash"]', str(files()), IMAGE, timeout=120)
+        engine.docker("import", "--change", 'CMD ["bash"]', str(files()), IMAGE, timeout=300)
 
 
 class Project:
@@ -83,7 +83,7 @@ class Project:
         files = ["compose.yaml"] if version == "2" else ["compose.yaml", "compose.v1.yaml"]
         self.command = [found, "-p", self.name, *(word for file in files for word in ("-f", str(self.folder / file)))]
 
-    def compose(self, *arguments: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def compose(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         environment = {**self.engine.docker_environment(), "PORT": str(self.port), "COMPOSE_ANSI": "never", "COMPOSE_HTTP_TIMEOUT": "100"}
         result = subprocess.run(
             [*self.command, *arguments],
@@ -122,11 +122,11 @@ class Project:
     def curl(self, path: str = "/", *options: str, address: str = "127.0.0.1", check: bool = True) -> str:
         """Ask the web server through its published port, from the host that the engine runs on."""
         url = f"http://{address}:{self.port}{path}"
-        return self.host.run("curl", "-sS", "--max-time", "10", "--noproxy", "*", *options, url, check=check).stdout
+        return self.host.run("curl", "-sS", "--max-time", "60", "--noproxy", "*", *options, url, check=check).stdout
 
     def visit(self, **options: str) -> dict[str, Any]:
         """What the API answers through the web server. (A web server that was just started over may need a moment.)"""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while True:
             text = self.curl(check=False, **options)
             try:

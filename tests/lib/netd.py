@@ -17,6 +17,7 @@ from engine.wire import dns
 from tests.lib import netns
 
 PORT = 53053
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 class Host:
@@ -53,9 +54,10 @@ class Host:
     def close(self) -> None:
         for pid in self.pids:
             try:
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # once a test waited for it the number may be another's
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-            except (ProcessLookupError, ChildProcessError):
+            except ChildProcessError:
                 pass
         self.stack.close()
 
@@ -78,7 +80,7 @@ def serve(
 def hear(netd: NetdConnection, until: int) -> list[tuple[int, list]]:
     """What netd says, up to a kind of message."""
     found: list[tuple[int, list]] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not any(kind == until for kind, _ in found):
         assert time.monotonic() < deadline, found
         for kind, values, fds in netd.receive():
@@ -89,7 +91,7 @@ def hear(netd: NetdConnection, until: int) -> list[tuple[int, list]]:
     return found
 
 
-def ask(where: netns.Namespace, packet: bytes, address: str = "127.0.0.11", timeout: float = 10) -> bytes:
+def ask(where: netns.Namespace, packet: bytes, address: str = "127.0.0.11", timeout: float = netns.TIMEOUT) -> bytes:
     response = where.asks(address, PORT, packet, timeout=timeout)
     assert response is not None, "no answer"
     return response
@@ -117,6 +119,7 @@ class Upstream:
         self.sources: set[int] = set()
         self.answer = answer
         self.udp = namespace.socket(kind=socket.SOCK_DGRAM)
+        self.udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)  # all that a test asks at once, however late this thread runs
         self.udp.bind((address, 53))
         self.tcp = namespace.socket()
         self.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -158,7 +161,7 @@ class Upstream:
             except TimeoutError:
                 continue
             with made:
-                made.settimeout(5)
+                made.settimeout(netns.TIMEOUT)
                 size = int.from_bytes(made.recv(2), "big")
                 packet = made.recv(size)
                 self.asked.append((dns.parse(packet).name.decode(), "tcp"))

@@ -19,10 +19,12 @@ from pathlib import Path
 from types import TracebackType
 
 CLONE_NEWNET = 0x40000000
-TIMEOUT = 3.0  # seconds that what should come about is waited for; a lost SYN is sent again after one
+TIMEOUT = 30.0  # seconds that what should come about is waited for; a lost SYN is sent again after one
 PATIENCE = 0.5  # what is expected to be dropped: an answer here takes some milliseconds
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
+PORTS = range(22000, 24000)
+_ports = itertools.count(os.getpid() * 100)  # apart from those of another run of tests beside this one
 
 
 def _setns(fd: int) -> None:
@@ -99,7 +101,7 @@ class Namespace:
         except OSError:
             made.close()
             raise
-        made.settimeout(10)
+        made.settimeout(TIMEOUT)
         return made
 
     def reaches(self, address: str, port: int, timeout: float = TIMEOUT) -> bool:
@@ -130,9 +132,13 @@ class Namespace:
             except OSError:
                 return None
 
-    def pings(self, address: str) -> bool:
-        """Whether an echo request is answered."""
-        return self.run("busybox", "ping", "-c", "1", "-W", "1", address, check=False).returncode == 0
+    def pings(self, address: str, wait: int = 20) -> bool:
+        """Whether an echo request is answered within `wait` seconds."""
+        return self.run("busybox", "ping", "-c", "1", "-W", str(wait), address, check=False).returncode == 0
+
+    def no_echo(self, address: str) -> bool:
+        """The opposite of `pings`, for what is expected to fail."""
+        return not self.pings(address, 1)
 
     def links(self) -> set[str]:
         return {name for _, name in self.interfaces()}
@@ -144,6 +150,22 @@ class Namespace:
 
 def family_of(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def free_port() -> int:
+    """A port that nobody listens on in the namespace of the calling thread, below those that the kernel gives to clients' sockets: a
+    connection of somebody else cannot have it by the time it is published."""
+    for number in _ports:
+        port = PORTS[number % len(PORTS)]
+        try:
+            if socket.has_dualstack_ipv6():
+                socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+            else:
+                socket.create_server(("", port)).close()
+        except OSError:
+            continue
+        return port
+    raise AssertionError("not reached: the numbers do not end")
 
 
 @contextmanager
@@ -260,7 +282,7 @@ def plain(address: str) -> str:
     return address.removeprefix("::ffff:")
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether it comes true within a while."""
     deadline = time.monotonic() + seconds
     while not condition():

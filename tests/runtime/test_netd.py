@@ -108,7 +108,7 @@ def test_unknown_names_are_asked_of_the_hosts_servers(host: Host, netd: NetdConn
         assert addresses(ask_tcp(host.namespace, question("over.tcp"))[0]) == ["192.0.2.7"]
         assert addresses(ask(host.namespace, question("web"))) == ["10.0.0.2"]
     assert upstream.asked == [("single", "udp"), ("www.example.org", "udp"), ("www.example.org", "udp"), ("over.tcp", "tcp")]
-    assert len(upstream.sources) == 3  # a port for each question
+    assert len(upstream.sources) > 1  # a port for each question, at random: two may be the same
 
 
 def test_a_large_answer_comes_by_tcp(host: Host, netd: NetdConnection) -> None:
@@ -136,11 +136,9 @@ def test_the_next_server_is_asked(host: Host, netd: NetdConnection) -> None:
         assert failing.asked == [("example.org", "udp"), ("example.org", "tcp")]
         failing.answer = lambda packet, tcp: None
         assert addresses(ask(host.namespace, question("example.org"))) == ["192.0.2.7"]
-        began = time.monotonic()
         for _ in range(5):
             assert addresses(ask(host.namespace, question("example.org"))) == ["192.0.2.7"]
-        assert time.monotonic() - began < 1.5  # less than patience: the silent one comes last now
-        assert len(failing.asked) == 3
+        assert len(failing.asked) == 3  # the silent one comes last now
 
 
 def test_failures_are_passed_on(host: Host, netd: NetdConnection) -> None:

@@ -53,15 +53,15 @@ class Daemon:
 
     async def resolves(self, name: str = "web") -> bool:
         """Asked without blocking the event loop, which has work to do meanwhile."""
-        with trio.move_on_after(10):
+        with trio.move_on_after(60):
             while True:
-                response = await trio.to_thread.run_sync(lambda: self.host.namespace.asks("127.0.0.11", PORT, question(name), timeout=0.3))
+                response = await trio.to_thread.run_sync(lambda: self.host.namespace.asks("127.0.0.11", PORT, question(name), timeout=1))
                 if response is not None and not dns.rcode(response):
                     return True
         return False
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not condition():  # noqa: ASYNC110  # another process's doing
                 await trio.sleep(0.01)
 
@@ -192,7 +192,7 @@ def test_a_container_that_ends_while_its_sockets_are_made_again(host: Host) -> N
         original = daemon.dns._reopen
 
         def slow(container_id: str) -> tuple[int, int]:
-            release.wait(10)
+            release.wait(60)
             return original(container_id)
 
         daemon.dns._reopen = slow

@@ -78,7 +78,7 @@ def an_endpoint(number: int, **more: object) -> Endpoint:
     return Endpoint(**(values | more))  # type: ignore[arg-type]
 
 
-def pings(ns: int, address: str, *, wait: float = 2.0) -> bool:
+def pings(ns: int, address: str, *, wait: float = 30.0) -> bool:
     """Whether `address` answers a datagram within `wait` seconds: an echo, which every kernel sends."""
     family, protocol = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if ":" in address else (socket.AF_INET, socket.IPPROTO_ICMP)
     echo = b"\x80\0\0\0\0\1\0\1" if family == socket.AF_INET6 else b"\x08\0\0\0\0\1\0\1"
@@ -101,8 +101,8 @@ def pings(ns: int, address: str, *, wait: float = 2.0) -> bool:
 
 
 def gone(netlink: Rtnetlink, name: str) -> bool:
-    """Whether a link goes within ten seconds: the kernel removes namespaces in the background."""
-    for _ in range(1000):
+    """Whether a link goes within a minute: the kernel removes namespaces in the background."""
+    for _ in range(6000):
         if netlink.link(name=name) is None:
             return True
         time.sleep(0.01)
@@ -347,7 +347,7 @@ def test_a_failed_preparation_leaves_nothing(host: Host) -> None:
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError, match="creating the veth pair"):
         sandbox.prepare(BRIDGE, host.netlink, port=Port(4711))
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before  # a thread of an earlier test may have closed one
     for link in host.netlink.links():
         assert link.name == "lo" or gone(host.netlink, link.name)
 
@@ -426,7 +426,7 @@ def ask(ns: int, address: str) -> tuple[bytes, bytes]:
         datagrams, stream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket()
     with datagrams, stream:
         for link in (datagrams, stream):
-            link.settimeout(5)
+            link.settimeout(30)
             link.connect((address, 53))
             link.send(b"who?")
         return datagrams.recv(2000), stream.recv(2000)

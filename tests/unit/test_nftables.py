@@ -246,14 +246,14 @@ def test_a_port_is_another_without_connection_tracking() -> None:
         nft.close()
         with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
             server.bind(("127.0.0.11", 53053))
-            server.settimeout(1)
-            client.settimeout(1)
+            server.settimeout(30)
+            client.settimeout(30)
             client.connect(("127.0.0.11", 53))
             client.send(b"question")
             data, peer = server.recvfrom(100)
             server.sendto(b"answer to " + data, peer)
             assert client.recv(100) == b"answer to question"
-        with socket.create_server(("127.0.0.11", 53053)), socket.create_connection(("127.0.0.11", 53), timeout=1) as connected:
+        with socket.create_server(("127.0.0.11", 53053)), socket.create_connection(("127.0.0.11", 53), timeout=30) as connected:
             assert connected.getpeername() == ("127.0.0.11", 53)
         with socket.socket(type=socket.SOCK_DGRAM) as client, pytest.raises(PermissionError):
             client.sendto(b"dropped", ("127.0.0.12", 53))
