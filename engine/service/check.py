@@ -23,11 +23,12 @@ from engine.service.context import Context
 from engine.service.unpack import READ
 from engine.spec.digest import short
 from engine.store import check, pack
-from engine.store.content import DAMAGED, remove_path
+from engine.store.content import DAMAGED
 from engine.store.db import DatabaseError
 from engine.store.images import ImageRecord
 from engine.store.repositories import RepositoryStore
 from engine.store.snapshots import Snapshot
+from engine.store.trees import remove_path
 from engine.wire import compression, tar
 
 log = logging.getLogger("knarr.check")

@@ -37,11 +37,12 @@ from engine.service.supervise import Monitors
 from engine.service.system import System
 from engine.spec.event import Event
 from engine.store.containers import ContainerStore
-from engine.store.content import Content, remove_path
+from engine.store.content import Content
 from engine.store.db import Database, DatabaseError, is_full
 from engine.store.layout import Layout
 from engine.store.mark import Mark
 from engine.store.snapshots import Snapshots
+from engine.store.trees import remove_path
 
 if TYPE_CHECKING:
     from engine.registry.server.app import RegistryApp

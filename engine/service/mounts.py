@@ -22,6 +22,7 @@ from engine.spec.docker.containers import Config, HostConfig
 from engine.spec.mount import Mount, MountPoint
 from engine.spec.volume import VolumeRecord
 from engine.store import volumefill
+from engine.store.overlay import escaped
 
 __all__ = ["MountPoint", "Resolved", "acquire", "fill", "prepare", "requested", "resolve", "runtime", "unpack"]
 
@@ -168,17 +169,12 @@ def _image(context: Context, point: MountPoint) -> Mount:
         if not node.folder:
             source = view.host_path(node, node.layers[0])
             return Mount(destination=point.destination, type="bind", source=source, options=("bind", "ro", "rprivate"))
-        layers = [_escaped(view.host_path(node, index).removeprefix(whole.base + "/")) for index in node.layers]
+        layers = [escaped(view.host_path(node, index).removeprefix(whole.base + "/")) for index in node.layers]
     if len(layers) == 1:
         return Mount(
             destination=point.destination, type="bind", source=view.host_path(node, node.layers[0]), options=("bind", "ro", "rprivate")
         )
     return msgspec.structs.replace(whole, destination=point.destination, options=("lowerdir=" + ":".join(layers), "ro"))
-
-
-def _escaped(path: str) -> str:
-    """A path for overlay's option string."""
-    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
 async def unpack(context: Context, hc: HostConfig) -> None:

@@ -18,7 +18,7 @@ from engine.spec.digest import check_digest, is_digest, sha256
 from engine.store.ingest import SUMS, Ingest
 from engine.store.ingest import remove as remove_ingest
 from engine.store.layout import Layout
-from engine.store.trees import remove_tree
+from engine.store.trees import remove_path
 
 DAMAGED = ".damaged"
 _CHUNK = 1 << 20
@@ -226,16 +226,6 @@ class Content:
         for path in removed:
             remove_path(path)
         return removed + self.tidy((), age)
-
-
-def remove_path(path: str) -> None:
-    """Remove a file, or whatever lies there instead. Absent is fine."""
-    folder, _, name = path.rpartition("/")
-    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        remove_tree(parent, name)
-    finally:
-        os.close(parent)
 
 
 def _folders(path: str) -> _Names:

@@ -1,7 +1,7 @@
 """Overlay folders: committed ones named by chain identifier, active ones by key (a container's identifier).
 
-Owns `snapshots/<number>/{fs,work}` and the rows that say what a number is. A row without its folder cannot be (the folder is made durable
-first); a folder without a row is a leftover and is swept. Does not mount, does not unpack. The kernel's side is overlayfs.rst.
+Owns the rows that say what a number is; the files are `snapshotfolders`' business, the words of a mount `overlay`'s. A row without its
+folder cannot be (the folder is made durable first); a folder without a row is a leftover and is swept. Does not mount, does not unpack.
 
 A committed snapshot that was found damaged keeps its row, so that what lies on it stays in order, but does not count as there: the next
 `commit` of its chain puts whole files in its place, under the same number, and leaves the damaged ones beside it as `<number>.damaged`.
@@ -13,66 +13,38 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Iterable
 
-from engine import _core
 from engine.errors import Conflict, InvalidParameter, NotFound
 from engine.spec.mount import Mount
+from engine.store import overlay
 from engine.store.db import Database
 from engine.store.layout import Layout
+from engine.store.snapshotfolders import SnapshotFolders
 from engine.store.snapshotrows import COLUMNS, PROVISIONAL, Snapshot, boot_id, insert, row_of
-from engine.store.trees import remove_tree, usage
+from engine.store.trees import remove_path, usage
 
-__all__ = ["DAMAGED", "MAX_LAYERS", "PROVISIONAL", "Snapshot", "Snapshots"]
-
-# Docker's limit for overlay2 is 128 lower folders (125 for images); the kernel's own is 500.
-MAX_LAYERS = 128
-# One page for all options of mount(2).
-_OPTIONS_MAX = 4095
-# Docker's choices: no index (lower folders are shared by many mounts), plain renames and copies, so that an upper folder is a layer.
-_OPTIONS = ("index=off", "redirect_dir=off", "metacopy=off")
-_POOL = 8
-DAMAGED = ".damaged"
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_EMPTY = "empty"
-# The bottom layer of every container: the places that its mounts need. Without it the kernel makes them at each start in the container's
-# own layer, which costs 0.6 ms and leaves files there. An image that has them, or hides them, wins.
-_PLACES = "places"
-_PLACE_FOLDERS = ("dev", "etc", "proc", "sys")
-_PLACE_FILES = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
+__all__ = ["PROVISIONAL", "Snapshot", "Snapshots"]
 
 
-class Snapshots:
+class Snapshots(SnapshotFolders):
     """The snapshots of one data root. Lookups answer from memory; methods are for the event-loop thread unless they say otherwise."""
 
     def __init__(self, layout: Layout, db: Database) -> None:
-        self._folder = layout.snapshots
+        super().__init__(layout.snapshots)
         self._db = db
         self._rows: dict[str, Snapshot] = {}
         self._children: dict[str, int] = {}
-        self._pool: deque[int] = deque()
         self._damaged: set[str] = set()
-        # Folders that are being filled.
-        self._begun: set[int] = set()
-        # Folders that nothing owns any more and that are being removed, or soon are.
-        self._doomed: set[str] = set()
         for values in db.query(f"SELECT {COLUMNS} FROM snapshots"):
             self._remember(row_of(values))
         self._drop_torn()
-        found = [name for name in os.listdir(self._folder) if not _is_kept(name)]
-        owned = {str(row.number) for row in self._rows.values()}
         # Keys of active snapshots whose folders were gone, with what was written there: they are empty from here on.
         self.lost: list[str] = []
         for row in self._rows.values():
             if not os.path.isdir(f"{self._folder}/{row.number}/fs"):
                 self._without_folder(row)
-        # Found now, because later a folder may be one that is just being made.
-        self._leftovers = [f"{self._folder}/{name}" for name in found if name not in owned]
-        self._doomed.update(self._leftovers)
-        self._next = 1 + max((int(name) for name in (*found, *owned) if name.isdecimal()), default=0)
-        os.makedirs(f"{self._folder}/{_EMPTY}/fs", mode=0o755, exist_ok=True)
-        _make_places(f"{self._folder}/{_PLACES}/fs")
+        self._open(self._owned())
 
     def _drop_torn(self) -> None:
         """Forget what an earlier boot of the host committed and nobody synced: the disk may have any part of it. Only results of builds
@@ -112,7 +84,7 @@ class Snapshots:
             raise Conflict(f"preparing snapshot {key}: it exists already")
         if parent is not None and not self.whole(parent):
             raise NotFound(f"preparing snapshot {key}: no layers {parent}", hint="load or pull the image again")
-        number = self._pool.popleft() if self._pool else self._make_pair()
+        number = self._take()
         row = Snapshot(number, key, False, parent or "")
         if cursor is None:
             with self._db.transaction() as own:
@@ -129,17 +101,12 @@ class Snapshots:
         repeated before `work/incompat` is removed, which the kernel insists on: `mount_again`.
         """
         row = self._active(key)
-        lower = self._lower(row.parent)
-        options = (
-            "lowerdir=" + ":".join((*lower, f"{_PLACES}/fs")),
-            f"upperdir={row.number}/fs",
-            f"workdir={row.number}/work",
-            *_OPTIONS,
-            *(("volatile",) if volatile else ()),
-        )
-        if sum(map(len, options)) + len(options) > _OPTIONS_MAX:
+        lower, number = self._lower(row.parent), row.number
+        below = (*lower, f"{overlay.PLACES}/fs")
+        mount = overlay.writable(below, f"{number}/fs", f"{number}/work", base=self._folder, volatile=volatile)
+        if not overlay.fits(mount):
             raise InvalidParameter(f"mounting snapshot {key}: {len(lower)} layers do not fit into one page of mount options")
-        return Mount(destination="/", type="overlay", source="overlay", options=options, base=self._folder)
+        return mount
 
     def mount_again(self, key: str) -> None:
         """Let an active snapshot that was mounted `volatile` be mounted once more. Raises NotFound, OSError."""
@@ -152,9 +119,7 @@ class Snapshots:
         if chain not in self._rows:
             raise NotFound(f"no layers {chain}")
         lower = self._lower(chain)
-        # overlay wants two lower folders when there is no upper one.
-        lowers = lower if len(lower) > 1 else (*lower, f"{_EMPTY}/fs")
-        return Mount(type="overlay", source="overlay", options=("lowerdir=" + ":".join(lowers), "ro"), base=self._folder)
+        return overlay.readonly(lower if len(lower) > 1 else (*lower, f"{overlay.EMPTY}/fs"), base=self._folder)
 
     def upper(self, key: str) -> str:
         """The host path of a snapshot's own folder (of an active or a committed one). Raises NotFound."""
@@ -225,48 +190,9 @@ class Snapshots:
         self._damaged.discard(key)
         if row.parent:
             self._children[row.parent] -= 1
-        self._doomed.add(f"{self._folder}/{row.number}")
-        return f"{self._folder}/{row.number}"
-
-    def delete_files(self, path: str) -> None:
-        """Remove a folder that `forget`, `collect` or `begin` gave. Slow, any thread. Raises OSError."""
-        folder, _, name = path.rpartition("/")
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            remove_tree(fd, name)
-        finally:
-            os.close(fd)
-            self._doomed.discard(path)
-
-    def remove(self, key: str) -> None:
-        """`forget` and `delete_files` at once."""
-        self.delete_files(self.forget(key))
-
-    def refill(self, size: int = _POOL) -> None:
-        """Make folders ahead until `size` wait for `prepare`. Some 200 µs each; for a background task on the loop's thread."""
-        while len(self._pool) < size:
-            self._pool.append(self._make_pair())
-
-    @property
-    def ready(self) -> int:
-        """How many pairs of folders wait."""
-        return len(self._pool)
+        return self._doom(row.number)
 
     # -- committed ones
-
-    def begin(self) -> str:
-        """A new folder for unpacking a layer; unpack into its `fs`, then `commit` or `discard`."""
-        number = self._make_pair(work=False)
-        self._begun.add(number)
-        return f"{self._folder}/{number}"
-
-    def sync_files(self, path: str) -> None:
-        """Make everything in the file system of `path` durable: once per layer, before `commit`. Blocks; any thread."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _core.syncfs(fd)
-        finally:
-            os.close(fd)
 
     def commit(
         self, path: str, chain: str, parent: str, size: int, inodes: int, blob: str = "", *, synced: bool = True
@@ -318,11 +244,7 @@ class Snapshots:
 
     def drop_work(self, row: Snapshot) -> None:
         """Remove what the kernel needed beside the files of a layer that `commit_active` made. Any thread. Raises OSError."""
-        folder = os.open(self.folder(row), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            remove_tree(folder, "work")
-        finally:
-            os.close(folder)
+        remove_path(f"{self.folder(row)}/work")
 
     def rename(self, name: str, chain: str) -> Snapshot:
         """Call a committed snapshot by what it is, once that is known; what lies on it follows. It must be synced. Raises NotFound,
@@ -383,24 +305,6 @@ class Snapshots:
         """The row of a chain identifier or key. Not to be changed."""
         return self._rows.get(name)
 
-    def _replace(self, number: int, damaged: int) -> None:
-        """Put one folder in the place of another. Whoever mounted the old one keeps it, under another name."""
-        new, old = f"{self._folder}/{number}", f"{self._folder}/{damaged}"
-        aside, count = old + DAMAGED, 1
-        while os.path.lexists(aside):
-            count += 1
-            aside = f"{old}-{count}{DAMAGED}"
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if os.path.lexists(old):
-                _core.renameat2(folder, new, folder, old, _EXCHANGE)
-                os.rename(new, aside)
-            else:
-                os.rename(new, old)
-            os.fsync(folder)  # before the row says that it is whole; a repair is rare enough to wait for the disk here
-        finally:
-            os.close(folder)
-
     def set_damaged(self, chain: str, what: str) -> None:
         """A committed snapshot was found damaged: it counts as absent until its chain is committed again. Raises sqlite3.Error."""
         row = self._rows[chain]
@@ -431,11 +335,7 @@ class Snapshots:
 
     def strays(self) -> tuple[list[str], list[str]]:
         """Host paths of folders that nothing owns and nobody is removing, and of damaged ones set aside."""
-        owned = {str(number) for number in (*(row.number for row in self._rows.values()), *self._pool, *self._begun)}
-        names = sorted(os.listdir(self._folder))
-        aside = [f"{self._folder}/{name}" for name in names if name.endswith(DAMAGED)]
-        strays = (f"{self._folder}/{name}" for name in names if name not in owned and not _is_kept(name))
-        return [path for path in strays if path not in self._doomed], aside
+        return self._strays(self._owned())
 
     def chain_of(self, key: str) -> list[str]:
         """The committed snapshots that an active one lies on, topmost first. Raises NotFound."""
@@ -453,11 +353,6 @@ class Snapshots:
             found.append(chain)
             chain = self._rows[chain].parent
         return found
-
-    def discard(self, path: str) -> None:
-        """Give up a folder of `begin`: its files are removed. Slow; any thread."""
-        self.delete_files(path)
-        self._begun.discard(int(path.rpartition("/")[2]))
 
     def chain_size(self, chain: str) -> int:
         """Bytes of all layers of a chain."""
@@ -489,18 +384,11 @@ class Snapshots:
                     return folders
                 folders.extend(self.forget(name, cursor) for name in idle)
 
-    def leftovers(self) -> list[str]:
-        """The host paths of what the folders that `sweep` will delete have of files."""
-        return [f"{path}/fs" for path in self._leftovers]
-
-    def sweep(self) -> list[str]:
-        """Delete the folders that no row owned when the store was opened; returns them. Slow when there are many; any thread."""
-        swept, self._leftovers = self._leftovers, []
-        for path in swept:
-            self.delete_files(path)
-        return swept
-
     # -- inside
+
+    def _owned(self) -> set[str]:
+        """The numbers of all rows, as names of folders."""
+        return {str(row.number) for row in self._rows.values()}
 
     def _active(self, key: str) -> Snapshot:
         row = self._rows.get(key)
@@ -516,19 +404,9 @@ class Snapshots:
                 raise NotFound(f"no layers {chain}", hint="load or pull the image again")
             found.append(f"{row.number}/fs")
             chain = row.parent
-        if len(found) > MAX_LAYERS:
-            raise InvalidParameter(f"{len(found)} layers are more than the {MAX_LAYERS} that can be mounted")
-        return tuple(found) or (f"{_EMPTY}/fs",)
-
-    def _make_pair(self, work: bool = True) -> int:
-        number = self._next
-        self._next += 1
-        base = f"{self._folder}/{number}"
-        os.mkdir(base, 0o710)
-        os.mkdir(base + "/fs", 0o755)
-        if work:
-            os.mkdir(base + "/work", 0o700)
-        return number
+        if len(found) > overlay.MAX_LAYERS:
+            raise InvalidParameter(f"{len(found)} layers are more than the {overlay.MAX_LAYERS} that can be mounted")
+        return tuple(found) or (f"{overlay.EMPTY}/fs",)
 
     def _remember(self, row: Snapshot) -> None:
         self._rows[row.name] = row
@@ -536,15 +414,3 @@ class Snapshots:
             self._damaged.add(row.name)
         if row.parent:
             self._children[row.parent] = self._children.get(row.parent, 0) + 1
-
-
-def _make_places(root: str) -> None:
-    for folder in _PLACE_FOLDERS:
-        os.makedirs(f"{root}/{folder}", mode=0o755, exist_ok=True)
-    for name in _PLACE_FILES:
-        os.close(os.open(f"{root}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
-
-
-def _is_kept(name: str) -> bool:
-    """Whether a name in the folder of snapshots is none of a leftover: what is mounted everywhere, and evidence."""
-    return name in (_EMPTY, _PLACES) or name.endswith(DAMAGED)

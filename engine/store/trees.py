@@ -45,6 +45,17 @@ def remove_tree(parent_fd: int, name: str | bytes) -> None:
     os.rmdir(raw, dir_fd=parent_fd)
 
 
+def remove_path(path: str) -> None:
+    """Remove what is at a host path, whatever it is; the folder that it is in must be there and trusted. Not there: nothing. Raises
+    OSError."""
+    folder, _, name = path.rpartition("/")
+    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_tree(parent, name)
+    finally:
+        os.close(parent)
+
+
 def _empty(top: int) -> None:
     """Empty a folder. The stack holds the open folders from `top` down: descriptor, name in the one above, folders still to empty."""
     moved = 0

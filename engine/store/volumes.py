@@ -17,7 +17,7 @@ from engine.linux import mounts
 from engine.spec.volume import VolumeRecord
 from engine.store.db import Database
 from engine.store.layout import Layout
-from engine.store.trees import infos, remove_tree
+from engine.store.trees import infos, remove_path
 
 _ENCODER = msgspec.json.Encoder()
 _DOOMED = ".removed-"  # no volume's name begins with a dot
@@ -132,12 +132,7 @@ class VolumeStore:
     def delete_files(self, path: str) -> None:
         """Remove what `remove` gave. Slow, any thread. Raises OSError."""
         mounts.unmount_below(path, detach=False)  # nothing of another file system is ever removed
-        folder, _, name = path.rpartition("/")
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            remove_tree(fd, name)
-        finally:
-            os.close(fd)
+        remove_path(path)
 
     def leftovers(self) -> list[str]:
         """Folders whose removal was interrupted, for `delete_files`."""

@@ -501,7 +501,7 @@ def test_images_in_use(box: Box) -> None:
         box.do(box.images.delete, short)
     assert box.do(box.images.delete, "app", True) == [{"Untagged": "app:latest"}, {"Deleted": image.id}]
     assert box.stores.snapshots.mount(container)  # the layers stay while the container does
-    box.stores.snapshots.remove(container)
+    box.stores.snapshots.delete_files(box.stores.snapshots.forget(container))
     box.do(box.images.collect)
     assert box.empty
 

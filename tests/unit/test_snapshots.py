@@ -85,7 +85,7 @@ def test_who_needs_whom(stores: Stores) -> None:
     with pytest.raises(NotFound):
         snapshots.prepare("d", "c")
     assert snapshots.collect([]) == []
-    snapshots.remove("c")
+    snapshots.delete_files(snapshots.forget("c"))
     assert not snapshots.has("c")
     for method in (snapshots.mount, snapshots.upper, snapshots.parent, snapshots.usage, snapshots.forget):
         with pytest.raises(NotFound):
@@ -114,13 +114,21 @@ def test_a_rolled_back_transaction(stores: Stores) -> None:
     snapshots.prepare("c", None)
 
 
+def folders(stores: Stores) -> list[str]:
+    """The numbered ones."""
+    return sorted(name for name in os.listdir(stores.layout.snapshots) if name.isdecimal())
+
+
 def test_the_pool(stores: Stores) -> None:
     snapshots = stores.snapshots
     snapshots.refill(3)
-    assert snapshots.ready == 3
+    ahead = folders(stores)
+    assert len(ahead) == 3
     snapshots.prepare("c", None)
-    assert snapshots.ready == 2
     assert os.listdir(snapshots.upper("c")) == []
+    assert folders(stores) == ahead
+    snapshots.refill(3)
+    assert len(folders(stores)) == 4
 
 
 def test_restart_keeps_rows_and_sweeps_the_rest(tmp_path: Path) -> None:
@@ -143,7 +151,7 @@ def test_restart_keeps_rows_and_sweeps_the_rest(tmp_path: Path) -> None:
         assert os.path.isdir(snapshots.upper("c"))
         assert Path(snapshots.upper("one"), "a").read_text() == "1"
         snapshots.discard(fresh)
-        assert len([name for name in os.listdir(stores.layout.snapshots) if name.isdecimal()]) == 2
+        assert len(folders(stores)) == 2
 
 
 def test_many_layers_fit_one_page(stores: Stores, tmp_path: Path) -> None:
