@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import select
 from time import monotonic
@@ -15,8 +16,9 @@ OUT = select.EPOLLOUT
 BROKEN = select.EPOLLERR | select.EPOLLHUP
 
 TICK = 0.25  # seconds
+DRAIN = 32  # of what waits at one socket in one round
 _FAILURES = 100
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # what accepting needs will be there again later
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # what accepting needs will be there again later
 
 
 class Loop:
@@ -78,3 +80,41 @@ class Loop:
         self.report(f"knarr-netd: descriptor {fd}: {type(error).__name__}: {error} ({place})")
         if count >= _FAILURES:
             self.remove(fd)
+
+
+class Listener:
+    """A listening socket's clients, each handed to `accepted`. The socket is another's, who takes it out of the loop before closing it.
+
+    What cannot be accepted for want of descriptors or memory waits for a tick: else the loop would be told of it without end.
+    """
+
+    def __init__(self, loop: Loop, sock: _socket.socket, accepted: Callable[[_socket.socket], None]) -> None:
+        self._loop, self._sock, self._accepted = loop, sock, accepted
+        self._deaf = 0.0
+        loop.add(sock.fileno(), IN, self._ready)
+
+    def _ready(self, _: int) -> None:
+        for _ in range(DRAIN):
+            try:
+                fd, _peer = self._sock._accept()  # type: ignore[attr-defined]  # what socket.accept is made of
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.ECONNABORTED:
+                    continue
+                if error.errno in _EXHAUSTED:
+                    self._deaf = self._loop.now
+                    self._loop.change(self._sock.fileno(), 0)
+                else:  # who may manage the network that it is in has ended the socket
+                    self._loop.remove(self._sock.fileno())
+                return
+            client = _socket.socket(fileno=fd)
+            client.setblocking(False)
+            self._accepted(client)
+
+    def tick(self) -> bool:
+        """Listens again when its time has come; whether it waits for that."""
+        if self._deaf and self._loop.now - self._deaf >= TICK:
+            self._deaf = 0.0
+            self._loop.change(self._sock.fileno(), IN)
+        return bool(self._deaf)

@@ -10,7 +10,7 @@ import _socket
 import errno
 import struct
 
-from engine.netd.loop import BROKEN, EXHAUSTED, IN, OUT, TICK, Loop
+from engine.netd.loop import BROKEN, DRAIN, IN, OUT, Listener, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ IDLE = 90.0  # seconds without a datagram after which a UDP client is forgotten,
 _PIECE = 128 * 1024  # bytes that are taken at once, and so what one direction of a stalled connection may hold
 _MANY, _SMALL_PIECE = 64, 16 * 1024  # with so many connections on a relay it is less
 _DATAGRAM = 65535
-_DRAIN = 32
 _CONNECTING = (errno.EINPROGRESS, errno.EAGAIN)
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 49, 50  # linux/in6.h
@@ -63,8 +62,7 @@ class StreamRelay(Relay):
         super().__init__(loop, sock, target)
         self._room = room
         self._pairs: set[Pair] = set()
-        self._deaf = 0.0
-        loop.add(sock.fileno(), IN, self._accept)
+        self._listener = Listener(loop, sock, self._accept)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -74,27 +72,11 @@ class StreamRelay(Relay):
         for pair in list(self._pairs):
             pair.reset()
 
-    def _accept(self, _: int) -> None:
-        for _ in range(_DRAIN):
-            try:
-                fd, _peer = self.sock._accept()  # type: ignore[attr-defined]  # what socket.accept is made of
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                if error.errno in EXHAUSTED:  # for a while, or this would be called again at once
-                    self._deaf = self._loop.now
-                    self._loop.change(self.sock.fileno(), 0)
-                else:  # the socket was ended, and would be told without end
-                    self._loop.remove(self.sock.fileno())
-                return
-            client = _socket.socket(fileno=fd)
-            client.setblocking(False)
-            if not self._room():
-                reset(client)
-                continue
+    def _accept(self, client: _socket.socket) -> None:
+        if self._room():
             self._pair(client)
+        else:
+            reset(client)
 
     def _pair(self, client: _socket.socket) -> None:
         family = _socket.AF_INET6 if ":" in self.target[0] else _socket.AF_INET
@@ -114,10 +96,7 @@ class StreamRelay(Relay):
         Pair(self._loop, client, server, self._pairs)
 
     def tick(self) -> bool:
-        if self._deaf and self._loop.now - self._deaf >= TICK:
-            self._deaf = 0.0
-            self._loop.change(self.sock.fileno(), IN)
-        return bool(self._deaf)
+        return self._listener.tick()
 
 
 class Side:
@@ -285,7 +264,7 @@ class DatagramRelay(Relay):
         association.sock.close()
 
     def _ask(self, _: int) -> None:
-        for _ in range(_DRAIN):
+        for _ in range(DRAIN):
             try:
                 data, control, _flags, peer = self.sock.recvmsg(_DATAGRAM, self._space)
             except OSError:
@@ -315,7 +294,7 @@ class DatagramRelay(Relay):
 
     def _answer(self, key: tuple[object, bytes], association: Association) -> None:
         peer, info = key
-        for _ in range(_DRAIN):
+        for _ in range(DRAIN):
             try:
                 data = association.sock.recv(_DATAGRAM)
             except BlockingIOError:

@@ -7,17 +7,15 @@ name server delays the others by a fraction of a millisecond.
 from __future__ import annotations
 
 import _socket
-import errno
 import fcntl
 import os
 
 from engine import _core
 from engine.netd.forward import Asker, Forwarder, Pending
-from engine.netd.loop import BROKEN, EXHAUSTED, IN, OUT, TICK, Loop
+from engine.netd.loop import BROKEN, DRAIN, IN, OUT, Listener, Loop
 from engine.netd.resolver import Caches, Resolver
 from engine.wire import dns
 
-DRAIN = 32  # datagrams of one container in one round
 CONNECTIONS = 16  # TCP connections of one container
 IDLE = 10.0  # seconds that a TCP connection may be silent
 _PACKET_LIMIT = 4096  # bytes of a question
@@ -40,10 +38,10 @@ class Served(Asker):
         self._forwarder = forwarder
         self._caches = caches
         self._connections: set[Connection] = set()
-        self._deaf = 0.0
-        for sock, handler in ((udp, self._datagrams), (tcp, self._accept)):
+        for sock in (udp, tcp):
             sock.setblocking(False)
-            loop.add(sock.fileno(), IN, handler)
+        loop.add(udp.fileno(), IN, self._datagrams)
+        self._listener = Listener(loop, tcp, self._accept)
 
     def close(self) -> None:
         """Stop answering."""
@@ -118,36 +116,18 @@ class Served(Asker):
         finally:
             os.close(namespace)
 
-    def _accept(self, _: int) -> None:
-        for _ in range(DRAIN):
-            try:
-                fd, _peer = self.tcp._accept()  # type: ignore[attr-defined]  # what socket.accept is made of
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                if error.errno in EXHAUSTED:  # for a while, or this would be called again at once
-                    self._deaf = self._loop.now
-                    self._loop.change(self.tcp.fileno(), 0)
-                else:  # who may manage the container's network has ended the socket, and it would be told without end
-                    self._loop.remove(self.tcp.fileno())
-                return
-            sock = _socket.socket(fileno=fd)
-            sock.setblocking(False)
-            if len(self._connections) >= CONNECTIONS:
-                oldest = min(self._connections, key=lambda connection: connection.heard)
-                oldest.close()
-            Connection(self._loop, self._forwarder, self, sock, self._connections)
+    def _accept(self, client: _socket.socket) -> None:
+        if len(self._connections) >= CONNECTIONS:
+            oldest = min(self._connections, key=lambda connection: connection.heard)
+            oldest.close()
+        Connection(self._loop, self._forwarder, self, client, self._connections)
 
     def tick(self) -> bool:
         """Ends silent connections; whether anything here waits for time."""
-        if self._deaf and self._loop.now - self._deaf >= TICK:
-            self._deaf = 0.0
-            self._loop.change(self.tcp.fileno(), IN)
+        deaf = self._listener.tick()
         for connection in [each for each in self._connections if self._loop.now - each.heard > IDLE]:
             connection.close()
-        return bool(self._connections or self._deaf)
+        return bool(self._connections) or deaf
 
 
 class Connection:

@@ -187,14 +187,6 @@ def gateway_of(pool: Pool) -> str:
     return pool.aux.get(DEFAULT_GATEWAY_IPV4) or pool.aux.get(DEFAULT_GATEWAY_IPV6) or pool.gateway
 
 
-def link_local_of(mac: str) -> str:
-    """The IPv6 link-local address that belongs to a link address (RFC 4291, appendix A: modified EUI-64)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    if len(octets) != 6:
-        raise InvalidParameter(f"invalid MAC address: {mac}")
-    return socket.inet_ntop(socket.AF_INET6, b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])
-
-
 def _network(text: str) -> IPv4Network | IPv6Network:
     try:
         return ip_network(text, strict=False)

@@ -31,13 +31,6 @@ class Parent(msgspec.Struct, frozen=True):
     created: bool
 
 
-def check_mode(mode: str) -> str:
-    """The mode, "" as the default. KnarrError for one that macvlan has not got."""
-    if mode and mode not in wire.MACVLAN_MODES:
-        raise KnarrError(f"requested macvlan mode '{mode}' is not valid, 'bridge' mode is the macvlan driver default")
-    return mode or DEFAULT_MODE
-
-
 def dummy_name(network_id: str) -> str:
     """The name of the parent of a network that was given none."""
     return f"dm-{network_id[:12]}"

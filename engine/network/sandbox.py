@@ -71,12 +71,6 @@ class Prepared:
         self.port = Port()
         self.udp = self.tcp = -1
 
-    def take_nameserver(self) -> tuple[int, int]:
-        """The name server's (UDP, TCP) descriptors, which the caller closes from now on."""
-        taken = self.udp, self.tcp
-        self.udp = self.tcp = -1
-        return taken
-
     def close(self) -> None:
         """Close all descriptors; without a container in it the namespace goes, with both ends of the pair. May be called twice."""
         self.netlink.close()

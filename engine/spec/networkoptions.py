@@ -11,7 +11,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import msgspec
 
 from engine.errors import InvalidParameter, KnarrError
-from engine.spec.network import NetworkRecord
 
 _DOCKER = "com.docker.network."
 _BRIDGE = _DOCKER + "bridge."
@@ -101,10 +100,6 @@ class BridgeOptions(msgspec.Struct, frozen=True, kw_only=True):
             host_ipv6=_address(options, HOST_IPV6, 6),
             antispoofing=_flag(options, ANTISPOOFING, True),
         )
-
-    def keeps_link(self, record: NetworkRecord) -> bool:
-        """Whether the bridge outlives its network: it was there before, under the name that the user gave."""
-        return record.foreign_link
 
 
 class MacvlanOptions(msgspec.Struct, frozen=True, kw_only=True):

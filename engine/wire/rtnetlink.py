@@ -23,7 +23,6 @@ RTM_GETADDR: Final = 22
 RTM_NEWROUTE: Final = 24
 RTM_DELROUTE: Final = 25
 RTM_GETROUTE: Final = 26
-RTM_NEWNEIGH: Final = 28
 
 IFF_UP: Final = 0x1
 IFF_LOOPBACK: Final = 0x8
@@ -53,8 +52,6 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTI
 RTPROT_BOOT, RTN_UNICAST, RT_TABLE_MAIN, RT_TABLE_LOCAL = 3, 1, 254, 255
 RT_SCOPE_UNIVERSE: Final = 0
 RT_SCOPE_LINK: Final = 253
-NDA_DST, NDA_LLADDR = 1, 2
-NUD_PERMANENT = 0x80
 
 _NAME = re.compile(r"[^\s/:%\0]+").fullmatch  # '%' makes the kernel number the link
 
@@ -64,7 +61,6 @@ MACVLAN_MODES: Final = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 LINK_HEADER = struct.Struct("=BxHiII")
 ADDRESS_HEADER = struct.Struct("=BBBBI")
 ROUTE_HEADER = struct.Struct("=BBBBBBBBI")
-NEIGHBOUR_HEADER = struct.Struct("=BxxxiHBB")
 NEXT_HOP_HEADER = struct.Struct("=HBBi")
 
 ROOT_LINK: Final = LINK_HEADER.pack(0, 0, 0, 0, 0)
@@ -216,7 +212,7 @@ def delete_link(*, index: int = 0, name: str = "", ignore: tuple[int, ...] = ())
     )
 
 
-# Requests about addresses, routes and neighbours
+# Requests about addresses and routes
 
 
 def add_address(index: int, address: str, prefix: int, *, ignore: tuple[int, ...] = ()) -> Request:
@@ -289,13 +285,6 @@ def _route_attributes(packed: bytes, prefix: int, index: int, gateway: str, metr
     if source:
         out += attribute(RTA_PREFSRC, _packed(source)[1])
     return out
-
-
-def add_neighbour(index: int, address: str, mac: str) -> Request:
-    """A permanent entry: `address` is reached on the link at `mac`; replaces another one."""
-    family, packed = _packed(address)
-    payload = NEIGHBOUR_HEADER.pack(family, index, NUD_PERMANENT, 0, 0) + attribute(NDA_DST, packed) + attribute(NDA_LLADDR, mac_bytes(mac))
-    return Request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, payload, f"adding the neighbour {address}")
 
 
 # Dumps: payloads of requests with NLM_F_DUMP

@@ -339,7 +339,6 @@ def test_a_bridge_of_the_hosts() -> None:
     bridge = networkcreate.predefined(settings, "/run/knarr", [], list, addresses=["10.4.0.9/22", "10.3.0.1/24", "fe80::1/64"])[0]
     assert (bridge.link, bridge.foreign_link) == ("lan0", True)
     assert bridge.pools == [Pool(subnet="10.4.0.0/22", gateway="10.4.0.9")]
-    assert BridgeOptions.of(bridge.options).keeps_link(bridge) and not BridgeOptions().keeps_link(create())
     assert networkcreate.predefined(settings, "/run/knarr", [], list, addresses=[])[0].pools[0].subnet == "172.17.0.0/16"
     with pytest.raises(KnarrError, match="bridge device with non default name lan0 must be created manually"):
         networkcreate.predefined(settings, "/run/knarr", [], list)
