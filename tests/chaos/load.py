@@ -42,9 +42,11 @@ def lifecycle(engine: Engine, number: int, auto_remove: bool) -> None:
     assert removed.status == 204, removed.body
 
 
-def run(engine: Engine, count: int, at_once: int, *, daemon_may_die: Callable[[], bool] = lambda: False) -> Result:
-    """`count` lifecycles, `at_once` in parallel. A broken connection is no fault while `daemon_may_die()`."""
-    result = Result()
+def run(
+    engine: Engine, count: int, at_once: int, *, daemon_may_die: Callable[[], bool] = lambda: False, result: Result | None = None
+) -> Result:
+    """`count` lifecycles, `at_once` in parallel, added to `result`. A broken connection is no fault while `daemon_may_die()`."""
+    result = result or Result()
     numbers = iter(range(count))
 
     def work() -> None:

@@ -31,7 +31,7 @@ def main(folder: Path, registry_folder: Path, last: bool) -> None:
     try:
         daemon = Daemon("--data-root", f"{DISK}/data")
         daemon.data_root = Path(DISK) / "data"
-        daemon.start(60)
+        daemon.start(300)
         try:
             work = Work(daemon, registry.host, random.Random(), lambda: store(folder / "expected.json", work))
             work.expected = load(folder / "expected.json")

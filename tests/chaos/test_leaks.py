@@ -37,6 +37,14 @@ def test_refused_and_failed_starts_leave_nothing(daemon: Daemon) -> None:
     leaks.check()
 
 
+def some_finish(result: load.Result) -> None:
+    """Wait until containers have been through all of their life, however slow the machine is."""
+    before, deadline = result.finished, time.monotonic() + 60
+    while result.finished < before + 4:
+        assert time.monotonic() < deadline, "no container gets to its end"
+        time.sleep(0.005)
+
+
 def test_a_hundred_kills_of_the_daemon_leave_nothing(own_daemon: Callable[..., Daemon]) -> None:
     """SIGKILL at random moments while containers are made, started and removed; after the last start all is swept."""
     print(f"KNARR_CHAOS_SEED={SEED}")
@@ -47,25 +55,26 @@ def test_a_hundred_kills_of_the_daemon_leave_nothing(own_daemon: Callable[..., D
     daemon.restart()
     leaks = Leaks(daemon)
     ending = threading.Event()
-    finished = []
+    done = load.Result()
 
     def keep_busy() -> None:
         while not ending.is_set():
-            result = load.run(daemon, 40, 10, daemon_may_die=lambda: True)
-            finished.append(result.finished)
-            if not result.finished:
+            before = done.finished
+            load.run(daemon, 40, 10, daemon_may_die=lambda: True, result=done)
+            if done.finished == before:
                 ending.wait(0.01)
 
     busy = threading.Thread(target=keep_busy)
     busy.start()
     try:
-        for _ in range(KILLS):
+        for number in range(KILLS):
+            if number % 4 == 0:
+                some_finish(done)
             time.sleep(moments.uniform(0.005, 0.4))
             daemon.restart()
     finally:
         ending.set()
         busy.join()
-    assert sum(finished) > KILLS, "the daemon was hardly ever up"
     daemon.restart()
     for container in daemon.api("GET", "/containers/json?all=1").json():
         assert container["State"] in ("created", "running", "exited", "dead", "removing"), container

@@ -35,7 +35,7 @@ def load(engine: Engine) -> None:
 def debian_tar(directory: Path, suite: str = "bookworm") -> Path:
     """A minimal Debian root file system as a tar (about 10 s), from the host's own package sources."""
     target = directory / "debian.tar"
-    command = ["mmdebstrap", "--variant=minbase", "--quiet", suite, str(target)]
-    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    command = ["mmdebstrap", "--variant=minbase", "--quiet", "--aptopt=Acquire::Retries 5", suite, str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900)
     assert result.returncode == 0, result.stderr
     return target

@@ -64,7 +64,7 @@ def _follow(path: pathlib.Path, ended: threading.Event) -> None:
                 time.sleep(0.05)
 
 
-def run(command: list[str], *, memory: str = "1G", timeout: float = 300, show: bool = False) -> tuple[int, str]:
+def run(command: list[str], *, memory: str = "1G", timeout: float = 900, show: bool = False) -> tuple[int, str]:
     """(status, output) of a command inside; status 125 and the console's end when the kernel stopped before the command did."""
     work = pathlib.Path(tempfile.mkdtemp(prefix="knarr-cgroup2-", dir="/var/tmp"))
     try:
@@ -126,7 +126,7 @@ def end(kernel: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--memory", default="1G")
-    parser.add_argument("-t", "--timeout", type=float, default=300)
+    parser.add_argument("-t", "--timeout", type=float, default=900)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     if reason := missing():

@@ -50,7 +50,7 @@ class Engine:
         return http.request(str(self.socket), method, target, body, headers, timeout)
 
     def docker(
-        self, *arguments: str, input: bytes | None = None, check: bool = True, timeout: float = 60
+        self, *arguments: str, input: bytes | None = None, check: bool = True, timeout: float = 120
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the real docker CLI against this daemon. Standard input is empty unless given."""
         stdin: dict[str, Any] = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
@@ -127,12 +127,12 @@ class Daemon(Engine):
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
-    def start(self, timeout: float = 30) -> Daemon:
+    def start(self, timeout: float = 60) -> Daemon:
         self.spawn()
         self.wait_ready(timeout)
         return self
 
-    def wait_ready(self, timeout: float = 30) -> None:
+    def wait_ready(self, timeout: float = 60) -> None:
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -147,7 +147,7 @@ class Daemon(Engine):
                 raise AssertionError(f"the daemon does not answer:\n{self.log_tail()}")
             time.sleep(0.01)
 
-    def end(self, number: int, timeout: float = 30) -> int:
+    def end(self, number: int, timeout: float = 60) -> int:
         """Send a signal and wait for the end; its return code."""
         assert self.process is not None
         process, self.process = self.process, None

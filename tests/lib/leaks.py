@@ -27,6 +27,8 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 FILES_THAT_CHANGE = re.compile(r"/meta\.db(-wal|-shm)?$|/daemon\.log$")
 WAITING_SNAPSHOTS = 16
 SPARE_DESCRIPTORS = 8  # waiting monitors and kept connections come and go; a leak grows with every container
+WAITING = "knarr-spawner"  # what the spawner is called, and its monitors until they get a container
+POOL = 2  # monitors that a daemon keeps waiting
 SPARE_NAMESPACES = 8  # made ahead for the next containers, each with its pair of links
 
 
@@ -50,6 +52,11 @@ def processes() -> list[int]:
 
 def start_time(pid: int) -> str:
     return "".join(read(f"/proc/{pid}/stat").rpartition(")")[2].split(" ")[20:21])
+
+
+def parent(pid: int) -> int:
+    """Process id of the parent, 0 for a process that is gone."""
+    return int("".join(read(f"/proc/{pid}/stat").rpartition(")")[2].split(" ")[2:3]) or 0)
 
 
 def descriptors(pid: int) -> Counter[str]:
@@ -85,9 +92,13 @@ def belongs(pid: int, folder: str) -> bool:
     command = read(f"/proc/{pid}/cmdline").replace("\0", " ")
     executable = link(f"/proc/{pid}/exe")
     files = " ".join(descriptors(pid))
-    named = TEST_FOLDER.findall(f"{command} {files} {read(f'/proc/{pid}/cgroup')}")
+    named = TEST_FOLDER.findall(f"{command} {files} {link(f'/proc/{pid}/cwd')} {read(f'/proc/{pid}/cgroup')}")
     if any(name in folder for name in named):
         return True
+    if not named and command.startswith(WAITING):  # a monitor that has no container yet names nothing: it is its spawner's
+        above = parent(pid)
+        if read(f"/proc/{above}/cmdline").startswith(WAITING):
+            return belongs(above, folder)
     if named or CONTAINER_ID.search(read(f"/proc/{pid}/cgroup")):
         return False  # another test's, or in a container of a daemon whose control groups are elsewhere
     return "knarr" in command.split(" -", 1)[0] or executable.startswith("/memfd:")
@@ -128,7 +139,15 @@ def files(daemon: Daemon) -> set[str]:
 def waiting_snapshots(daemon: Daemon) -> set[str]:
     """Pairs of empty folders that are made ahead for the next containers."""
     pairs = (daemon.data_root / "snapshots").glob("*")
-    return {str(pair) for pair in pairs if not any(any(folder.iterdir()) for folder in (pair / "fs", pair / "work") if folder.exists())}
+    return {str(pair) for pair in pairs if empty(pair / "fs") and empty(pair / "work")}
+
+
+def empty(folder: Path) -> bool:
+    """Whether there is nothing in it; also when there is no such folder (any more)."""
+    try:
+        return not os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
 
 
 def network_tag(daemon: Daemon) -> str:
@@ -220,8 +239,15 @@ class Leaks:
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
+        self.settle()
         self.before = look(daemon)
         self.pid = daemon.pid
+
+    def settle(self, timeout: float = 20) -> None:
+        """A daemon that has only just begun has not forked all the monitors yet that it keeps waiting."""
+        deadline = time.monotonic() + timeout
+        while sum(WAITING in entry for entry in own_processes(self.daemon)) <= POOL and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def differences(self) -> list[str]:
         now = look(self.daemon)
@@ -249,7 +275,7 @@ class Leaks:
             return []
         return [f"{name}: {before} before, {len(now)} now", *(f"  {entry}" for entry in sorted(now)[:20])]
 
-    def check(self, timeout: float = 20) -> None:
+    def check(self, timeout: float = 60) -> None:
         """Removal's slow part comes after its answer, so look until all is gone or `timeout` seconds went by."""
         deadline = time.monotonic() + timeout
         while differences := self.differences():

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -33,6 +34,16 @@ class Terminal:
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
+    def resize_inside(self, rows: int, columns: int) -> None:
+        """Resize, and wait until the shell in a container has it. A client that has only just begun may not listen to SIGWINCH yet."""
+        self.resize(rows, columns)
+        self.type(f'until [ "$(stty size)" = "{rows} {columns}" ]; do sleep 0.1; done; echo resized-$((1+1))\n'.encode())
+        deadline = time.monotonic() + 60
+        while b"resized-2" not in self.screen and time.monotonic() < deadline:
+            os.kill(self.process.pid, signal.SIGWINCH)
+            self.read(0.2)
+        self.expect(b"resized-2", 1)
+
     def type(self, text: bytes) -> None:
         os.write(self.master, text)
 
@@ -47,7 +58,7 @@ class Terminal:
         self.screen += chunk
         return bool(chunk)
 
-    def expect(self, words: bytes, timeout: float = 20) -> bytes:
+    def expect(self, words: bytes, timeout: float = 60) -> bytes:
         """Wait until `words` are on the screen; returns and forgets what came up to them."""
         deadline = time.monotonic() + timeout
         while words not in self.screen:
@@ -59,7 +70,7 @@ class Terminal:
         before, _, self.screen = self.screen.partition(words)
         return before + words
 
-    def wait(self, timeout: float = 20) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Read to the end and return the program's exit code."""
         deadline = time.monotonic() + timeout
         while self.process.poll() is None:

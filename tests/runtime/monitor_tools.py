@@ -21,7 +21,7 @@ from engine.monitor.client import MonitorConnection, MonitorGone, Spawner
 from engine.runtime import ops
 from engine.wire import control
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 def plan(*args: str, tty: bool = False) -> bytes:
@@ -205,7 +205,7 @@ def reading(sock: socket.socket) -> Iterator[list[bytes]]:
     try:
         yield result
     finally:
-        thread.join(60)
+        thread.join(4 * TIMEOUT)
         assert not thread.is_alive(), "the stream did not end"
 
 

@@ -35,8 +35,7 @@ def cgroups(request: pytest.FixtureRequest) -> Iterator[Cgroups]:
         found.v1.shared = f"{PARENT}/default-devices"
     yield found
     for path in found.list(PARENT):
-        found.kill(path)
-        found.remove(path)
+        end(found, path)
     found.tidy(PARENT)
     left = [mount for mount in _mounts(found) if os.path.exists(f"{mount}/{PARENT}")]
     assert not left
@@ -50,8 +49,17 @@ def _mounts(cgroups: Cgroups) -> list[str]:
 def path(cgroups: Cgroups, request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"{PARENT}/{request.node.name.replace('[', '-').strip(']')}"
     yield name
-    cgroups.kill(name)
-    cgroups.remove(name)
+    end(cgroups, name)
+
+
+def end(cgroups: Cgroups, path: str) -> None:
+    """Kill what is in a group, wait for the end of it all, and remove the group."""
+    cgroups.kill(path)
+    deadline = time.monotonic() + 60
+    while cgroups.pids(path):
+        assert time.monotonic() < deadline, cgroups.pids(path)
+        time.sleep(0.01)
+    cgroups.remove(path)
 
 
 @pytest.fixture
@@ -91,7 +99,7 @@ def test_a_plain_container_is_placed_counted_and_removed(cgroups: Cgroups, path:
     placement = cgroups.prepare(path, Resources(devices=devices.DEFAULT_RULES))
     process = spawn(placement, "import time\nprint('up', flush=True)\nx = bytearray(30 << 20)\nwhile True: pass")
     wait_up(process)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (stats := cgroups.stats(path)).cpu.total < 50_000_000 or (stats.memory and stats.memory.usage < 30 * MIB):
         assert time.monotonic() < deadline, stats
         time.sleep(0.02)
@@ -150,12 +158,11 @@ def test_cpu_quota_throttles(cgroups: Cgroups, path: str, spawn: Spawn) -> None:
     placement = cgroups.prepare(path, Resources(cpu=Cpu(quota=10_000, period=100_000)))
     process = spawn(placement, "print('up', flush=True)\nwhile True: pass")
     wait_up(process)
-    deadline = time.monotonic() + 30
-    while (cpu := cgroups.stats(path).cpu).throttled_periods < 3:
+    deadline = time.monotonic() + 60
+    while (cpu := cgroups.stats(path).cpu).throttled_periods < 3 or not cpu.throttled_time:  # the time is told when it goes on
         assert time.monotonic() < deadline, cpu
         time.sleep(0.05)
     assert cpu.periods >= cpu.throttled_periods
-    assert cpu.throttled_time > 0
 
 
 def test_cpu_shares_and_cpuset(cgroups: Cgroups, path: str, spawn: Spawn) -> None:
@@ -175,14 +182,14 @@ def test_freeze_stops_and_thaw_goes_on(cgroups: Cgroups, path: str, spawn: Spawn
     time.sleep(0.1)
     assert cgroups.stats(path).cpu.total == before
     cgroups.thaw(path)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while cgroups.stats(path).cpu.total == before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     cgroups.freeze(path)
     cgroups.kill(path)
     assert process.wait() == -signal.SIGKILL
-    cgroups.remove(path)
+    end(cgroups, path)
 
 
 def test_kill_takes_all_of_a_fork_storm(cgroups: Cgroups, path: str, spawn: Spawn) -> None:
@@ -195,12 +202,7 @@ def test_kill_takes_all_of_a_fork_storm(cgroups: Cgroups, path: str, spawn: Spaw
     )
     wait_up(spawn(placement, program))
     time.sleep(0.1)
-    cgroups.kill(path)
-    deadline = time.monotonic() + 10
-    while cgroups.pids(path):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    cgroups.remove(path)
+    end(cgroups, path)
 
 
 def test_update_changes_limits_of_a_running_container(cgroups: Cgroups, path: str, spawn: Spawn) -> None:
@@ -264,8 +266,7 @@ def test_another_daemon_finds_the_same_groups(cgroups: Cgroups, path: str, spawn
         cgroups._known.clear()
         found = cgroups.placement(path)
         assert (set(found.tasks), found.directory) == (set(placement.tasks), placement.directory)
-        cgroups.kill(path)
-        cgroups.remove(path)
+        end(cgroups, path)
     assert cgroups.list(PARENT) == []
 
 
@@ -322,7 +323,7 @@ def test_a_delegated_group_is_made_room_in(cgroups: Cgroups, path: str) -> None:
         "print(own.stats('knarr/one').memory.limit, open('/proc/self/cgroup').read().strip().rsplit('/', 1)[1])\n"
         "own.remove('knarr/one'); own.tidy('knarr')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, repr(sys.path), given], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, repr(sys.path), given], capture_output=True, text=True, timeout=120)
     assert done.stdout == f"{1 << 25} knarr-daemon\n", done.stderr
 
 

@@ -216,13 +216,18 @@ def test_a_program_that_cannot_run(c: Box, args: tuple[str, ...], code: int, tex
         (c.lower / "etc" / name).write_text(content)
         (c.lower / "etc" / name).chmod(0o755)
     gc.collect()  # what an earlier test left to the collector must not go in between
-    before = len(os.listdir("/proc/self/fd"))
+    before, children_before = len(os.listdir("/proc/self/fd")), children()
     error = c.fails(*args)
     assert plan.exit_code(error) == code
     assert text in str(error)
-    assert len(os.listdir("/proc/self/fd")) == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert children() <= children_before
+
+
+def children() -> set[str]:
+    """Processes of this one, ended ones too."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {pid for one in lists for pid in one.read_text().split()}
 
 
 def test_a_failed_operation_names_itself(c: Box) -> None:
@@ -292,18 +297,15 @@ def test_a_failed_launch_leaves_no_terminal(c: Box) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(_core.LaunchFailed):
         _core.launch_terminal(ops.encode(c.plan(c.spec("nope"), tty=True)))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_mounts_do_not_come_back_to_the_host(c: Box) -> None:
-    before = Path("/proc/self/mountinfo").read_text()
-    assert (
-        c.sh(
-            "mount -t tmpfs t /etc", capabilities=Capabilities(**dict.fromkeys(("bounding", "effective", "permitted"), ("CAP_SYS_ADMIN",)))
-        ).code
-        == 0
-    )
-    assert Path("/proc/self/mountinfo").read_text() == before
+    everything = Capabilities(**dict.fromkeys(("bounding", "effective", "permitted"), ("CAP_SYS_ADMIN",)))
+    result = c.sh("mount -t tmpfs come-back /etc; grep come-back /proc/mounts", capabilities=everything)
+    assert (result.code, len(result.lines)) == (0, 1)
+    found = Path("/proc/self/mountinfo").read_text()  # other tests' daemons may still be taking theirs away
+    assert "come-back" not in found and str(c.folder) not in found
 
 
 def test_shared_and_slave_binds(c: Box) -> None:
@@ -346,12 +348,18 @@ def test_control_groups(c: Box) -> None:
         with pytest.raises(LaunchError, match="its control group is gone"):
             c.run("true", placement=Placement(tasks=("/sys/fs/cgroup/pids/knarr-none/tasks",)))
     finally:
-        for _ in range(100):
-            try:
-                group.rmdir()
-                break
-            except OSError:
-                time.sleep(0.02)
+        remove_group(group)
+
+
+def remove_group(group: Path) -> None:
+    """A control group stays busy for a moment after its last process."""
+    deadline = time.monotonic() + 60
+    while group.exists():
+        try:
+            group.rmdir()
+        except OSError:
+            assert time.monotonic() < deadline, (group / "cgroup.procs").read_text()
+            time.sleep(0.02)
 
 
 def test_clone_into_a_v2_group(c: Box) -> None:
@@ -367,8 +375,7 @@ def test_clone_into_a_v2_group(c: Box) -> None:
         linux = {"namespaces": tuple(Namespace(type=name) for name in ("mount", "pid", "network", "ipc", "uts"))}
         assert f"0::/{group.name}" in c.sh("cat /proc/self/cgroup", placement=Placement(directory=str(group)), linux=linux).lines
     finally:
-        time.sleep(0.05)
-        group.rmdir()
+        remove_group(group)
 
 
 def test_a_plain_clone_does_the_same(c: Box) -> None:

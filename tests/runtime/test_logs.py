@@ -64,7 +64,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     gc.collect()  # what an earlier test left to the collector must not go in between
     before = len(os.listdir("/proc/self/fd"))
     trio.run(bounded)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def collect(path: str, **options: object) -> bytes:

@@ -100,7 +100,7 @@ def test_memory_under_cgroup_version_2_alone() -> None:
         pytest.skip(reason)
     assert not reason
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "memory or kills"]
-    status, output = cgroup2.run(command, timeout=300)
+    status, output = cgroup2.run(command)
     assert status == 0, output[-6000:]
     assert "4 passed" in output
 
@@ -136,13 +136,17 @@ def test_first_process_of_a_namespace(monitors: Monitors) -> None:
 
 
 def test_ending_the_first_process_ends_all_and_the_output(monitors: Monitors) -> None:
-    one = container(monitors, "busybox sleep 1000 & busybox sleep 1000 & echo ready; wait")
-    while not log_lines(f"{one.bundle}/log"):  # type: ignore[attr-defined]
-        time.sleep(0.01)
-    one.send(control.Signal(number=9))
-    begun = time.monotonic()
-    one.expect(control.Exit)
-    assert time.monotonic() - begun < 1.9  # it did not wait for the pipes
+    def seconds() -> float:
+        one = container(monitors, "busybox sleep 1000 & busybox sleep 1000 & echo ready; wait")
+        while not log_lines(f"{one.bundle}/log"):  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        one.send(control.Signal(number=9))
+        begun = time.monotonic()
+        one.expect(control.Exit)
+        return time.monotonic() - begun
+
+    # It does not wait for the pipes, which would take two seconds every time; a busy machine may take as long once.
+    assert any(seconds() < 1.9 for _ in range(20))
 
 
 def test_exec_joins_and_reports(monitors: Monitors) -> None:

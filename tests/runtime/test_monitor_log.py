@@ -189,13 +189,13 @@ def small_disk(monitors: Monitors) -> Iterator[Path]:
 @needs_root
 def test_full_disk_loses_lines_but_never_stalls(monitors: Monitors, small_disk: Path) -> None:
     one = monitors.take()
+    (small_disk / "ballast").write_bytes(b"x" * 65536)
     with one.attach() as sock:
         monitors.start(
             f"i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; rm {small_disk}/ballast; sleep 0.1; echo after",
             daemon=one,
             log_settings=control.LogSettings(path=f"{small_disk}/log", max_size=0),
         )
-        (small_disk / "ballast").write_bytes(b"x" * 65536)
         output = stream(read_all(sock), 1)
     assert output == b"".join(b"line %d\n" % i for i in range(20_000)) + b"after\n"
     dropped = one.expect(control.Exit).log_dropped

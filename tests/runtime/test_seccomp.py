@@ -46,7 +46,7 @@ def under(program: bytes, calls: list[list[int]], *command: str) -> tuple[list[i
         file.write(program)
         file.flush()
         done = subprocess.run(
-            [sys.executable, "-ISc", _LOADER, file.name, json.dumps(calls), *command], capture_output=True, text=True, timeout=60
+            [sys.executable, "-ISc", _LOADER, file.name, json.dumps(calls), *command], capture_output=True, text=True, timeout=120
         )
     assert done.returncode == 0, (done.returncode, done.stderr)
     answers, _, rest = done.stdout.partition("\n")
@@ -126,7 +126,7 @@ def test_killing_actions_and_foreign_architectures() -> None:
         file.write(seccomp.compile(kill))
         file.flush()
         for number in (NUMBER["getppid"], 0x40000000):  # x32 is not in the profile
-            done = subprocess.run([sys.executable, "-ISc", _LOADER, file.name, json.dumps([[number]])], capture_output=True, timeout=60)
+            done = subprocess.run([sys.executable, "-ISc", _LOADER, file.name, json.dumps([[number]])], capture_output=True, timeout=120)
             assert done.returncode == -31  # SIGSYS
 
 
