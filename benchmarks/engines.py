@@ -167,7 +167,7 @@ class Knarr(ApiEngine):
 
     def __init__(self) -> None:
         self.daemon = Daemon()
-        self.start_times = [self.timed_start()]
+        self.timed_start()
         super().__init__(str(self.daemon.socket))
 
     def timed_start(self) -> float:

@@ -2,7 +2,7 @@
 
 A vertex names its inputs by their index in `Graph.vertices`, always lower than its own. Two vertices that are equal are one. What a vertex
 gives is a *tree*: layers of a root file system, or a folder of sources. Values here are substituted, checked and complete; whoever executes
-them decides nothing. Fields that do not take part in the cache key are those of `NOT_KEYED` in `cachekey`.
+them decides nothing. Which fields do not take part in the cache key, `cachekey.definition` says.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from builder.export.imagedocs import timestamp
+from builder.language.platformargs import INLINE_CACHE
 from engine.errors import InvalidParameter, NotImplementedYet
 from engine.service.layerblobs import Form
 from engine.spec import image as spec
@@ -149,7 +150,7 @@ def _export(one: Endpoint, number: int) -> CacheTo:
 
 def wants_inline(options: Options) -> bool:
     """Whether images are to have records about their own layers."""
-    return any(one.type == "inline" for one in options.cache_to) or options.build_args.get("BUILDKIT_INLINE_CACHE") in _TRUE
+    return any(one.type == "inline" for one in options.cache_to) or options.build_args.get(INLINE_CACHE) in _TRUE
 
 
 def _check(flag: str, one: Endpoint, known: Mapping[str, frozenset[str]], what: str) -> None:

@@ -18,14 +18,11 @@ _VERSION = b"knarr-build-1"
 """Changes whenever an op comes to mean something else, so that no older result is found."""
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 
-NOT_KEYED = {Run: ("proxies",)}
-"""Fields that take no part."""
-
 
 def definition(op: Op) -> bytes:
     """What an op says, in a canonical form."""
     if isinstance(op, Run):
-        op = msgspec.structs.replace(op, proxies=())
+        op = msgspec.structs.replace(op, proxies=())  # they take no part
     elif isinstance(op, ImageSource):  # by its layers alone
         return b"image " + op.chain.encode()
     elif isinstance(op, HttpSource):

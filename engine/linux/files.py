@@ -87,38 +87,3 @@ class Root:
             os.close(handle)
         with os.fdopen(fd, "rb") as file:
             return file.read(min(limit, info.st_size))
-
-
-def fsync_dir(path: str) -> None:
-    """Make the names in a folder durable. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def atomic_write(path: str, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
-    """Replace a host file as a whole: readers see the old bytes or the new, also after a crash.
-
-    `durable` waits until the new ones are on disk, which a file in a volatile folder does not need. Raises OSError; then the old file
-    stands.
-    """
-    temporary = f"{path}.{os.getpid()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    try:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fchmod(fd, mode)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    if durable:
-        fsync_dir(os.path.dirname(path) or ".")

@@ -288,10 +288,6 @@ class Remote:
         """Delete a manifest, or a tag where the registry can. Raises NotFound, NotThisWay when deleting is off."""
         await self._delete(f"/{self.reference.path}/manifests/{_name(tag_or_digest)}")
 
-    async def delete_blob(self, digest: str) -> None:
-        """Delete a blob. Raises as `delete_manifest`."""
-        await self._delete(f"/{self.reference.path}/blobs/{check_digest(digest)}")
-
     # How
 
     async def _anywhere(self, capability: str, ask: Callable[[Session], Awaitable[T]]) -> T:

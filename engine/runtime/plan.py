@@ -39,7 +39,6 @@ _LINKS = (
     ("/proc/kcore", "/dev/core"), ("pts/ptmx", "/dev/ptmx"),
 )  # fmt: skip
 _DEFAULT_NODES = tuple(ops.Mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor)) for name, major, minor in _NODES)
-_DEFAULT_PATHS = frozenset(node.path for node in _DEFAULT_NODES)
 _DEFAULT_LINKS = tuple(ops.Symlink(text, path) for text, path in _LINKS)
 _DEVICE_TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
@@ -212,6 +211,8 @@ def _filesystem(
     for index, (mount, opts) in enumerate(parsed):
         if _is_bind(mount, opts):
             plan.append(_bind(mount, opts, kept.get(index, -1), userns))
+        elif mount.type == "overlay" and (userns_path := _owners(mount, opts, userns)):
+            plan += _mapped_overlay(mount, opts, userns_path)
         elif opts.idmap or mount.uid_mappings or mount.gid_mappings:
             raise NotImplementedYet(f"id mappings of the mount on {mount.destination}, which is no bind")
         elif mount.type == "cgroup":
@@ -290,6 +291,14 @@ def _mount(mount: Mount, opts: options.Options) -> Op:
     if mount.destination == "/dev" and opts.flags & options.MS_RDONLY:  # read-only once the nodes are made
         opts = options.parse((*mount.options, "rw"))
     return _mount_op(mount.source, mount.destination, mount.type, opts, mount.base)
+
+
+def _mapped_overlay(mount: Mount, opts: options.Options, userns: str) -> list[Op]:
+    """An overlay has the owners that its folders have, so it is those whose owners are mapped, for as long as it is made."""
+    found = options.lowers(mount.options)
+    if not found or not mount.base or any(word.startswith("upperdir=") for word in mount.options):
+        raise NotImplementedYet(f"id mappings of the mount on {mount.destination}, an overlay that is written to or of unknown folders")
+    return [ops.Owners(found, mount.base, userns), _mount(mount, opts), ops.Owners(found, mount.base)]
 
 
 def _cgroup(destination: str, words: tuple[str, ...], placement: Placement) -> list[Op]:

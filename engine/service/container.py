@@ -67,7 +67,6 @@ class Container:
         self.last_start: tuple[Plan, control.Started] | None = None
         self.exited = trio.Event()  # of the current or next run; replaced after each
         self.gone = trio.Event()  # the record is deleted
-        self.removing_exit_code = 0
         # A start claims the control groups, a chore in a thread removes those of the run before: each says so before it looks at the other.
         self.claimed = False
         self.dropping = False

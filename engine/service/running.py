@@ -286,7 +286,6 @@ class Runner:
         if container.record.mount_points:
             self._context.volumes.release(container.record)
         if container.record.host_config.auto_remove and not container.stopping:
-            container.removing_exit_code = event.exit_code
             container.wake_exit()
             self._remove(container)
             if container.gone.is_set():

@@ -241,16 +241,6 @@ class RepositoryStore:
                 if not self._held[digest]:
                     del self._held[digest]
 
-    def is_linked(self, digest: str) -> bool:
-        """Whether any repository has the blob or manifest, or is just about to. The collector asks right before it makes a blob absent."""
-        if self._held[digest]:
-            return True
-        rows = self._db.query(
-            "SELECT 1 FROM repository_blobs WHERE digest = ? UNION ALL SELECT 1 FROM repository_manifests WHERE digest = ? LIMIT 1",
-            (digest, digest),
-        )
-        return bool(rows)
-
     def roots(self) -> set[str]:
         """Every digest that a repository links or holds, blobs and manifests. Call `expire` before, to let go of what is old."""
         rows = self._db.query("SELECT digest FROM repository_blobs UNION SELECT digest FROM repository_manifests")

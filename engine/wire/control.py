@@ -239,13 +239,6 @@ def large_packet(encoded: bytes) -> bytes:
     return _HEADER.pack(version, kind, FLAG_LARGE, total)
 
 
-def is_large(packet: bytes) -> bool:
-    """Whether the packet announces a message in a memfd. Raises MalformedMessage when it is no packet."""
-    if len(packet) < _HEADER.size:
-        raise MalformedMessage(f"a packet of {len(packet)} bytes has no header")
-    return bool(_HEADER.unpack_from(packet)[2] & FLAG_LARGE)
-
-
 def decode(packet: bytes) -> Message:
     """The message in a packet (or memfd). Raises MalformedMessage for anything that `encode` would not have made."""
     if len(packet) < _HEADER.size:

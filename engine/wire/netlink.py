@@ -11,18 +11,12 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-NLMSG_NOOP: Final = 1
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
-NLMSG_OVERRUN: Final = 4
-NLMSG_MIN_TYPE: Final = 0x10
 
 NLM_F_REQUEST: Final = 0x01
-NLM_F_MULTI: Final = 0x02
 NLM_F_ACK: Final = 0x04
-NLM_F_ECHO: Final = 0x08
 NLM_F_DUMP_INTR: Final = 0x10  # in an answer: the table changed while it was dumped, so the dump may lack entries
-NLM_F_DUMP_FILTERED: Final = 0x20
 NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
@@ -30,13 +24,10 @@ NLM_F_APPEND: Final = 0x800
 NLM_F_ROOT: Final = 0x100
 NLM_F_MATCH: Final = 0x200
 NLM_F_DUMP: Final = NLM_F_ROOT | NLM_F_MATCH
-NLM_F_NONREC: Final = 0x100
-NLM_F_BULK: Final = 0x200
 NLM_F_CAPPED: Final = 0x100  # in an acknowledgement: it holds only the header of the request
 NLM_F_ACK_TLVS: Final = 0x200  # in an acknowledgement: attributes follow
 
 NLA_F_NESTED: Final = 0x8000
-NLA_F_NET_BYTEORDER: Final = 0x4000
 NLA_TYPE_MASK: Final = 0x3FFF
 
 HEADER_LENGTH: Final = 16
@@ -46,7 +37,6 @@ SOL_NETLINK: Final = 270
 NETLINK_CAP_ACK: Final = 10
 NETLINK_EXT_ACK: Final = 11
 NETLINK_GET_STRICT_CHK: Final = 12
-NETLINK_NO_ENOBUFS: Final = 5
 
 _ACK_MESSAGE = 1
 _ACK_OFFSET = 2
@@ -56,7 +46,6 @@ _ATTRIBUTE = struct.Struct("=HH")
 _U8 = struct.Struct("=HHB3x")
 _U16 = struct.Struct("=HHH2x")
 _U32 = struct.Struct("=HHI")
-_S32 = struct.Struct("=HHi")
 _U64 = struct.Struct("=HHQ")
 _ERRNO = struct.Struct("=i")
 _LENGTH = struct.Struct("=I")
@@ -126,29 +115,14 @@ def u32(type: int, value: int) -> bytes:
     return _U32.pack(8, type, value)
 
 
-def s32(type: int, value: int) -> bytes:
-    """Four bytes, signed, the host's order."""
-    return _S32.pack(8, type, value)
-
-
 def u64(type: int, value: int) -> bytes:
     """Eight bytes, the host's order."""
     return _U64.pack(12, type, value)
 
 
-def be16(type: int, value: int) -> bytes:
-    """Two bytes, network order."""
-    return _ATTRIBUTE.pack(6, type) + value.to_bytes(2, "big") + b"\0\0"
-
-
 def be32(type: int, value: int) -> bytes:
     """Four bytes, network order."""
     return _ATTRIBUTE.pack(8, type) + value.to_bytes(4, "big")
-
-
-def be64(type: int, value: int) -> bytes:
-    """Eight bytes, network order."""
-    return _ATTRIBUTE.pack(12, type) + value.to_bytes(8, "big")
 
 
 def text(type: int, value: str) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 
-STDIN = 0
 STDOUT = 1
 STDERR = 2
 

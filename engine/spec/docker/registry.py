@@ -64,18 +64,6 @@ def credentials_by_host(header: str) -> dict[str, Credentials]:
     return found
 
 
-def header_of(given: Credentials) -> str:
-    """X-Registry-Auth for credentials."""
-    members = {
-        "username": given.username,
-        "password": given.password,
-        "identitytoken": given.identity_token,
-        "registrytoken": given.registry_token,
-        "serveraddress": given.server_address,
-    }
-    return base64.urlsafe_b64encode(msgspec.json.encode({key: value for key, value in members.items() if value})).decode()
-
-
 def from_members(members: dict[str, Any]) -> Credentials:
     """An AuthConfig object: names in any case, as Go reads them; `auth` is base64 of `user:password`, for clients that send their file's
     entry unchanged."""
