@@ -86,7 +86,7 @@ class _Step:
     `vertex`: its index in the graph, None for what changes the configuration alone.
     """
 
-    __slots__ = ("headed", "id", "kind", "ran", "running", "stage", "text", "trigger", "vertex")
+    __slots__ = ("headed", "id", "kind", "neighbour", "ran", "running", "stage", "text", "trigger", "vertex")
 
     def __init__(self, kind: str, text: str, stage: int, vertex: int | None = None, *, trigger: bool = False) -> None:
         self.kind = kind
@@ -95,6 +95,7 @@ class _Step:
         self.vertex = vertex
         self.trigger = trigger
         self.id = ""
+        self.neighbour: _Step | None = None
         self.headed = self.running = self.ran = False
 
 
@@ -231,6 +232,7 @@ class Classic:
         last = self._steps[-1].stage if self._steps else -1
         labels = sorted(self._build.options.labels.items())
         self._steps += [_Step("run", f"LABEL {name}={value}", last) for name, value in labels]
+        self._find_neighbours()
         self._total = sum(not step.trigger for step in self._steps)
 
     def _step(self, instruction: Instruction, stage: int, made: dict[tuple[int, int], list[int | None]]) -> _Step:
@@ -317,7 +319,7 @@ class Classic:
 
     def _tell_configuration(self, step: _Step, lines: list[bytes], over: bool) -> bool:
         """What makes no layer takes no time either. It counts as cached when what surrounds it in its stage is."""
-        neighbour = self._neighbour()
+        neighbour = step.neighbour
         cached = False
         if neighbour is not None and neighbour.vertex is not None:
             vertex = self._state(neighbour.vertex)
@@ -331,13 +333,14 @@ class Classic:
             ran.append(self._container(step, "Removed intermediate container"))
         return self._end(step, ran, lines, over)
 
-    def _neighbour(self) -> _Step | None:
-        """The next step of the same stage that makes a layer, or else the one before."""
-        stage = self._steps[self._at].stage
-        for step in self._steps[self._at + 1 :]:
-            if step.stage == stage and step.vertex is not None:
-                return step
-        return next((step for step in reversed(self._steps[: self._at]) if step.stage == stage and step.vertex is not None), None)
+    def _find_neighbours(self) -> None:
+        """For each step the next one of the same stage that makes a layer, or else the one before."""
+        for steps in (reversed(self._steps), self._steps):
+            found: dict[int, _Step] = {}
+            for step in steps:
+                step.neighbour = step.neighbour or found.get(step.stage)
+                if step.vertex is not None:
+                    found[step.stage] = step
 
     def _end(self, step: _Step, before: list[bytes], lines: list[bytes], over: bool) -> bool:
         """The last lines of a step. Those of the very last one wait for the image's identifier."""

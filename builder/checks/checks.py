@@ -7,6 +7,7 @@ on what a base stage hands down) only stages that are needed are checked, or all
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from builder.checks import checkrules as rules
@@ -329,9 +330,8 @@ class _Check:
             self.defaults(instruction, scope)
             return
         for text in _words(instruction):
-            self.undefined(
-                self.relations.expand(text, scope.env).unset - self.relations.expand(text, scope.env).defaulted, instruction, scope
-            )
+            expansion = self.relations.expand(text, scope.env)
+            self.undefined(expansion.unset - expansion.defaulted, instruction, scope)
         for each in instruction.heredocs if isinstance(instruction, Copy) else ():
             if each.expand:
                 try:
@@ -342,8 +342,8 @@ class _Check:
 
     def defaults(self, instruction: Arg, scope: _Scope) -> None:
         """The defaults of an ARG may use those before them."""
-        env = dict(scope.env)
-        declared = set(scope.arguments)
+        env: ChainMap[str, str] = ChainMap({}, scope.env)  # no copy: there may be thousands of ARGs
+        declared: set[str] = set()
         for name, default in instruction.arguments:
             if default is not None and name not in self.build_args:
                 expansion = self.relations.expand(default, env)

@@ -7,6 +7,7 @@ cannot be substituted has the value "", and a name that is no stage is an image;
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -72,6 +73,10 @@ class Relations:
         self.automatic = platformargs.automatic(build_platform, platform, stage, build_args)
         self.globals = self.scope(build_args)
         self.stages: list[Related] = []
+        self._named: dict[str, list[int]] = {}  # the stages of a name, in order
+        for each in dockerfile.stages:
+            if each.name:
+                self._named.setdefault(each.name, []).append(each.index)
         for each in dockerfile.stages:
             image = self.expand(each.base.image, self.globals.values)
             self.stages.append(
@@ -125,7 +130,9 @@ class Relations:
 
     def _by_name(self, name: str, before: int) -> int | None:
         """The last stage of that name among the first `before` ones."""
-        return next((stage.index for stage in reversed(self.dockerfile.stages[:before]) if stage.name and stage.name == name.lower()), None)
+        found = self._named.get(name.lower(), [])
+        place = bisect_left(found, before)
+        return found[place - 1] if place else None
 
     def _needs(self, stage: Stage) -> Iterator[int]:
         for instruction in stage.instructions:

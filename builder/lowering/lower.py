@@ -132,7 +132,7 @@ def _sources(lowering: Lowering, context: NamedContext) -> int:
 
 def _environment(state: State) -> None:
     """Variables of the image, with a PATH in any case. They come after arguments that a stage below has set, and so win."""
-    env = state.defaults.env or ()
+    env = state.config.defaults.env or ()
     if not any(entry.partition("=")[0] == "PATH" for entry in env) and state.platform.os != "windows":
         env = (*env, f"PATH={DEFAULT_PATH}")
         state.change(env=env)

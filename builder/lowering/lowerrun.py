@@ -44,7 +44,8 @@ def run(lowering: Lowering, state: State, needed: Needed, instruction: Run) -> N
         proxies=proxies,
         files=files,
     )
-    masked = {**state.env, **{mount.env: "****" for mount in mounts if mount.env}}
+    hidden = {mount.env: "****" for mount in mounts if mount.env}
+    masked = {**state.env, **hidden} if hidden else state.env
     shown = lowering.evaluator.shown(instruction.text + summary, masked, as_written=True)
     name = lowering.named(state, shown, trigger=needed.trigger)
     vertex = state.root = lowering.vertex(state, needed, op, inputs.all, name)

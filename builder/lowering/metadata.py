@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from builder.language import goformat
 from builder.language.durations import nanoseconds
 from builder.language.instructions import (
@@ -46,11 +44,9 @@ def apply(lowering: Lowering, state: State, needed: Needed) -> bool:
 def _env(lowering: Lowering, state: State, needed: Needed, instruction: Env) -> None:
     # All values are read before the first one is set: an ENV does not see itself.
     pairs = _pairs(lowering, state, instruction)
-    env = dict(entry.partition("=")[::2] for entry in state.defaults.env or ())
     for key, value in pairs:
         state.set_variable(key, value)
-        env[key] = value
-    state.change(env=tuple(f"{key}={value}" for key, value in env.items()))
+    state.collect("env", dict(pairs))
     lowering.commit(state, needed, " ".join(["ENV", *(f"{key}={value}" for key, value in pairs)]))
 
 
@@ -63,7 +59,7 @@ def _pairs(lowering: Lowering, state: State, instruction: Env | Label) -> list[t
 
 def _label(lowering: Lowering, state: State, needed: Needed, instruction: Label) -> None:
     pairs = _pairs(lowering, state, instruction)
-    state.change(labels={**(state.defaults.labels or {}), **dict(pairs)})
+    state.collect("labels", dict(pairs))
     lowering.commit(state, needed, " ".join(["LABEL", *(f"{key}={value}" for key, value in pairs)]))
 
 
@@ -114,7 +110,7 @@ def _shell(lowering: Lowering, state: State, needed: Needed, instruction: Shell)
 def _expose(lowering: Lowering, state: State, needed: Needed, instruction: Expose) -> None:
     words = [word for text in instruction.ports for word in lowering.evaluator.words(text, state.env)]
     ports = exposed(words)
-    state.change(exposed_ports={**(state.defaults.exposed_ports or {}), **{port: {} for port in ports}})
+    state.collect("exposed_ports", {port: {} for port in ports})
     lowering.commit(state, needed, f"EXPOSE {goformat.plain_set(set(ports))}")
 
 
@@ -128,7 +124,7 @@ def _volume(lowering: Lowering, state: State, needed: Needed, instruction: Volum
     paths = [lowering.word(state, path) for path in instruction.paths]
     if not all(paths):
         raise Fault("VOLUME specified can not be an empty string")
-    state.change(volumes={**(state.defaults.volumes or {}), **{path: {} for path in paths}})
+    state.collect("volumes", {path: {} for path in paths})
     lowering.commit(state, needed, f"VOLUME {goformat.plain_list(paths)}")
 
 
@@ -164,12 +160,12 @@ def _time(text: str) -> int:
 
 
 def _maintainer(lowering: Lowering, state: State, needed: Needed, instruction: Maintainer) -> None:
-    state.config = msgspec.structs.replace(state.config, author=instruction.name)
+    state.set_author(instruction.name)
     lowering.commit(state, needed, f"MAINTAINER {instruction.name}")
 
 
 def _on_build(lowering: Lowering, state: State, needed: Needed, instruction: OnBuild) -> None:
-    state.change(on_build=(*(state.defaults.on_build or ()), instruction.expression))
+    state.collect_trigger(instruction.expression)
     lowering.note(state, instruction)  # BuildKit writes none into the history
 
 

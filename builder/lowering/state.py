@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -32,6 +32,17 @@ _KEPT = (
     "user", "exposed_ports", "env", "entrypoint", "cmd", "volumes", "working_dir", "labels", "stop_signal", "args_escaped", "healthcheck",
     "shell",
 )  # fmt: skip
+
+
+# What is collected: how it is read from a configuration, and how it is written into one.
+_COLLECTED: dict[str, tuple[Callable[[Any], dict[Any, Any]], Callable[[dict[Any, Any]], Any]]] = {
+    "env": (
+        lambda env: dict(entry.partition("=")[::2] for entry in env or ()),
+        lambda env: tuple([f"{key}={value}" for key, value in env.items()]),
+    ),
+    "on_build": (lambda triggers: dict(enumerate(triggers or ())), lambda triggers: tuple(triggers.values())),
+    **dict.fromkeys(("labels", "exposed_ports", "volumes"), (lambda entries: dict(entries or {}), dict)),
+}
 
 
 class Vertices:
@@ -80,22 +91,28 @@ class Inputs:
 class State:
     """A stage as far as it has been lowered.
 
-    `root`: the vertex of its file system; `replacement`: that of the folder that stands for the whole stage, if one does; `config`: its
-    image's, `base`: that of the image at the bottom; `env`: variables in the order in which they were set, arguments included; `args`:
-    declared arguments, (name, value or None); `history`: what the image's history gets, over all stages below; `plan`: a step for each
-    instruction of this stage.
+    `root`: the vertex of its file system; `replacement`: that of the folder that stands for the whole stage, if one does; `base`: the
+    configuration of the image at the bottom; `env`: variables in the order in which they were set, arguments included; `args`: declared
+    arguments, (name, value or None); `history`: what the image's history gets, over all stages below; `plan`: a step for each instruction
+    of this stage.
+
+    What there can be thousands of in a configuration (variables, labels, ports, volumes, triggers) is collected in dictionaries and written
+    into `config` when somebody asks for that, so that each instruction costs what it says and not what was said before it.
     """
 
     def __init__(self, node: Node, platform: Platform, config: ImageConfig, root: int = SCRATCH, base: ImageConfig | None = None) -> None:
         self.node = node
         self.platform = platform
-        self.config = config
+        self._config = config
+        self._collected: dict[str, dict[Any, Any]] = {}
+        self._written = True  # all that was collected is in `_config`
         self.base = base
         self.root = root
         self.replacement: int | None = None
         self.env: dict[str, str] = {}
         self._entries: dict[str, str] = {}
         self._size = 0
+        self._environment: tuple[str, ...] | None = None
         self.args: list[tuple[str, str | None]] = []
         self.history: list[Step] = []
         self.plan: list[Step] = []
@@ -106,6 +123,7 @@ class State:
     def child(self, node: Node) -> State:
         """A stage that begins where this one ended."""
         state = State(node, self.platform, self.config, self.root, self.base)
+        state._collected = {name: dict(found) for name, found in self._collected.items() if name != "on_build"}
         state.change(on_build=None)
         state.env = dict(self.env)
         state._entries = dict(self._entries)
@@ -114,13 +132,42 @@ class State:
         return state
 
     @property
+    def config(self) -> ImageConfig:
+        """The image's configuration, so far. Costs as much as was collected since it was asked for last."""
+        if not self._written:
+            self._written = True
+            self._set({name: _COLLECTED[name][1](found) for name, found in self._collected.items()})
+        return self._config
+
+    @property
     def defaults(self) -> ContainerConfig:
-        """What the image gives to a container, so far."""
-        return self.config.defaults
+        """What the image gives to a container, so far, but for what is collected: that is in `config` alone."""
+        return self._config.defaults
 
     def change(self, **fields: Any) -> None:
         """Set fields of `defaults`."""
-        self.config = msgspec.structs.replace(self.config, config=msgspec.structs.replace(self.defaults, **fields))
+        for name in fields:
+            self._collected.pop(name, None)
+        self._set(fields)
+
+    def set_author(self, name: str) -> None:
+        """Set who made the image."""
+        self._config = msgspec.structs.replace(self._config, author=name)
+
+    def _set(self, fields: Mapping[str, Any]) -> None:
+        self._config = msgspec.structs.replace(self._config, config=msgspec.structs.replace(self.defaults, **fields))
+
+    def collect(self, field: str, entries: Mapping[Any, Any]) -> None:
+        """Add to what `defaults` has of variables (`env`), `labels`, `exposed_ports`, `volumes`, or triggers (`on_build`, by a number)."""
+        found = self._collected.get(field)
+        if found is None:
+            found = self._collected[field] = _COLLECTED[field][0](getattr(self.defaults, field))
+        found.update(entries)
+        self._written = False
+
+    def collect_trigger(self, expression: str) -> None:
+        """Add an ONBUILD."""
+        self.collect("on_build", {len(self._collected.get("on_build") or self.defaults.on_build or ()): expression})
 
     @property
     def source(self) -> int:
@@ -133,14 +180,17 @@ class State:
         self.env.pop(name, None)
         self.env[name] = value
         self._entries[name] = entry = f"{name}={value}"
+        self._environment = None
         self._size += len(entry) - (len(old) if old is not None else 0)
         if self._size > _LARGEST_ENVIRONMENT:
             raise Fault(f"the variables of a stage have more than {_LARGEST_ENVIRONMENT} characters", word=name)
 
     @property
     def environment(self) -> tuple[str, ...]:
-        """`env` as "K=V"."""
-        return tuple(self._entries.values())
+        """`env` as "K=V"; the same object as long as nothing was set."""
+        if self._environment is None:
+            self._environment = tuple(self._entries.values())
+        return self._environment
 
     def with_shell(self, words: Sequence[str]) -> tuple[str, ...]:
         """A command line for the shell, as words."""

@@ -1,4 +1,4 @@
-"""What a build does in worker threads ends soon after it is cancelled, and nothing of it stays: squashed layers, folders of cache mounts."""
+"""What a build does in worker threads ends soon after it is cancelled, and nothing of it stays: squashed layers, cache mounts."""
 
 from __future__ import annotations
 

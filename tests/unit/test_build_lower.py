@@ -371,3 +371,39 @@ def test_go_quotes() -> None:
     assert goformat.quoted('a"b\\\n\x01\x7fé\u200b\U000e0001\t') == '"a\\"b\\\\\\n\\x01\\x7fé\\u200b\\U000e0001\\t"'
     assert goformat.healthcheck(Healthcheck(test=("NONE",), retries=39)) == '&{["NONE"] "0s" "0s" "0s" "0s" \'\\\'\'}'
     assert goformat.plain_set({"b", "a"}) == "map[a:{} b:{}]"
+
+
+def test_thousands_of_instructions_that_only_change_the_configuration() -> None:
+    count = 2000
+    kinds = ("ENV V{0}=$V{1}.", "LABEL l{0}=x", "EXPOSE {0}", "VOLUME /v{0}", "ARG A{0}=$V0", "ONBUILD LABEL t{0}=x")
+    text = "FROM b\nENV V0=v\n" + "".join(f"{kinds[i % 6].format(i, i - 6 if i > 6 else 0)}\n" for i in range(6, count))
+    config = lowered(text).target.config.defaults
+    each = [[i for i in range(6, count) if i % 6 == kind] for kind in range(6)]
+    assert config.env is not None and config.env[:3] == ("PATH=/bin", "V0=v", "V6=v.") and len(config.env) == len(each[0]) + 2
+    assert config.env[-1] == f"V{each[0][-1]}=v{'.' * len(each[0])}"
+    assert config.labels == {f"l{i}": "x" for i in each[1]}
+    assert set(config.exposed_ports or ()) == {f"{i}/tcp" for i in each[2]}
+    assert set(config.volumes or ()) == {f"/v{i}" for i in each[3]}
+    assert config.on_build == tuple(f"LABEL t{i}=x" for i in each[5])
+
+
+def test_stages_on_one_stage_do_not_see_each_others_configuration() -> None:
+    text = (
+        "FROM b AS base\nENV A=1\nLABEL a=1\nEXPOSE 1\nVOLUME /1\nONBUILD LABEL t=1\nMAINTAINER me\nRUN one\n"
+        "FROM base AS left\nENV A=2 L=1\nLABEL l=1\nEXPOSE 2\nVOLUME /2\nONBUILD LABEL t=2\nRUN two\nENV M=1\nRUN three\n"
+        "FROM base AS right\nENV R=1\nLABEL r=1\nCOPY --from=left / /\nRUN four\n"
+    )
+    left, right = (lowered(text, target=name).target.config for name in ("left", "right"))
+    assert (left.author, left.defaults.env) == ("me", ("PATH=/bin", "A=2", "L=1", "M=1"))
+    assert (left.defaults.labels, right.defaults.labels) == ({"a": "1", "l": "1", "t": "1"}, {"a": "1", "r": "1", "t": "1"})
+    assert (list(left.defaults.exposed_ports or ()), list(right.defaults.exposed_ports or ())) == (["1/tcp", "2/tcp"], ["1/tcp"])
+    assert (list(left.defaults.volumes or ()), list(right.defaults.volumes or ())) == (["/1", "/2"], ["/1"])
+    assert (left.defaults.on_build, right.defaults.on_build) == (("LABEL t=2",), None)
+    assert right.defaults.env == ("PATH=/bin", "A=1", "R=1")
+    envs = {run.args[-1]: run.env for run in runs(lowered(text, target="right"))}
+    assert envs == {
+        "one": ("PATH=/bin", "A=1"),
+        "two": ("PATH=/bin", "A=2", "L=1"),
+        "three": ("PATH=/bin", "A=2", "L=1", "M=1"),
+        "four": ("PATH=/bin", "A=1", "R=1"),
+    }
