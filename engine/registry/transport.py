@@ -167,7 +167,7 @@ class Transport:
         given: dict[str, Any] = {"content": body} if body or method in ("POST", "PUT", "PATCH") else {}
         limits = {"connect": timeout, "read": READ_TIMEOUT, "write": READ_TIMEOUT, "pool": None}
         try:
-            request = httpx2.Request(method, url, headers=sent, extensions={"timeout": limits}, **given)
+            request = httpx2.Request(method, url, headers=sent, extensions={"timeout": limits, "trace": _Handshake().follow}, **given)
             # Large bodies may take their time; the head of an answer may not, however steadily it drips.
             most = timeout + 2 * READ_TIMEOUT if isinstance(body, bytes) else float("inf")
             with trio.move_on_after(most):
@@ -206,6 +206,21 @@ class Transport:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
             for pool in pools.values():
                 await pool.aclose()
+
+
+class _Handshake:
+    """Closes a connection whose TLS handshake does not succeed, for whatever reason: of one that is cancelled the library lets go without
+    that, and it stays open until it is collected as garbage."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    async def follow(self, event: str, about: dict[str, Any]) -> None:
+        """The library's `trace` extension: called before and after every step of a request."""
+        if event == "connection.connect_tcp.complete":
+            self._stream = about["return_value"]
+        elif event.endswith(".start_tls.failed") and self._stream is not None:
+            await self._stream.aclose()
 
 
 def _broken() -> tuple[type[Exception], ...]:
