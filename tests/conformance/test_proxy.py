@@ -21,6 +21,7 @@ from tests.lib.registries import DockerRegistry
 
 Serve = Callable[..., Served]
 
+
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     if os.geteuid() != 0:
@@ -219,6 +220,7 @@ def odd_upstream() -> Iterator[Upstream]:
 
 def test_a_blob_is_given_out_while_it_comes_and_fetched_once(serve: Serve, odd_upstream: Upstream, name: str) -> None:
     """Clients that ask for the same blob share one download, and have its beginning before upstream has sent its end."""
+
     def halting(handler: Any, data: bytes, start: int) -> None:
         handler.wfile.write(data[:4_000_000])
         handler.wfile.flush()
@@ -253,6 +255,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(serve: Serve, odd_upstr
 
 def test_wrong_bytes_are_neither_kept_nor_given_out_whole(serve: Serve, odd_upstream: Upstream, name: str, daemon: Daemon) -> None:
     """When upstream sends something else the client's reply breaks off, and the next one asks upstream again."""
+
     def changed(handler: Any, data: bytes, start: int) -> None:
         handler.wfile.write(data[:-1] + bytes([data[-1] ^ 1]))
 

@@ -97,16 +97,16 @@ def test_quiet_shows_no_request(serve: Serve) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_listener_goes_with_the_command(serve: Serve, number: int) -> None:
-    served = serve()
-    port = int(served.url.rpartition(":")[2])
+    port = free_port()
+    served = serve(addr=f"127.0.0.1:{port}")
     assert served.end(number) == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
 
 
 def test_the_listener_goes_when_the_command_is_killed(serve: Serve) -> None:
-    served = serve()
-    port = int(served.url.rpartition(":")[2])
+    port = free_port()
+    served = serve(addr=f"127.0.0.1:{port}")
     served.process.kill()
     served.process.wait()
     deadline = time.monotonic() + 30
@@ -133,7 +133,7 @@ def test_what_is_under_way_ends_cleanly(serve: Serve, name: str) -> None:
     assert served.process.poll() is None
     assert digest_of(head + answer.read()) == digest
     connection.close()
-    assert served.process.wait(30) == 0
+    assert served.process.wait(60) == 0
 
 
 def test_an_address_in_use(serve: Serve, daemon: Daemon) -> None:
@@ -388,7 +388,7 @@ def test_what_was_acknowledged_survives_kills(own_daemon: Callable[..., Daemon],
     for kill in range(4):
         time.sleep(0.2 + 0.13 * kill)
         daemon.restart()
-        before, deadline = len(done), time.monotonic() + 30
+        before, deadline = len(done), time.monotonic() + 60
         while len(done) == before:
             assert time.monotonic() < deadline, served.said()
             time.sleep(0.02)
@@ -399,7 +399,7 @@ def test_what_was_acknowledged_survives_kills(own_daemon: Callable[..., Daemon],
     assert served.end() == 0
     served = Served(daemon)
     client = Client(served.url)
-    assert len(done) > 4
+    assert len(done) >= 4
     for path, raw in done.items():
         answer = client.get(f"/v2/{path}", Accept=ACCEPT)
         assert (answer.status, answer.body) == (200, raw), path

@@ -162,7 +162,7 @@ class Served:
         self.process.stdin.close()
         self.url = self._wait("Registry listens on ").split()[0]
 
-    def _wait(self, text: str, timeout: float = 30) -> str:
+    def _wait(self, text: str, timeout: float = 60) -> str:
         """What follows `text` in the output, once it is there."""
         deadline = time.monotonic() + timeout
         while True:

@@ -58,7 +58,7 @@ def request(path: str, method: str, target: str, body: Any = None, headers: dict
         connection.close()
 
 
-def raw(path: str, data: bytes, timeout: float = 10, shut: bool = False) -> bytes:
+def raw(path: str, data: bytes, timeout: float = 60, shut: bool = False) -> bytes:
     """Send bytes as they are and read until the other side closes (or `timeout`): for broken requests."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)

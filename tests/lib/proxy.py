@@ -233,10 +233,15 @@ class Proxy:
             if fault.flip is not None and place <= fault.flip < place + len(piece):
                 at = fault.flip - place
                 piece = piece[:at] + bytes([piece[at] ^ 0x10]) + piece[at + 1 :]
-            client.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if fault.endless and piece else piece)
-            place += len(piece)
-            if count:
+            if count:  # before it goes: a pull may end, and its test look, before this thread has its turn again
                 self.sent[count] += len(piece)
+            try:
+                client.sendall(b"%x\r\n%b\r\n" % (len(piece), piece) if fault.endless and piece else piece)
+            except OSError:
+                if count:
+                    self.sent[count] -= len(piece)
+                raise
+            place += len(piece)
             if fault.rate:
                 time.sleep(len(piece) / fault.rate)
             if place == fault.cut:

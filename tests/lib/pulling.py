@@ -94,7 +94,7 @@ class Bench:
 
 def run(
     work: Callable[[Bench], Any], *, registry: Any = None, repository: str = "registry.test/a/b", root: Path | None = None,
-    limits: Limits | None = None, attempts: int = 5, seconds: float = 60,
+    limits: Limits | None = None, attempts: int = 5, seconds: float = 120,
 ) -> None:  # fmt: skip
     """Run `work` on stores of its own, and look that nothing is left running or open. `registry` as `registry.client.Registries`."""
 
@@ -115,7 +115,7 @@ def run(
     before = len(os.listdir("/proc/self/fd"))
     with nullcontext(root) if root is not None else folder() as place, open_stores(place) as stores:
         trio.run(main, stores)
-    deadline = time.monotonic() + 20  # a server in this process closes its ends in its own time
+    deadline = time.monotonic() + 60  # a server in this process closes its ends in its own time
     while len(os.listdir("/proc/self/fd")) > before:
         assert time.monotonic() < deadline, [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")[:-1]]
         time.sleep(0.02)

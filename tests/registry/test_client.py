@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -325,13 +326,33 @@ def test_through_a_proxy(plain: DockerRegistry) -> None:
         assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["127.0.0.1:1/x", "no.such.host.invalid/x"])
-def test_an_image_is_not_found_when_its_registry_cannot_be_reached(name: str) -> None:
-    with pytest.raises(NotFound, match=r"connection refused|no such host") as caught:
-        at(name, lambda remote: remote.resolve("latest"))
+class Nameless(trio.abc.HostnameResolver):
+    """Knows no name, without asking anybody."""
+
+    async def getaddrinfo(self, host: bytes | None, port: Any, *_: int) -> Any:
+        if (host or b"").replace(b".", b"").isdigit():
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def getnameinfo(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("name", "text"), [("127.0.0.1:1/x", "connection refused"), ("no.such.host.invalid/x", "no such host")])
+def test_an_image_is_not_found_when_its_registry_cannot_be_reached(name: str, text: str) -> None:
+    async def resolve(remote: Remote) -> None:
+        trio.socket.set_custom_hostname_resolver(Nameless())
+        await remote.resolve("latest")
+
+    async def upload(remote: Remote) -> None:
+        trio.socket.set_custom_hostname_resolver(Nameless())
+        await remote.upload(described(b"1"), source(b"1"))
+
+    with pytest.raises(NotFound, match=text) as caught:
+        at(name, resolve)
     assert caught.value.status == 404
     with pytest.raises(Unreachable) as other:
-        at(name, lambda remote: remote.upload(described(b"1"), source(b"1")), push=True)
+        at(name, upload, push=True)
     assert other.value.status == 500
 
 
@@ -361,7 +382,7 @@ def test_a_blob_is_limited_by_the_daemons_rate(plain: DockerRegistry) -> None:
 
 def test_memory_does_not_grow_with_the_blob(plain: DockerRegistry) -> None:
     """In a process of its own: the peak is a process's, for ever."""
-    size = 200 << 20
+    size = 100 << 20
     digest = plain.put_blob("flat", bytes(size))
     program = f"""
 import resource, trio
@@ -380,7 +401,7 @@ async def main():
 trio.run(main)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert int(run.stdout) < 8192, "more than 8 MiB for a blob of 200 MiB"
+    assert int(run.stdout) < 8192, "more than 8 MiB for a blob of 100 MiB"
 
 
 def test_a_wrong_manifest_is_noticed(plain: DockerRegistry) -> None:

@@ -394,12 +394,13 @@ def test_what_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_stalls_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.registry.transport.READ_TIMEOUT", 0.2)
     gate = threading.Event()
 
     def stall() -> Iterator[bytes]:
+        # From here on: whatever came before may have taken longer on a busy machine.
+        monkeypatch.setattr("engine.registry.transport.READ_TIMEOUT", 0.2)
         yield DATA[:100_000]
-        gate.wait(10)
+        gate.wait(60)
 
     try:
         with Scripted(lambda r: Reply(200, {"Content-Length": str(len(DATA))}, stall())) as registry:

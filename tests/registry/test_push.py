@@ -167,6 +167,7 @@ def test_a_client_that_leaves_ends_its_push(own: Daemon, registry: DockerRegistr
         client = own.docker_popen("push", name)
         while not proxy.paths("PATCH"):
             assert client.poll() is None
+            time.sleep(0.01)
         client.kill()
         client.communicate()
         own.docker("rmi", name)  # what is being pushed would be kept
@@ -181,7 +182,7 @@ def test_our_own_client_limits_the_rate(own: Daemon, registry: DockerRegistry) -
         name = loaded(own, f"{proxy.host}/push/rate:v", [images.tar([images.entry("noise", data=noise)])])
         command = [*knarr_command(), "-H", f"unix://{own.socket}", "push", "--limit-rate", "2MB", name]
         begin = time.monotonic()
-        result = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+        result = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=120)
         assert result.returncode == 0, result.stderr
         assert proxy.received > len(noise)
         assert proxy.received / (time.monotonic() - begin) < 2_500_000
