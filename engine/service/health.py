@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from engine.errors import KnarrError
+from engine.linux.process import is_ending
 from engine.service.container import Container, now
 from engine.service.context import Context
 from engine.spec import health
@@ -30,6 +31,7 @@ _PROCESS_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 _DEATH_SECONDS = 2.0  # from SIGKILL to the end of a probe that took too long
 _KILLED = 128 + signal.SIGKILL
 _KILLED_SECONDS = 0.25
+_END_SECONDS = 30.0  # from the moment that a container's process begins to end until its monitor tells of it, on a very busy host
 _PIECE = 65536
 
 
@@ -97,8 +99,8 @@ class HealthChecks:
                     await trio.sleep(wait / 1e9)
                     if container.record.state.status == "running":
                         result = await self._probe(container, plan)
-                        if result.exit_code == _KILLED:  # perhaps with the container, whose own end is told a little later
-                            await trio.sleep(_KILLED_SECONDS)
+                        if result.exit_code == _KILLED:
+                            await _end_told(container)
                         if container.record.state.status == "running":  # a probe that was frozen says nothing
                             self._found(container, plan, result)
                     state = container.record.state
@@ -163,6 +165,16 @@ class HealthChecks:
             with trio.move_on_after(_DEATH_SECONDS):
                 await found.ended.wait()
         return Result(began, now(), health.NOT_RUN, health.output(bytes(printed), plan.timeout))
+
+
+async def _end_told(container: Container) -> None:
+    """A probe was killed, perhaps with its container, whose own end is told a little later: wait for that."""
+    exited, state = container.exited, container.record.state
+    with trio.move_on_after(_KILLED_SECONDS):
+        await exited.wait()
+    if state.pid and is_ending(state.pid, state.pid_start):
+        with trio.move_on_after(_END_SECONDS):
+            await exited.wait()
 
 
 async def _collect(stream: trio.socket.SocketType, into: bytearray) -> None:

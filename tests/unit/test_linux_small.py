@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import select
+import signal
 import subprocess
 import sys
 
@@ -28,13 +31,49 @@ def test_a_process_is_its_id_and_its_start() -> None:
         child.stdout.readline()
         assert pathlib.Path(f"/proc/{child.pid}/comm").read_text() == "a) R 1 (b\n"
         assert process.start_time(child.pid) == start
+        assert not process.is_ending(child.pid, start)
+        assert process.is_ending(child.pid, start + 1)  # the one that had this id before
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert process.start_time(child.pid) == 0  # a zombie
+        assert process.is_ending(child.pid, start)
     finally:
         child.kill()
         child.communicate()
     assert process.start_time(child.pid) == 0
+    assert process.is_ending(child.pid, start)
+
+
+@pytest.mark.skipif(not ROOT, reason="a PID namespace needs root")
+def test_the_first_process_of_a_namespace_ends_before_the_others_it_kills() -> None:
+    """And is told of after them: its end has begun when theirs is seen."""
+    first = "import os, time; pid = os.fork(); print(pid if pid else '', flush=True); time.sleep(1000)"
+    outer = subprocess.Popen(["unshare", "-fp", "--kill-child", sys.executable, "-ISc", first], stdout=subprocess.PIPE)
+    try:
+        assert outer.stdout is not None
+        outer.stdout.readline()
+        outer.stdout.readline()
+        (init,) = children(outer.pid)
+        (other,) = children(init)
+        start = process.start_time(init)
+        seen = os.pidfd_open(other)
+        assert not process.is_ending(init, start)
+        os.kill(init, signal.SIGKILL)
+        select.select([seen], [], [], 30)
+        assert process.is_ending(init, start)
+        os.close(seen)
+    finally:
+        outer.kill()
+        outer.communicate()
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # others end meanwhile
+            if int(pathlib.Path(f"/proc/{name}/stat").read_text(errors="replace").rpartition(")")[2].split()[1]) == pid:
+                found.append(int(name))
+    return found
 
 
 TABLE = r"""22 27 0:21 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
