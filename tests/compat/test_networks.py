@@ -14,11 +14,13 @@ from urllib.parse import quote
 import pytest
 
 from tests.lib.daemon import Engine
+from tests.lib.netns import free_port
 
 docker = pytest.importorskip("docker")
 
 OWN = "knarr-compat"  # begins the names of all that is made here
 SUBNET, SUBNET6 = "10.213.7.0/24", "fd00:d5:7::/64"
+PORT = free_port()
 
 
 @pytest.fixture
@@ -281,23 +283,23 @@ def test_no_network_and_the_hosts(api: Engine) -> None:
 
 def test_ports(api: Engine) -> None:
     id = create(api, "c", "bridge", PortBindings={
-        "80/tcp": [{"HostIp": "", "HostPort": "28080"}], "81/udp": [{"HostIp": "127.0.0.1", "HostPort": ""}],
+        "80/tcp": [{"HostIp": "", "HostPort": f"{PORT}"}], "81/udp": [{"HostIp": "127.0.0.1", "HostPort": ""}],
     })  # fmt: skip
     ports = start(api, id)["Ports"]
-    assert {"HostIp": "0.0.0.0", "HostPort": "28080"} in ports["80/tcp"]
-    assert {binding["HostPort"] for binding in ports["80/tcp"]} == {"28080"}
+    assert {"HostIp": "0.0.0.0", "HostPort": f"{PORT}"} in ports["80/tcp"]
+    assert {binding["HostPort"] for binding in ports["80/tcp"]} == {f"{PORT}"}
     (random,) = ports["81/udp"]
     assert random["HostIp"] == "127.0.0.1" and 1024 < int(random["HostPort"]) < 65536
     assert ports["95/tcp"] is None
     (listed,) = [one for one in api.api("GET", "/containers/json").json() if one["Id"] == id]
-    assert {"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 28080, "Type": "tcp"} in listed["Ports"]
+    assert {"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": PORT, "Type": "tcp"} in listed["Ports"]
     assert {"IP": "127.0.0.1", "PrivatePort": 81, "PublicPort": int(random["HostPort"]), "Type": "udp"} in listed["Ports"]
     assert {"PrivatePort": 95, "Type": "tcp"} in listed["Ports"]
     bridge = api.api("GET", "/networks/bridge").json()["Id"]
     for found, filters in (
-        (True, {"publish": ["28080"]}),
-        (True, {"publish": ["28000-28100/tcp"]}),
-        (False, {"publish": ["28080/udp"]}),
+        (True, {"publish": [f"{PORT}"]}),
+        (True, {"publish": [f"{PORT - 20}-{PORT + 20}/tcp"]}),
+        (False, {"publish": [f"{PORT}/udp"]}),
         (True, {"expose": ["95"]}),
         (True, {"expose": ["80"]}),
         (False, {"expose": ["96-99"]}),
@@ -309,12 +311,12 @@ def test_ports(api: Engine) -> None:
         assert (f"{OWN}c" in names(api, "/containers/json", **filters)) == found, filters
     api.api("POST", f"/containers/{id}/stop?t=0")
     assert settings(api, id)["Ports"] == {}
-    assert f"{OWN}c" not in names(api, "/containers/json?all=1", publish=["28080"])
+    assert f"{OWN}c" not in names(api, "/containers/json?all=1", publish=[f"{PORT}"])
     assert f"{OWN}c" in names(api, "/containers/json?all=1", network=["bridge"])
 
 
 def test_a_host_port_is_given_once(api: Engine) -> None:
-    bindings = {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "28081"}]}
+    bindings = {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": f"{PORT}"}]}
     start(api, create(api, "1", "bridge", PortBindings=bindings))
     reply = api.api("POST", f"/containers/{create(api, '2', 'bridge', PortBindings=bindings)}/start")
     assert reply.status in (409, 500) and "port is already allocated" in reply.message
@@ -388,10 +390,10 @@ def test_docker_py(client: Any) -> None:
     assert [found.name for found in client.networks.list(names=[f"^{OWN}$"])] == [OWN]
     assert [found.name for found in client.networks.list(filters={"label": "by=py"}, greedy=True)] == [OWN]
     container = client.containers.run(
-        "busybox", ["sleep", "1000"], detach=True, name=f"{OWN}-py", network=OWN, ports={"80/tcp": ("127.0.0.1", 28082), "53/udp": None}
+        "busybox", ["sleep", "1000"], detach=True, name=f"{OWN}-py", network=OWN, ports={"80/tcp": ("127.0.0.1", PORT), "53/udp": None}
     )
     container.reload()
-    assert container.ports["80/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": "28082"}]
+    assert container.ports["80/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": f"{PORT}"}]
     assert int(container.ports["53/udp"][0]["HostPort"]) > 1024
     assert container.attrs["NetworkSettings"]["Networks"][OWN]["Gateway"] == "10.213.7.254"
     network.reload()
@@ -424,10 +426,10 @@ def test_docker_cli(api: Engine) -> None:
     assert api.out("network", "ls", "-q", "--no-trunc", "-f", f"name={OWN}-cli") == id
     assert api.out("network", "inspect", "-f", "{{range .IPAM.Config}}{{.Subnet}}{{end}}", f"{OWN}-cli") == SUBNET
     run = ("run", "-d", "--name", f"{OWN}-cli", "--network", f"{OWN}-cli", "--network-alias", "x")
-    container = api.out(*run, "-p", "127.0.0.1:28083:80", "--expose", "95", "busybox", "sleep", "1000")
-    assert api.out("port", f"{OWN}-cli") == "80/tcp -> 127.0.0.1:28083"
-    assert api.out("port", f"{OWN}-cli", "80") == "127.0.0.1:28083"
-    assert api.out("ps", "--format", "{{.Ports}} {{.Networks}}", "-f", f"name={OWN}-cli") == f"95/tcp, 127.0.0.1:28083->80/tcp {OWN}-cli"
+    container = api.out(*run, "-p", f"127.0.0.1:{PORT}:80", "--expose", "95", "busybox", "sleep", "1000")
+    assert api.out("port", f"{OWN}-cli") == f"80/tcp -> 127.0.0.1:{PORT}"
+    assert api.out("port", f"{OWN}-cli", "80") == f"127.0.0.1:{PORT}"
+    assert api.out("ps", "--format", "{{.Ports}} {{.Networks}}", "-f", f"name={OWN}-cli") == f"95/tcp, 127.0.0.1:{PORT}->80/tcp {OWN}-cli"
     assert container in api.out("inspect", f"{OWN}-cli")
     assert id in api.out("inspect", "--type", "network", f"{OWN}-cli")
     gone = api.docker("network", "rm", "knarr-nope", check=False)

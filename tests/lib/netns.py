@@ -65,7 +65,7 @@ class Namespace:
         _setns(outer)
         os.close(outer)
 
-    def run(self, *command: str, check: bool = True, input: str | None = None, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, input: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """A program inside; its result with text."""
         inside = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self.fd}", "--", *command]
         result = subprocess.run(inside, capture_output=True, text=True, input=input, timeout=timeout, check=False)
