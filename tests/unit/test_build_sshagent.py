@@ -22,11 +22,14 @@ class Agent:
 
     def __init__(self) -> None:
         self.now = self.most = 0
+        self.crowded = trio.Event()  # four at once
 
     async def connect(self, id: str, stream: trio.SocketStream) -> None:
         assert id == "default"
         self.now += 1
         self.most = max(self.most, self.now)
+        if self.now == 4:
+            self.crowded.set()
         try:
             async for data in stream:
                 await stream.send_all(bytes(data))
@@ -58,6 +61,7 @@ def test_a_process_cannot_use_up_descriptors(tmp_path: Path, monkeypatch: pytest
     async def main() -> None:
         async with agent_socket(str(tmp_path), Mount(kind="ssh", id="default", mode=0o600), agent) as path:
             streams = [await trio.open_unix_socket(path) for _ in range(12)]
+            await agent.crowded.wait()
             for stream in streams:
                 await stream.send_all(b"x")
                 assert await stream.receive_some() == b"x"
