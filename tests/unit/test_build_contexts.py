@@ -200,7 +200,7 @@ def test_a_build_does_not_see_the_next_one(client: Client) -> None:
     async def main() -> None:
         async with client.sent() as (first, _):
             before = look(first.layers[0])
-            client.write("a", "new")
+            client.write("a", "newer")
             async with client.sent() as (second, need):
                 assert need == ["a"]
                 assert look(first.layers[0]) == before
@@ -210,7 +210,7 @@ def test_a_build_does_not_see_the_next_one(client: Client) -> None:
             same = [os.stat(f"{tree.layers[0]}/d/same").st_ino for tree in (first, second)]
             assert same[0] == same[1]
         assert not os.path.exists(first.layers[0])
-        client.write("a", "newer")
+        client.write("a", "the newest")
         async with client.sent() as (fourth, _):
             assert fourth.layers == second.layers
 
