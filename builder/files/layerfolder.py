@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from engine.errors import InvalidParameter
 from engine.store.merged import FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
-from engine.store.view import Node, Place, View, open_below
+from engine.store.view import Node, Place, View
 
 _LINKS_MAX = 255  # BuildKit's, for a destination
 _REFUSED = ("trusted.overlay.", "user.overlay.", "security.selinux")
@@ -35,12 +35,11 @@ class LayerFolder:
         """Times (ns) that folders here get in the end: whatever is put into one changes them."""
         self.view = View((upper, *lowers))
         """The root file system as it is by now; the layer's own folder has the index 0."""
-        self._roots: list[int] = []
+        self._stacked = bool(lowers)
         try:
-            for path in (upper, *lowers):
-                self._roots.append(os.open(path, FOLDER))
             if lowers:
-                self.adorn(self._roots[1], self._roots[0])
+                with self._open((), 1) as below, self._open(()) as made:
+                    self.adorn(below, made)
         except BaseException:
             self.close()
             raise
@@ -53,18 +52,15 @@ class LayerFolder:
 
     def close(self) -> None:
         """Close every descriptor."""
-        for fd in self._roots:
-            os.close(fd)
-        self._roots = []
         self.view.close()
 
     def open(self, place: Place, layer: int = 0) -> int:
         """A folder of one layer. Raises OSError."""
-        return open_below(self._roots[layer], place, FOLDER)
+        return self.view.open(layer, place, FOLDER)
 
     def root(self) -> Node:
         """The root folder."""
-        return Node((), os.fstat(self._roots[0]), tuple(range(len(self._roots))))
+        return self.view.root()
 
     def look(self, place: Place) -> Node | None:
         """What is at a true place, links not followed."""
@@ -169,8 +165,9 @@ class LayerFolder:
 
     def finish(self) -> None:
         """Give folders their times: the last thing to do. Raises OSError."""
-        if len(self._roots) > 1:
-            self.times.setdefault((), os.fstat(self._roots[1]).st_mtime_ns)
+        if self._stacked:
+            with self._open((), 1) as below:
+                self.times.setdefault((), os.fstat(below).st_mtime_ns)
         for place, mtime in self.times.items():
             try:
                 fd = self.open(place)

@@ -22,7 +22,7 @@ from builder.tree import Tree
 from engine.errors import InvalidParameter, NotFound
 from engine.spec import glob
 from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
-from engine.store.view import Node, Place, View, open_below
+from engine.store.view import Node, Place, View
 
 _NOTHING = os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 1, 0, 0, 0, 0, 0, 0), {"st_mtime_ns": 0, "st_rdev": 0})
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -75,16 +75,7 @@ class Source:
     def __init__(self, tree: Tree) -> None:
         """Raises OSError when a layer is not there."""
         self.tree = tree
-        self.view: View | None = None
-        self._roots: list[int] = []
-        try:
-            if tree.layers:
-                self.view = View(tree.layers)
-            for layer in tree.layers:
-                self._roots.append(os.open(layer, FOLDER))
-        except BaseException:
-            self.close()
-            raise
+        self.view = View(tree.layers) if tree.layers else None
 
     def __enter__(self) -> Source:
         return self
@@ -94,9 +85,6 @@ class Source:
 
     def close(self) -> None:
         """Close every descriptor."""
-        for fd in self._roots:
-            os.close(fd)
-        self._roots = []
         if self.view is not None:
             self.view.close()
             self.view = None
@@ -107,7 +95,8 @@ class Source:
 
     def open(self, layer: int, place: Place, flags: int) -> int:
         """A descriptor of something in one layer. Raises OSError."""
-        return open_below(self._roots[layer], place, flags)
+        assert self.view is not None  # there is a layer
+        return self.view.open(layer, place, flags)
 
     @contextlib.contextmanager
     def folder(self, node: Node) -> Iterator[int]:

@@ -15,7 +15,7 @@ import trio
 
 from engine.aio.blocking import blocking
 from engine.aio.scopes import shielded
-from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
+from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_opaque, is_whiteout
 from engine.store.snapshots import Snapshot, Snapshots
 from engine.store.trees import remove_tree, usage
 
@@ -100,7 +100,7 @@ def _folder(below: int, above: int, name: bytes) -> tuple[int, int, list[bytes]]
     """Both folders of a name, made in `above` when it is not there."""
     source = os.open(name, FOLDER, dir_fd=below)
     try:
-        opaque = _is_opaque(source)
+        opaque = is_opaque(source)
         try:
             there: os.stat_result | None = os.stat(name, dir_fd=above, follow_symlinks=False)
         except FileNotFoundError:
@@ -119,10 +119,6 @@ def _folder(below: int, above: int, name: bytes) -> tuple[int, int, list[bytes]]
     except BaseException:
         os.close(source)
         raise
-
-
-def _is_opaque(fd: int) -> bool:
-    return OPAQUE_ATTRIBUTE in os.listxattr(fd) and os.getxattr(fd, OPAQUE_ATTRIBUTE) == b"y"
 
 
 def _adorn(source: int, target: int) -> None:

@@ -261,6 +261,16 @@ def is_whiteout(info: os.stat_result) -> bool:
     return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
 
 
+def is_opaque(folder: int | str | bytes) -> bool:
+    """Whether a folder, by a descriptor to read it or a path, hides what layers below have in it. Raises OSError."""
+    try:
+        return os.getxattr(folder, OPAQUE_ATTRIBUTE) == b"y"
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return False
+        raise
+
+
 def _covered(layer: int, place: Place) -> bool:
     """Whether in this layer a folder above `place` is opaque, or something that is no folder stands in the way."""
     fd = os.dup(layer)
@@ -276,12 +286,8 @@ def _covered(layer: int, place: Place) -> bool:
                 raise
             os.close(fd)
             fd = below
-            try:
-                if os.getxattr(fd, OPAQUE_ATTRIBUTE) == b"y":
-                    return True
-            except OSError as error:
-                if error.errno not in (errno.ENODATA, errno.ENOTSUP):
-                    raise
+            if is_opaque(fd):
+                return True
         return False
     finally:
         os.close(fd)

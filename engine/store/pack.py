@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 
 from engine.errors import KnarrError
-from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
+from engine.store.merged import DEEPEST, FOLDER, is_opaque, is_whiteout
 from engine.store.unpack import OPAQUE, WHITEOUT
 from engine.wire import tar, tarwrite
 
@@ -283,16 +283,6 @@ def attributes(fd: int) -> dict[bytes, bytes] | None:
         raise
     kept = [name for name in names if name == _CAPABILITY or (name.startswith(_USER) and not name.startswith(_USER_OVERLAY))]
     return {os.fsencode(name): os.getxattr(fd, name) for name in kept} if kept else None
-
-
-def is_opaque(fd: int) -> bool:
-    """Whether an open folder hides what layers below have in it. Raises OSError."""
-    try:
-        return os.getxattr(fd, OPAQUE_ATTRIBUTE) == b"y"
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.ENOTSUP):
-            return False
-        raise
 
 
 def _whiteout(name: bytes) -> bytes:

@@ -10,9 +10,9 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 
-from engine.store.merged import DEEPEST, FOLDER, is_whiteout
-from engine.store.pack import Members, Packed, Write, attributes, is_opaque, too_deep
-from engine.store.view import Place, open_below
+from engine.store.merged import DEEPEST, FOLDER, is_opaque, is_whiteout
+from engine.store.pack import Members, Packed, Write, attributes, too_deep
+from engine.store.view import Place, View
 from engine.wire import tar, tarwrite
 
 _ROOT = (stat.S_IFDIR | 0o755, 0, 0)
@@ -46,15 +46,9 @@ class Merger:
             self._out.put(self._made(prefix, tar.DIRECTORY, 0o755))
         for name, data in sorted((extra or {}).items()):
             self._out.put(self._made(prefix + name, tar.REGULAR, 0o644, len(data)) + data + bytes(-len(data) % tar.BLOCK))
-        roots: list[int] = []
-        try:
-            for layer in layers:
-                roots.append(os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            if roots:
-                self._walk(roots, prefix)
-        finally:
-            for fd in roots:
-                os.close(fd)
+        if layers:
+            with View(layers) as view:
+                self._walk(view, prefix)
 
     def finish(self) -> Packed:
         """The end of the archive."""
@@ -66,11 +60,11 @@ class Merger:
         entry.mode, entry.size = mode, size
         return tarwrite.header(entry)
 
-    def _walk(self, roots: Sequence[int], prefix: bytes) -> None:
-        pending: list[tuple[Place, tuple[int, ...]]] = [((), tuple(range(len(roots))))]
+    def _walk(self, view: View, prefix: bytes) -> None:
+        pending: list[tuple[Place, tuple[int, ...]]] = [((), view.root().layers)]
         while pending:
             place, layers = pending.pop()
-            folders = [open_below(roots[index], place, FOLDER) for index in layers]
+            folders = [view.open(index, place, FOLDER) for index in layers]
             try:
                 path = prefix + b"".join(part + b"/" for part in place)
                 if len(place) > DEEPEST:

@@ -17,11 +17,12 @@ import msgspec
 
 from engine import _core
 from engine.errors import InvalidParameter
-from engine.store.merged import DEEPEST, FOLDER, OPAQUE_ATTRIBUTE, is_whiteout
+from engine.store.merged import DEEPEST, FOLDER, is_opaque, is_whiteout
 
 Place = tuple[bytes, ...]
 
 _INSIDE = 0x04 | 0x08  # RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH of openat2(2)
+_ROOT = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -53,7 +54,7 @@ class View:
         self._roots: list[int] = []
         try:
             for layer in layers:
-                self._roots.append(os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+                self._roots.append(os.open(layer, _ROOT))
         except BaseException:
             self.close()
             raise
@@ -70,10 +71,18 @@ class View:
             os.close(fd)
         self._roots = []
 
+    def open(self, index: int, place: Place, flags: int) -> int:
+        """A descriptor of what one layer has at a place, no link followed. Raises OSError."""
+        return open_below(self._roots[index], place, flags)
+
+    def root(self) -> Node:
+        """The root folder. There must be a layer."""
+        return Node((), os.stat(self._roots[0]), tuple(range(len(self._roots))))
+
     def find(self, path: str | bytes) -> Node | None:
         """What a path leads to for a process whose root this is, links followed; None for nothing. Raises OSError, and InvalidParameter
         for a circle of links."""
-        above = [Node((), os.stat(self._roots[0]), tuple(range(len(self._roots))))]
+        above = [self.root()]
         pending = _parts(os.fsencode(path))
         links = 0
         while pending:
@@ -105,7 +114,7 @@ class View:
         found: list[int] = []
         for index in parent.layers:
             try:
-                fd = self._open(index, (*parent.place, name), _HANDLE)
+                fd = self.open(index, (*parent.place, name), _HANDLE)
             except OSError as error:
                 if error.errno in _ABSENT:
                     continue
@@ -120,7 +129,7 @@ class View:
                     break
                 info = info or here
                 found.append(index)
-                if index != parent.layers[-1] and _opaque(f"/proc/self/fd/{fd}"):
+                if index != parent.layers[-1] and is_opaque(f"/proc/self/fd/{fd}"):
                     break
             finally:
                 os.close(fd)
@@ -145,7 +154,7 @@ class View:
 
     def link(self, node: Node) -> bytes:
         """What a symbolic link says."""
-        fd = self._open(node.layers[0], node.place, _HANDLE)
+        fd = self.open(node.layers[0], node.place, _HANDLE)
         try:
             return os.readlink(b"", dir_fd=fd)
         finally:
@@ -153,14 +162,11 @@ class View:
 
     def open_file(self, node: Node) -> int:
         """A descriptor to read a regular file by. Raises OSError."""
-        return self._open(node.layers[0], node.place, _FILE)
+        return self.open(node.layers[0], node.place, _FILE)
 
     def host_path(self, node: Node, index: int) -> str:
         """The host path of a node in one of its layers. Its components are no links, for as long as layers do not change."""
         return os.path.join(self.paths[index], os.fsdecode(b"/".join(node.place)))
-
-    def _open(self, index: int, place: Place, flags: int) -> int:
-        return open_below(self._roots[index], place, flags)
 
     def copy(self, node: Node, target: int, check: Callable[[], object] = lambda: None) -> int:
         """Copy what is in the folder `node` into the empty folder `target` (a descriptor), which also gets its owner, mode, times and
@@ -170,7 +176,7 @@ class View:
 
     @contextlib.contextmanager
     def _folder(self, index: int, place: Place) -> Iterator[int]:
-        fd = self._open(index, place, FOLDER)
+        fd = self.open(index, place, FOLDER)
         try:
             yield fd
         finally:
@@ -229,7 +235,7 @@ class _Copy:
                         folders[name][0].append(index)
                     else:
                         folders[name] = [index], info
-                    if index != layers[-1] and _opaque(b"/proc/self/fd/%d/%s" % (fd, name)):
+                    if index != layers[-1] and is_opaque(b"/proc/self/fd/%d/%s" % (fd, name)):
                         done.add(name)
         return ((name, found, info) for name, (found, info) in folders.items())
 
@@ -339,15 +345,6 @@ def open_below(top: int, place: Place, flags: int) -> int:
         finally:
             os.close(above)
     return fd
-
-
-def _opaque(path: str | bytes) -> bool:
-    try:
-        return os.getxattr(path, OPAQUE_ATTRIBUTE) == b"y"
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.ENOTSUP):
-            return False
-        raise
 
 
 def _parts(path: bytes) -> list[bytes]:
