@@ -179,10 +179,11 @@ class Checks:
             if options.repair:
                 self._images.leases.release(holder)
             yield Finding("lease", holder, "orphan", "it is over", options.repair)
-        uploads = {upload.id for upload in self._repositories.uploads()}
-        for name in await blocking("disk", _listed, self._context.layout.uploads):
-            if name not in uploads:
-                path = f"{self._context.layout.uploads}/{name}"
+        names = await blocking("disk", _listed, self._context.layout.uploads)
+        uploads = {upload.id for upload in self._repositories.uploads()}  # after the look: one may have begun meanwhile, or ended
+        for name in names:
+            path = f"{self._context.layout.uploads}/{name}"
+            if name not in uploads and os.path.lexists(path):
                 yield await self._stray(options, "upload", path, "orphan", "no upload is known by this name")
 
     # -- blobs
@@ -252,7 +253,7 @@ class Checks:
                 yield finding
         for key in self._snapshots.lost:
             yield Finding("snapshot", key, "missing", "what this container had written is gone; it is empty", True)
-        strays, aside = await blocking("disk", self._snapshots.strays)
+        strays, aside = self._snapshots.strays()
         for path in strays:
             yield await self._stray(options, "snapshot", path, "orphan", "nothing owns it")
         for path in aside:
@@ -386,7 +387,8 @@ class Checks:
             yield await self._stray(options, "ingest", path, "orphan", "no download will go on with it")
         here = {digest for digest, _ in await blocking("disk", self._content.list)}
         for digest in sorted(here - self._images.blobs_in_use()):  # the collection at the end of a repair takes them
-            yield Finding("blob", digest, "orphan", "nothing needs it", options.repair)
+            if await blocking("disk", self._content.exists, digest):  # and another may have been faster
+                yield Finding("blob", digest, "orphan", "nothing needs it", options.repair)
 
     @asynccontextmanager
     async def _holding(self, names: list[str]) -> AsyncGenerator[None, None]:

@@ -193,7 +193,7 @@ class Content:
                 path = f"{self._blobs}/{algorithm}/{name}"
                 if is_digest(f"{algorithm}:{name.removesuffix(DAMAGED)}") and os.path.isfile(path):
                     aside += [path] if name.endswith(DAMAGED) else []
-                else:
+                elif os.path.lexists(path):  # else removed since: a collection may run beside this
                     others.append(path)
         return others, aside
 
@@ -207,8 +207,9 @@ class Content:
                 digest = entry.name.removesuffix(SUMS).replace("-", ":", 1)
                 if not is_digest(digest):
                     found += [] if entry.name.startswith(own) else [entry.path]
-                elif digest not in needed and time.time() - entry.stat(follow_symlinks=False).st_mtime > age:
-                    found.append(entry.path)
+                elif digest not in needed:
+                    with contextlib.suppress(FileNotFoundError):  # it has become a blob since
+                        found += [entry.path] if time.time() - entry.stat(follow_symlinks=False).st_mtime > age else []
         return found
 
     def tidy(self, needed: Collection[str] = (), age: float = _STALE_SECONDS) -> _Names:

@@ -115,12 +115,14 @@ class SnapshotFolders:
             os.close(folder)
 
     def _strays(self, owned: Set[str]) -> tuple[list[str], list[str]]:
-        """Paths of folders that are not among the numbers `owned` and that nobody is removing, and of damaged ones set aside."""
+        """Paths of folders that are not among the numbers `owned` and that nobody is removing, and of damaged ones set aside. On the loop's
+        thread, which alone makes folders; other threads remove some meanwhile, so what is doomed is noted before the look."""
         known = owned | {str(number) for number in (*self._pool, *self._begun)}
+        doomed = set(self._doomed)
         names = sorted(os.listdir(self._folder))
         aside = [f"{self._folder}/{name}" for name in names if name.endswith(DAMAGED)]
         strays = (f"{self._folder}/{name}" for name in names if name not in known and not _is_kept(name))
-        return [path for path in strays if path not in self._doomed], aside
+        return [path for path in strays if path not in doomed], aside
 
     def leftovers(self) -> list[str]:
         """The host paths of what the folders that `sweep` will delete have of files."""

@@ -149,6 +149,21 @@ def test_large_blobs_are_not_read_as_documents(content: Content) -> None:
         content.read(digest, 999)
 
 
+def test_a_blob_that_goes_while_one_looks_is_no_stray(content: Content, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = content.put(b"goes")
+    listed = os.listdir
+
+    def look(folder: str) -> list[str]:
+        names = listed(folder)
+        monkeypatch.undo()
+        content.delete(digest)
+        return names
+
+    monkeypatch.setattr(os, "listdir", look)
+    assert content.strays() == ([], [])
+    assert not content.exists(digest)
+
+
 def test_discard_hides_at_once(content: Content) -> None:
     digest = content.put(b"hello")
     path = content.discard(digest)

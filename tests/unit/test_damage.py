@@ -62,6 +62,28 @@ def test_a_damaged_snapshot_is_replaced_in_its_place(tmp_path: Path) -> None:
         assert stores.snapshots.whole(ABOVE)
 
 
+def test_what_is_being_removed_is_no_stray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks may see a folder that is gone the next moment."""
+    with open_stores(tmp_path) as stores:
+        commit(stores, BASE, "", "x")
+        stores.snapshots.refill()
+        stores.snapshots.prepare("container", BASE)
+        doomed = stores.snapshots.forget("container")
+        Path(doomed).with_name("nobodys").mkdir()
+        listed = os.listdir
+
+        def look(folder: str) -> list[str]:
+            names = listed(folder)
+            monkeypatch.undo()
+            stores.snapshots.delete_files(doomed)
+            return names
+
+        monkeypatch.setattr(os, "listdir", look)
+        strays, _ = stores.snapshots.strays()
+        assert [os.path.basename(path) for path in strays] == ["nobodys"]
+        assert not os.path.exists(doomed)
+
+
 def test_folders_that_are_gone(tmp_path: Path) -> None:
     with open_stores(tmp_path) as stores:
         commit(stores, BASE, "", "x")
