@@ -90,7 +90,7 @@ def test_commands_listed_as_later_are_not_served() -> None:
 def test_events_template_over_attributes_that_not_all_have(knarr: Run) -> None:
     assert knarr("run", "--rm", "--network", "none", "--name", "seen", "busybox", "sh", "-c", "exit 3").returncode == 3
     form = "{{.Action}} {{.Actor.Attributes.exitCode}}{{if .Actor.Attributes.exitCode}} ended{{end}}"
-    past = ("events", "--since", "20s", "--until", "0s", "--filter", "container=seen")
+    past = ("events", "--since", "1h", "--until", "0s", "--filter", "container=seen")
     shown = knarr(*past, "--format", form)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "start <no value>\n" in shown.stdout and "die 3 ended\n" in shown.stdout

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -104,17 +105,17 @@ def answer(data: bytes) -> tuple[int, str]:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_bad_requests_are_answered(daemon: Daemon, name: str) -> None:
     begun = time.monotonic()
-    status, message = answer(raw(str(daemon.socket), REQUESTS[name]))
+    status, message = answer(raw(str(daemon.socket), REQUESTS[name], timeout=60))
     assert 400 <= status < 500 or status == 501, (status, message)
     assert message
     assert "Traceback" not in message
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 50, "the daemon did not close the connection"
     assert daemon.api("GET", "/_ping").body == b"OK"
 
 
 def test_nothing_of_it_was_a_surprise(daemon: Daemon) -> None:
     for data in REQUESTS.values():
-        raw(str(daemon.socket), data)
+        raw(str(daemon.socket), data, timeout=60)
     assert "Traceback" not in daemon.log.read_text(errors="replace")
     assert daemon.api("GET", "/containers/json?all=1").json() == []
 
@@ -136,10 +137,14 @@ def test_half_requests_and_closed_sockets(daemon: Daemon) -> None:
     assert daemon.api("GET", "/_ping").body == b"OK"
     assert "Traceback" not in daemon.log.read_text(errors="replace")
     assert daemon.api("GET", "/containers/json?all=1").json() == []
-    deadline = time.monotonic() + 5
-    while daemon.api("GET", "/info").json()["NEventsListener"] and time.monotonic() < deadline:
+    eventually(lambda: daemon.api("GET", "/info").json()["NEventsListener"] == 0, "somebody still listens to events")
+
+
+def eventually(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, what
         time.sleep(0.05)
-    assert daemon.api("GET", "/info").json()["NEventsListener"] == 0
 
 
 def memory(pid: int) -> int:
@@ -155,16 +160,15 @@ def descriptors(daemon: Daemon) -> int:
 def test_memory_and_descriptors_do_not_grow(daemon: Daemon) -> None:
     def once() -> None:
         for data in REQUESTS.values():
-            raw(str(daemon.socket), data)
+            raw(str(daemon.socket), data, timeout=60)
 
     once()
     time.sleep(0.3)
     before, open_before = memory(daemon.pid), descriptors(daemon)
     for _ in range(5):
         once()
-    time.sleep(0.3)
-    assert descriptors(daemon) <= open_before
-    assert memory(daemon.pid) < before + 8 * 1024, "more than 8 MB for 300 bad requests"
+    eventually(lambda: descriptors(daemon) <= open_before, "descriptors are left")
+    eventually(lambda: memory(daemon.pid) < before + 8 * 1024, "more than 8 MB for 300 bad requests")
 
 
 def test_a_client_that_does_not_read_is_not_fed(daemon: Daemon) -> None:

@@ -12,7 +12,7 @@ from tests.lib.daemon import ROOT
 
 def test_a_quick_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--quick", "--only", "knarr", "--out", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads((tmp_path / "results.json").read_text())
     expected = {
@@ -34,14 +34,14 @@ def test_a_quick_run(tmp_path: Path) -> None:
 
 def test_a_run_of_serving(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.transfer", "--only", "serve", "--rounds", "1", "--out", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     assert set(json.loads((tmp_path / "transfer.json").read_text())["serve"]) == {"knarr", "docker-registry"}
 
 
 def test_a_run_of_networks(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.network", "--quick", "--engines", "knarr", "--out", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads((tmp_path / "network.json").read_text())["measurements"]
     assert {"start_none", "start_bridge", "docker_run", "between", "published", "dns_rate", "dns_busy", "crowd_last"} <= set(found)

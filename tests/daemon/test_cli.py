@@ -30,7 +30,7 @@ class Knarr:
 
     def __call__(self, *arguments: str, input: bytes | None = None, check: bool = True) -> subprocess.CompletedProcess[bytes]:
         stdin: dict[str, Any] = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
-        result = subprocess.run([*knarr_command(), *arguments], env=self.environment, capture_output=True, timeout=60, **stdin)
+        result = subprocess.run([*knarr_command(), *arguments], env=self.environment, capture_output=True, timeout=120, **stdin)
         assert not check or result.returncode == 0, (arguments, result, self.daemon.log_tail())
         return result
 
@@ -51,7 +51,7 @@ def knarr(daemon: Daemon) -> Iterator[Knarr]:
     daemon.remove_all()
 
 
-def eventually(condition: Callable[[], object], timeout: float = 20) -> None:
+def eventually(condition: Callable[[], object], timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -90,13 +90,13 @@ def test_death_by_signal_is_128_and_more(knarr: Knarr) -> None:
     assert running.stdout is not None
     assert running.stdout.readline() == b"ready\n"
     knarr("kill", "victim")
-    assert running.wait(20) == 137
+    assert running.wait(60) == 137
 
 
 def test_an_image_that_is_not_there(knarr: Knarr) -> None:
-    result = knarr("run", "nothing:here", check=False)
+    result = knarr("run", "localhost:1/nothing:here", check=False)
     assert result.returncode == 125
-    assert result.stderr.startswith(b"Unable to find image 'nothing:here' locally\nknarr: Error response from daemon: ")
+    assert result.stderr.startswith(b"Unable to find image 'localhost:1/nothing:here' locally\nknarr: Error response from daemon: ")
     never = knarr("run", "--pull", "never", "nothing:here", check=False)
     assert b"No such image: nothing:here" in never.stderr
 
@@ -109,8 +109,17 @@ def test_a_taken_name(knarr: Knarr) -> None:
 
 
 def test_detached_life(knarr: Knarr) -> None:
-    identity = knarr.out("run", "-d", "--name", "service", *NONE, "busybox", "sh", "-c",
-        "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done")
+    identity = knarr.out(
+        "run",
+        "-d",
+        "--name",
+        "service",
+        *NONE,
+        "busybox",
+        "sh",
+        "-c",
+        "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done",
+    )
     assert len(identity) == 64
     eventually(lambda: knarr.out("logs", "service") == "up")
     assert knarr.out("ps", "--format", "{{.Names}} {{.State}}") == "service running"
@@ -118,7 +127,7 @@ def test_detached_life(knarr: Knarr) -> None:
     eventually(lambda: "sleep" in knarr.out("top", "service"))
     waiter = knarr.popen("wait", "service")
     assert knarr.out("stop", "service") == "service"
-    assert waiter.communicate(timeout=20)[0] == b"3\n"
+    assert waiter.communicate(timeout=60)[0] == b"3\n"
     assert knarr.out("logs", "--tail", "1", "service") == "bye"
     assert knarr.out("start", "service") == "service"
     assert knarr.out("restart", "-t", "5", "service") == "service"
@@ -132,23 +141,21 @@ def test_stopping_several_takes_as_long_as_one(knarr: Knarr) -> None:
     names = [f"deaf{n}" for n in range(4)]
     for name in names:
         knarr("run", "-d", "--name", name, *NONE, "busybox", "sleep", "100")
-    begin = time.monotonic()
-    assert knarr.out("stop", "-t", "1", *names).split() == names
-    assert time.monotonic() - begin < 3.5
+    begin = str(time.time())
+    assert knarr.out("stop", "-t", "2", *names).split() == names
+    past = ("events", "--since", begin, "--until", str(time.time()), "-f", "event=kill", "-f", "event=die", "--format", "{{.Action}}")
+    assert knarr.out(*past).split()[:4] == ["kill"] * 4, "one is asked after another has ended"
     assert knarr.out("rm", *names).split() == names
 
 
 def test_a_terminal(knarr: Knarr) -> None:
-    with knarr.terminal("run", "--rm", "-it", *NONE, "busybox", "sh") as screen:
+    with knarr.terminal("run", "--rm", "-it", "--name", "typed", *NONE, "busybox", "sh") as screen:
         screen.expect(b"# ")
         screen.type(b"stty size\n")
         screen.expect(b"31 97")
-        screen.resize(40, 120)
-        screen.process.send_signal(signal.SIGWINCH)
-        screen.type(b"sleep 0.3; stty size\n")
-        screen.expect(b"40 120")
+        screen.resize_inside(40, 120)
         screen.type(b"sleep 100\n")
-        time.sleep(0.3)
+        eventually(lambda: "sleep 100" in knarr.out("top", "typed"))
         screen.type(b"\x03")  # the terminal is raw: the container's shell gets it
         screen.type(b"exit 9\n")
         assert screen.wait() == 9
@@ -189,7 +196,7 @@ def test_signals_are_passed_on(knarr: Knarr, sent: int, code: int) -> None:
     assert running.stdout is not None
     assert running.stdout.readline() == b"ready\n"
     running.send_signal(sent)
-    assert running.wait(20) == code
+    assert running.wait(60) == code
 
 
 def test_start_attached(knarr: Knarr) -> None:
@@ -265,14 +272,14 @@ def test_a_reader_that_stops_reading(knarr: Knarr) -> None:
     assert running.stdout is not None
     running.stdout.read(10)
     running.stdout.close()
-    assert running.wait(20) == 141
+    assert running.wait(60) == 141
     assert running.stderr is not None
     assert running.stderr.read() == b""
 
 
 def test_no_daemon() -> None:
     environment = {**os.environ, "KNARR_HOST": "unix:///nonexistent/socket"}
-    result = subprocess.run([*knarr_command(), "ps"], env=environment, capture_output=True, timeout=20)
+    result = subprocess.run([*knarr_command(), "ps"], env=environment, capture_output=True, timeout=60)
     assert result.returncode == 1
     assert result.stderr.startswith(b"Cannot connect to the Knarr daemon at unix:///nonexistent/socket")
 
@@ -291,13 +298,24 @@ def test_the_first_clients_start_one_daemon() -> None:
             [ "$(readlink /proc/$pid/ns/mnt)" = "$(readlink /proc/self/ns/mnt)" ] || continue
             case "$(tr '\\0' ' ' < /proc/$pid/cmdline 2>/dev/null)" in *'knarr daemon --idle-exit 5m ') echo daemon; kill $pid;; esac
         done
-        for i in $(seq 100); do [ -e /run/knarr/knarr.sock ] || break; sleep 0.05; done
+        for i in $(seq 1000); do [ -e /run/knarr/knarr.sock ] || break; sleep 0.05; done
     """
     before = set(Path("/sys/fs/cgroup").glob("*/knarr"))
-    result = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", script], capture_output=True, timeout=60, text=True)
+    result = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", script], capture_output=True, timeout=180, text=True)
     lines = result.stdout.split()
     assert lines.count("daemon") == 1, result
     assert len([line for line in lines if line.startswith("v")]) == 4, result
     for group in set(Path("/sys/fs/cgroup").glob("*/knarr")) - before:
         for folder in [*group.glob("*/"), group]:
-            folder.rmdir()
+            eventually(lambda folder=folder: removed(folder))
+
+
+def removed(group: Path) -> bool:
+    """Remove a control group, whose last process may still be ending."""
+    try:
+        group.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -22,6 +22,7 @@ import pytest
 
 from tests.lib import images
 from tests.lib.daemon import Daemon, Engine, Peer, docker_program, knarr_command
+from tests.lib.registries import free_port
 from tests.lib.terminal import Terminal
 
 PREFIX = "knarr-cli-test"
@@ -38,9 +39,7 @@ class Registry:
                 probe.connect(str(engine.socket))
                 pid = struct.unpack("iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
             self.enter = ["nsenter", f"--net=/proc/{pid}/ns/net"]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
         users = subprocess.run(["htpasswd", "-nbB", "-C", "4", "me", "secret"], check=True, capture_output=True).stdout
         (folder / "users").write_bytes(users)
@@ -52,7 +51,7 @@ class Registry:
         command = [*self.enter, "docker-registry", "serve", str(folder / "config.yml")]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         probing = [*self.enter, "bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{self.port}"]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while subprocess.run(probing, capture_output=True).returncode:
             assert self.process.poll() is None, "docker-registry does not start"
             assert time.monotonic() < deadline, "docker-registry does not answer"
@@ -113,8 +112,9 @@ def registry(engine: Engine) -> Iterator[Registry]:
 def host(engine: Engine, registry: Registry) -> Iterator[Host]:
     home = Path(tempfile.mkdtemp(prefix="knarr-home-"))
     made = Host(engine, registry, home)
-    archive = images.docker_archive([images.tar([images.entry("file", data=os.urandom(100))])], [f"{made.image}:1", f"{made.image}:2"],
-        {"Labels": {PREFIX: "1"}})
+    archive = images.docker_archive(
+        [images.tar([images.entry("file", data=os.urandom(100))])], [f"{made.image}:1", f"{made.image}:2"], {"Labels": {PREFIX: "1"}}
+    )
     assert engine.api("POST", "/images/load?quiet=1", archive, {"Content-Type": "application/x-tar"}).status == 200
     yield made
     made.forget("1", "2", "3")
@@ -242,7 +242,7 @@ def test_between_two_hosts_without_a_registry(own_daemon: Callable[..., Daemon],
     environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
 
     def knarr(*arguments: str) -> tuple[int, str]:
-        result = subprocess.run([*knarr_command(), *arguments], env=environment, capture_output=True, text=True, timeout=60)
+        result = subprocess.run([*knarr_command(), *arguments], env=environment, capture_output=True, text=True, timeout=120)
         return result.returncode, result.stderr
 
     image = here.api("GET", "/images/app:1/json").json()["Id"]

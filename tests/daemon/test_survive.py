@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +46,35 @@ def lines_of(daemon: Daemon, container: str) -> list[str]:
     return daemon.out("logs", container).splitlines()
 
 
+def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+class Alone:
+    """A container that ends while no daemon runs, and not before: its script goes on when there is a file."""
+
+    def __init__(self, daemon: Daemon, folder: Path, script: str, *options: str) -> None:
+        self.daemon, self.go = daemon, folder / "go"
+        wait = "while [ ! -e /wait/go ]; do sleep 0.05; done"
+        command = ["run", "-d", "--name", "loner", "-v", f"{folder}:/wait", *options, *NONE, "busybox", "sh", "-c", f"{wait}; {script}"]
+        daemon.docker(*command)
+        self.monitor = parent(int(str(state(daemon, "loner")["Pid"])))
+
+    def end(self) -> None:
+        """The daemon is killed, the container ends, its monitor writes that down and goes; then comes the next daemon."""
+        self.daemon.kill()
+        self.go.touch()
+        until(lambda: "\nState:\tZ" in status_of(self.monitor) or not status_of(self.monitor), "it does not end")
+        self.daemon.start()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def test_a_logging_container_never_stops(mortal: Daemon) -> None:
     mortal.docker("run", "-d", "--name", "counter", *NONE, "busybox", "sh", "-c", COUNT)
     before = state(mortal, "counter")
@@ -60,27 +88,25 @@ def test_a_logging_container_never_stops(mortal: Daemon) -> None:
         mortal.start()
         after = state(mortal, "counter")
         assert (after["Running"], after["Pid"], after["StartedAt"]) == (True, before["Pid"], before["StartedAt"])
+    until(lambda: len(lines_of(mortal, "counter")) > 60, "it writes no more")
     lines = lines_of(mortal, "counter")
     assert lines == [f"line {n}" for n in range(1, len(lines) + 1)]
-    assert len(lines) > 60
     assert mortal.out("exec", "counter", "echo", "inside") == "inside"
     assert mortal.out("top", "counter")
     waiting = mortal.docker_popen("wait", "counter", stdin=subprocess.DEVNULL)
     attached = mortal.docker_popen("attach", "--no-stdin", "counter", stdin=subprocess.DEVNULL)
-    time.sleep(0.7)
+    assert attached.stdout is not None
+    assert attached.stdout.readline().startswith(b"line")
     assert mortal.out("stop", "-t", "0", "counter") == "counter"
-    assert waiting.communicate(timeout=20)[0].strip() == b"137"
-    assert b"line" in attached.communicate(timeout=20)[0]
+    assert waiting.communicate(timeout=60)[0].strip() == b"137"
+    attached.communicate(timeout=60)
     total = lines_of(mortal, "counter")
     assert total == [f"line {n}" for n in range(1, len(total) + 1)]
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("echo last words; kill -9 $$; exit 3", 3)])
-def test_the_exit_code_of_one_that_ended_alone(mortal: Daemon, script: str, code: int) -> None:
-    mortal.docker("run", "-d", "--name", "loner", *NONE, "busybox", "sh", "-c", f"sleep 0.7; {script}")
-    mortal.kill()
-    time.sleep(1.2)
-    mortal.start()
+def test_the_exit_code_of_one_that_ended_alone(mortal: Daemon, tmp_path: Path, script: str, code: int) -> None:
+    Alone(mortal, tmp_path, script).end()
     found = state(mortal, "loner")
     assert (found["Status"], found["ExitCode"]) == ("exited", code)
     assert str(found["FinishedAt"]) > str(found["StartedAt"])
@@ -88,25 +114,15 @@ def test_the_exit_code_of_one_that_ended_alone(mortal: Daemon, script: str, code
     assert lines_of(mortal, "loner") == (["last words"] if "last" in script else [])
 
 
-def test_out_of_memory_while_no_daemon_ran(mortal: Daemon) -> None:
-    script = "sleep 0.7; tail -c 200m /dev/zero"
-    mortal.docker("run", "-d", "--name", "hungry", "-m", "24m", "--memory-swap", "24m", *NONE, "busybox", "sh", "-c", f"{script}; exit 137")
-    mortal.kill()
-    time.sleep(2)
-    mortal.start()
-    found = state(mortal, "hungry")
+def test_out_of_memory_while_no_daemon_ran(mortal: Daemon, tmp_path: Path) -> None:
+    Alone(mortal, tmp_path, "tail -c 200m /dev/zero; exit 137", "-m", "24m", "--memory-swap", "24m").end()
+    found = state(mortal, "loner")
     assert (found["Status"], found["ExitCode"], found["OOMKilled"]) == ("exited", 137, True)
 
 
-def test_automatic_removal_of_one_that_ended_alone(mortal: Daemon) -> None:
-    mortal.docker("run", "-d", "--rm", "--name", "fleeting", *NONE, "busybox", "sleep", "0.6")
-    mortal.kill()
-    time.sleep(1)
-    mortal.start()
-    deadline = time.monotonic() + 10
-    while mortal.out("ps", "-aq"):
-        assert time.monotonic() < deadline, "it was not removed"
-        time.sleep(0.1)
+def test_automatic_removal_of_one_that_ended_alone(mortal: Daemon, tmp_path: Path) -> None:
+    Alone(mortal, tmp_path, "true", "--rm").end()
+    until(lambda: not mortal.out("ps", "-aq"), "it was not removed")
 
 
 def test_a_terminal_is_found_again(mortal: Daemon) -> None:
@@ -123,17 +139,16 @@ def test_a_terminal_is_found_again(mortal: Daemon) -> None:
 def test_a_running_container_whose_monitor_is_gone_is_not_given_an_invented_exit_code(mortal: Daemon) -> None:
     mortal.docker("run", "-d", "--name", "orphan", *NONE, "busybox", "sleep", "1000")
     pid = int(str(state(mortal, "orphan")["Pid"]))
-    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    monitor = parent(pid)
     mortal.kill()
-    assert status_of(parent), "it has no monitor"
-    os.kill(parent, signal.SIGKILL)
-    time.sleep(0.2)
+    assert status_of(monitor), "it has no monitor"
+    os.kill(monitor, signal.SIGKILL)
     mortal.start()
+    until(lambda: state(mortal, "orphan")["Status"] in ("exited", "dead"), "nobody noticed")
     found = state(mortal, "orphan")
-    assert found["Status"] in ("exited", "dead")
     assert found["ExitCode"] == 255
     assert found["Error"]
-    assert "State:\tZ" in status_of(pid) or not status_of(pid), "its process was left behind"
+    until(lambda: "State:\tZ" in status_of(pid) or not status_of(pid), "its process was left behind")
 
 
 def test_a_stop_of_the_daemon_leaves_containers_running(mortal: Daemon) -> None:
@@ -148,8 +163,11 @@ def test_logs_go_on_for_a_reader_of_the_next_daemon(mortal: Daemon) -> None:
     mortal.docker("run", "-d", "--name", "counter", *NONE, "busybox", "sh", "-c", COUNT)
     mortal.restart()
     follower = mortal.docker_popen("logs", "-f", "counter", stdin=subprocess.DEVNULL)
-    threading.Timer(1, lambda: mortal.docker("kill", "counter")).start()
-    lines = follower.communicate(timeout=20)[0].decode().splitlines()
+    assert follower.stdout is not None
+    first = follower.stdout.readline()
+    until(lambda: len(lines_of(mortal, "counter")) > 50, "it writes no more")
+    mortal.docker("kill", "counter")
+    lines = (first + follower.communicate(timeout=60)[0]).decode().splitlines()
     assert len(lines) > 50
     assert lines == [f"line {n}" for n in range(1, len(lines) + 1)]
 

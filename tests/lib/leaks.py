@@ -99,9 +99,9 @@ def belongs(pid: int, folder: str) -> bool:
         above = parent(pid)
         if read(f"/proc/{above}/cmdline").startswith(WAITING):
             return belongs(above, folder)
-    if named or CONTAINER_ID.search(read(f"/proc/{pid}/cgroup")):
-        return False  # another test's, or in a container of a daemon whose control groups are elsewhere
-    return "knarr" in command.split(" -", 1)[0] or executable.startswith("/memfd:")
+    if named or CONTAINER_ID.search(read(f"/proc/{pid}/cgroup")) or link(f"/proc/{pid}/cwd") not in ("/", ""):
+        return False  # another test's, in a container of a daemon whose control groups are elsewhere, or a daemon's that is no test's
+    return command.startswith("knarr-") and executable.startswith("/memfd:")
 
 
 def own_processes(daemon: Daemon) -> set[str]:
