@@ -178,8 +178,8 @@ def _mount_checks(result: "dict[str, Any]") -> None:
     for field, owner in (("VolumeOptions", "volume"), ("ImageOptions", "image"), ("BindOptions", "bind"), ("TmpfsOptions", "tmpfs")):
         if field in result and kind != owner:
             raise ValueError(f"cannot mix '{owner}-*' options with mount type '{kind}'")
-    if ("UIDMappings" in result or "GIDMappings" in result) and kind not in ("bind", "volume"):
-        raise ValueError(f"not implemented: idmap of an {kind}" if kind == "image" else f"cannot use 'idmap' with mount type '{kind}'")
+    if ("UIDMappings" in result or "GIDMappings" in result) and kind not in ("bind", "volume", "image"):
+        raise ValueError(f"cannot use 'idmap' with mount type '{kind}'")
     bind = result.get("BindOptions", {})
     if "ReadOnlyNonRecursive" in bind and not result.get("ReadOnly"):
         raise ValueError("option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")

@@ -37,6 +37,7 @@ static const operation operations[OP_LAST + 1] = {
     [OP_MOUNT] = op_mount,
     [OP_BIND] = op_bind,
     [OP_BIND_PART] = op_bind,
+    [OP_OWNERS] = op_owners,
     [OP_ATTRIBUTES] = op_attributes,
     [OP_MKNOD] = op_mknod,
     [OP_SYMLINK] = op_symlink,

@@ -54,7 +54,8 @@ enum plan_code {
     OP_EXEC,
     OP_TERMINAL,
     OP_BIND_PART,
-    OP_LAST = OP_BIND_PART
+    OP_OWNERS,
+    OP_LAST = OP_OWNERS
 };
 
 struct plan_header {
@@ -111,6 +112,7 @@ static const struct plan_shape plan_shapes[OP_LAST + 1] = {
     [OP_EXEC] = {0, 0}, /* slots: argv, NULL, env, NULL; arg[0] and arg[1] their lengths */
     [OP_TERMINAL] = {0, 0, 0},
     [OP_BIND_PART] = {4, 3},
+    [OP_OWNERS] = {3, 3, 1}, /* paths */
 };
 
 static int plan_check_slot(const uint8_t *op, uint32_t size, uint64_t offset, uint32_t first) {
@@ -146,7 +148,7 @@ static int plan_check_op(const struct plan_op *op, size_t left) {
         if (offset == 0) {
             if (op->code != OP_EXEC && (shape->needed >> i & 1))
                 return -1;
-        } else if (shape->element) {
+        } else if (shape->element && i == 0) {
             uint64_t length = op->arg[2];
             if (offset < first || offset > op->size || offset % 4 || length > (op->size - offset) / shape->element)
                 return -1;

@@ -164,6 +164,47 @@ static int op_bind(struct child *c, struct plan_op *op) {
     return error;
 }
 
+/* Folders with their owners mapped, each mounted over itself, for the overlay that is mounted of them next; without a user namespace they are
+ * uncovered again. In our mount namespace only, and no link on the way counts. slots: the folders' paths below the base, each with its NUL
+ * (arg[2] bytes), base (host path), user namespace or NULL. */
+static int owners_of(int base, const char *path, const char *userns) {
+    struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS};
+    char name[FD_NAME];
+    int fd, tree, error, tries = 64;
+    do {
+        fd = (int)syscall(SYS_openat2, base, path, &how, sizeof how);
+    } while (fd < 0 && (errno == EAGAIN || errno == EINTR) && --tries);
+    if (fd < 0)
+        return errno;
+    if (!userns) {
+        error = failed(umount2(fd_name(name, fd), MNT_DETACH));
+    } else if ((tree = clone_tree(fd, "", 0)) < 0) {
+        error = errno;
+    } else {
+        error = set_owners(tree, userns, 0, 0);
+        if (!error)
+            error = failed(syscall(SYS_move_mount, tree, "", fd, "", MOVE_EMPTY_BOTH));
+        close(tree);
+    }
+    close(fd);
+    return error;
+}
+
+static int op_owners(struct child *c, struct plan_op *op) {
+    const char *path = op->slot[0].text, *end = path + op->arg[2];
+    int error = 0, base;
+    (void)c;
+    if (path == end || end[-1])
+        return EINVAL;
+    base = open(op->slot[1].text, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (base < 0)
+        return errno;
+    for (; !error && path < end; path += strlen(path) + 1)
+        error = owners_of(base, path, op->slot[2].text);
+    close(base);
+    return error;
+}
+
 /* slot: a mounted path inside. arg: attributes to set, to clear, recursive. */
 static int op_attributes(struct child *c, struct plan_op *op) {
     struct attributes a = {.set = op->arg[0], .clear = op->arg[1]};

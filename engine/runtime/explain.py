@@ -74,7 +74,9 @@ def explain(plan: Sequence[Op], index: int, errno: int) -> LaunchError:
         text, hint = _program(op, errno)
     else:
         text = f"{ops.describe(op)}: {os.strerror(errno).lower()}"
-        hint = _OWNER_HINTS.get(errno, "") if isinstance(op, ops.Bind) and op.userns else ""
+        hint = _OWNER_HINTS.get(errno, "") if isinstance(op, ops.Bind | ops.Owners) and op.userns else ""
+        if isinstance(op, ops.Mount) and isinstance(plan[index - 1], ops.Owners) and errno == E.EINVAL:
+            hint = "overlays of layers with mapped owners need Linux 5.19 or newer"
         hint = hint or _HINTS.get((name, errno)) or _HINTS.get(("", errno), "")
     return LaunchError(text, op=name, index=index, errno=errno, hint=hint)
 

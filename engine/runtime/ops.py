@@ -32,7 +32,7 @@ from engine.wire.plan import join, pack, table, text
 __all__ = [
     "NAMESPACES", "NEWCGROUP", "NEWIPC", "NEWNET", "NEWNS", "NEWPID", "NEWTIME", "NEWUSER", "NEWUTS", "RLIMITS",
     "Attributes", "Bind", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
-    "JoinProcess", "Keyring", "Loopback", "Mask", "Mknod", "Mount", "NoNewPrivs", "OomScore", "Op", "Pivot", "Propagation",
+    "JoinProcess", "Keyring", "Loopback", "Mask", "Mknod", "Mount", "NoNewPrivs", "OomScore", "Op", "Owners", "Pivot", "Propagation",
     "Readonly", "Rlimit", "Root", "Seccomp", "Stdio", "Symlink", "Sysctl", "Tasks", "Terminal", "Umask", "Unshare", "User",
     "describe", "encode",
 ]  # fmt: skip
@@ -200,6 +200,19 @@ class Bind(Op, frozen=True):
         if self.part or self.userns:
             return pack(34, args, *paths, *(text(value) if value else None for value in (self.part, self.userns)))
         return pack(11, args, *paths)
+
+
+class Owners(Op, frozen=True):
+    """Show the owners of host folders as a user namespace has them, until the same with no `userns`: for the overlay that is mounted of
+    them in between. `folders`: relative to the host path `base`, and through no link; `userns`: the path of the namespace's file."""
+
+    folders: tuple[str, ...]
+    base: str
+    userns: str = ""
+
+    def wire(self) -> bytes:
+        paths = b"".join(map(text, self.folders))
+        return pack(35, (0, 0, len(paths), 0), paths, text(self.base), text(self.userns) if self.userns else None)
 
 
 class Attributes(Op, frozen=True):

@@ -6,6 +6,7 @@ A file system gets MS_ flags and a data string; a bind gets mount attributes (mo
 from __future__ import annotations
 
 import functools
+import re
 
 import msgspec
 
@@ -54,6 +55,8 @@ _RECURSIVE = {
     "r" + word for word in _FLAGS if word not in ("norelatime", "nostrictatime", "nosymfollow", "symfollow")
 } | {"rnorelatime", "rnostrictatime", "rnosymfollow", "rsymfollow"}  # fmt: skip
 _LATER = ("tmpcopyup",)
+_NAME = re.compile(r"(?:[^\\:]|\\.)+", re.DOTALL)  # between colons that have no backslash before them
+_EVERY = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -106,3 +109,12 @@ def parse(words: tuple[str, ...]) -> Options:
         elif word not in ("defaults", ""):
             data.append(word)
     return Options(flags, ",".join(data), set_, clear, recursive, propagation, bind, bind_recursive, idmap, idmap_recursive)
+
+
+def lowers(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders that overlay's option `lowerdir=` names, topmost first; none without it (overlayfs.rst)."""
+    names: tuple[str, ...] = ()
+    for word in words:
+        if word.startswith("lowerdir="):
+            names = tuple(_EVERY.sub(r"\1", name) for name in _NAME.findall(word.removeprefix("lowerdir=")))
+    return names

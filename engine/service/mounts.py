@@ -17,6 +17,7 @@ from engine.errors import InvalidParameter, KnarrError, NotFound
 from engine.linux import mounts as table
 from engine.service import mountspec
 from engine.service.context import Context
+from engine.spec import idmapping
 from engine.spec.container import ContainerRecord
 from engine.spec.docker.containers import Config, HostConfig
 from engine.spec.mount import Mount, MountPoint
@@ -144,7 +145,8 @@ def _runtime(context: Context, point: MountPoint) -> Mount:
     if point.type == "tmpfs":
         return Mount(destination=point.destination, type="tmpfs", source="tmpfs", options=point.options)
     if point.type == "image":
-        return _image(context, point)
+        made = _image(context, point)
+        return _image_owners(made, point) if point.uid_mappings else made
     source = context.volumes.path(point.name) if point.type == "volume" else point.source
     return Mount(
         destination=point.destination, type="bind", source=source, options=point.options, subpath=point.subpath,
@@ -175,6 +177,16 @@ def _image(context: Context, point: MountPoint) -> Mount:
             destination=point.destination, type="bind", source=view.host_path(node, node.layers[0]), options=("bind", "ro", "rprivate")
         )
     return msgspec.structs.replace(whole, destination=point.destination, options=("lowerdir=" + ":".join(layers), "ro"))
+
+
+def _image_owners(made: Mount, point: MountPoint) -> Mount:
+    """An image's mount with the owners that are asked for. An image without layers is one empty folder."""
+    if made.type == "tmpfs":
+        uid, gid = idmapping.shown(point.uid_mappings, 0), idmapping.shown(point.gid_mappings, 0)
+        return msgspec.structs.replace(made, options=(*made.options, "nosuid", f"uid={uid}", f"gid={gid}"))
+    return msgspec.structs.replace(
+        made, options=(*made.options, *point.options), uid_mappings=point.uid_mappings, gid_mappings=point.gid_mappings
+    )
 
 
 async def unpack(context: Context, hc: HostConfig) -> None:

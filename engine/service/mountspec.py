@@ -10,7 +10,7 @@ import posixpath
 
 import msgspec
 
-from engine.errors import InvalidParameter, NotImplementedYet
+from engine.errors import InvalidParameter
 from engine.spec import idmapping
 from engine.spec.docker.containers import HostConfig, IdRange, MountRequest, VolumeOptions
 from engine.spec.mount import IdMapping, MountPoint
@@ -182,8 +182,6 @@ def _mount(item: MountRequest, driver: str) -> Request:
     if "\0" in item.source:
         raise InvalidParameter(f"{prefix}a NUL byte in the source")
     mapped = item.uid_mappings or item.gid_mappings
-    if mapped and kind == "image":
-        raise NotImplementedYet("UIDMappings, GIDMappings of an image's mount", hint="an overlay shows the owners that its layers have")
     if mapped and kind == "tmpfs":
         raise InvalidParameter(f"{prefix}field UIDMappings or GIDMappings must not be specified")
     if kind == "bind":
@@ -193,7 +191,7 @@ def _mount(item: MountRequest, driver: str) -> Request:
             raise InvalidParameter(f"{prefix}field Source must not be specified")
         return Request(point=_mount_tmpfs(item, destination))
     if kind == "image":
-        return Request(point=_mount_image(item, destination, prefix))
+        return Request(point=_owners(item, _mount_image(item, destination, prefix), prefix))
     return _mount_volume(item, item.volume_options or VolumeOptions(), destination, driver, prefix)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from engine.spec.mount import IdMapping
 
 IDS = (1 << 32) - 1  # 0 up to 4294967294; the last number means "none"
+NOBODY = 65534  # what is seen in the place of an id outside a mapping
 IDENTITY = (IdMapping(container_id=0, host_id=0, size=IDS),)
 
 _RANGES = 340  # user_namespaces(7), since Linux 4.15
@@ -21,6 +22,14 @@ _BYTES = 4096  # a mapping is written at once, and less than a page
 def text(mapping: Sequence[IdMapping]) -> bytes:
     """What is written to /proc/PID/uid_map or gid_map."""
     return b"".join(b"%d %d %d\n" % (item.container_id, item.host_id, item.size) for item in mapping)
+
+
+def shown(mapping: Sequence[IdMapping], owner: int) -> int:
+    """Which id is seen as the owner of what belongs to `owner`."""
+    for item in mapping:
+        if item.container_id <= owner < item.container_id + item.size:
+            return item.host_id + owner - item.container_id
+    return NOBODY
 
 
 def problem(mapping: Sequence[IdMapping]) -> str:

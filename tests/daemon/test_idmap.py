@@ -181,10 +181,6 @@ def test_through_the_api(knarr: Knarr, daemon: Daemon, folder: Path) -> None:
     for ranges in ([{"ContainerID": 0, "HostID": 0, "Size": 0}], [{"ContainerID": 0, "HostID": 1, "Size": 1 << 32}]):
         mount["UIDMappings"] = ranges
         assert daemon.api("POST", "/containers/create", config).status == 400
-    image = {"Type": "image", "Source": busybox.NAME, "Target": "/m", "UIDMappings": [{"ContainerID": 0, "HostID": 7, "Size": 1}]}
-    config["HostConfig"] = {"Mounts": [image]}
-    answer = daemon.api("POST", "/containers/create", config)
-    assert (answer.status, "not implemented" in answer.json()["message"]) == (501, True)
 
 
 @pytest.mark.parametrize(

@@ -95,12 +95,20 @@ def test_no_process_is_left() -> None:
     assert said.split() == ["none", "4"]
 
 
+@pytest.mark.parametrize(("owner", "shown"), [(0, 1000), (5, 1005), (14, 1014), (15, 65534), (4, 65534)])
+def test_who_is_shown(owner: int, shown: int) -> None:
+    assert idmapping.shown(mapping((0, 1000, 1), (5, 1005, 10)), owner) == shown
+    assert idmapping.shown(idmapping.IDENTITY, owner) == owner
+
+
 def test_a_request_for_a_bind() -> None:
     found = point(UIDMappings=ranges((0, 1000, 1), (5, 1005, 10)))
     assert (triples(found.uid_mappings), triples(found.gid_mappings)) == ([(0, 1000, 1), (5, 1005, 10)], IDENTITY)
     assert found.options == ("rbind", "rw", "rprivate", "nosuid", "ridmap")
     assert point(GIDMappings=ranges((0, 1, 1)), BindOptions={"NonRecursive": True}).options[-1] == "idmap"
     assert triples(point(Type="volume", Source="v", GIDMappings=ranges((0, 1, 1))).gid_mappings) == [(0, 1, 1)]
+    image = point(Type="image", Source="i", UIDMappings=ranges((0, 1, 1)))
+    assert (triples(image.uid_mappings), triples(image.gid_mappings), image.options) == ([(0, 1, 1)], IDENTITY, ("nosuid", "idmap"))
     plain = point(UIDMappings=[], GIDMappings=None)
     assert (plain.uid_mappings, plain.options) == ((), ("rbind", "rw", "rprivate"))
 
@@ -174,7 +182,7 @@ def test_the_client_refuses_what_is_no_mapping(text: str) -> None:
         cli.mount(f"type=bind,source=/s,target=/t,idmap={text}")
 
 
-@pytest.mark.parametrize(("kind", "message"), [("tmpfs", "cannot use 'idmap'"), ("image", "not implemented: idmap of an image")])
-def test_the_client_knows_what_cannot_be_mapped(kind: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        cli.mount(f"type={kind},target=/t,idmap=uids=0-1-1")
+def test_the_client_knows_what_cannot_be_mapped() -> None:
+    with pytest.raises(ValueError, match="cannot use 'idmap' with mount type 'tmpfs'"):
+        cli.mount("type=tmpfs,target=/t,idmap=uids=0-1-1")
+    assert cli.mount("type=image,source=i,target=/t,idmap=uids=0-1-1")["UIDMappings"]

@@ -190,7 +190,8 @@ def test_every_operation_is_described_and_decodes() -> None:
     samples = {
         ops.Clone: (ops.NEWPID,), ops.Join: (ops.NEWNET, "/x"), ops.JoinProcess: (1, 2, ops.NEWNS), ops.Tasks: ("/t/tasks",),
         ops.Unshare: (ops.NEWCGROUP,), ops.Propagation: ("/", 1), ops.Root: ("s", "/t"), ops.Mount: ("s", "/t", "proc"), ops.Bind:
-        ("/s", "/t"), ops.Attributes: ("/t",), ops.Mknod: ("/dev/x", 0o20666, 259), ops.Symlink: ("a", "/b"), ops.Mask: ("/p",),
+        ("/s", "/t"), ops.Owners: (("a/b", "c"), "/d", "/n"),
+        ops.Attributes: ("/t",), ops.Mknod: ("/dev/x", 0o20666, 259), ops.Symlink: ("a", "/b"), ops.Mask: ("/p",),
         ops.Readonly: ("/p",), ops.Sysctl: ("a/b", "1"), ops.Hostname: ("h",), ops.Domainname: ("d",), ops.Rlimit: (7, 1, 2),
         ops.OomScore: (-1,), ops.Cwd: ("/",), ops.Bounding: (0,), ops.User: (1, 2, (3,)), ops.Capabilities: (1, 2), ops.Seccomp:
         (b"\0" * 8,), ops.Exec: (("x",),),
@@ -250,6 +251,31 @@ def test_the_mappings_of_a_mount_become_a_user_namespace(word: str, recursive: b
     error = plan.explain(found, 0, errno.EINVAL)
     assert str(error).startswith("bind /y to /x with owners mapped: invalid argument (the file system of the source")
     assert "mapped" not in str(plan.explain(found, 1, errno.EPERM))
+
+
+def test_the_folders_of_an_overlay_are_mapped_while_it_is_mounted() -> None:
+    options = (r"lowerdir=1/fs:2/fs/a\:b\,c\\d", "ro", "nosuid", "idmap")
+    mount = Mount(
+        destination="/x", type="overlay", source="overlay", options=options, base="/layers", uid_mappings=MAPPED, gid_mappings=MAPPED
+    )
+    steps = make(spec(mounts=(mount,)), userns=lambda uids, gids: "/n")
+    at = next(index for index, op in enumerate(steps) if isinstance(op, ops.Owners))
+    assert steps[at] == ops.Owners(("1/fs", r"2/fs/a:b,c\d"), "/layers", "/n")
+    assert isinstance(mounted := steps[at + 1], ops.Mount) and (mounted.data, mounted.base) == (options[0], "/layers")
+    assert steps[at + 2] == ops.Owners(("1/fs", r"2/fs/a:b,c\d"), "/layers")
+    assert _core.decode(ops.encode(steps)) == len(steps)
+    assert "(the file system of the source" in str(plan.explain(steps, at, errno.EINVAL))
+    assert "need Linux 5.19" in str(plan.explain(steps, at + 1, errno.EINVAL))
+    for members in ({"options": ("lowerdir=a", "upperdir=u", "workdir=w")}, {"options": ()}, {"base": ""}):
+        with pytest.raises(NotImplementedYet, match="id mappings of the mount on /x"):
+            make(spec(mounts=(msgspec.structs.replace(mount, **members),)), userns=lambda uids, gids: "/n")
+
+
+@pytest.mark.parametrize("names", [(), ("a",), ("a:b", "c,d"), ("e\\", "\\:", "f")])
+def test_folders_named_in_options(names: tuple[str, ...]) -> None:
+    text = ":".join(name.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,") for name in names)
+    assert options.lowers(("ro", f"lowerdir={text}")) == names
+    assert options.lowers(("ro",)) == ()
 
 
 @pytest.mark.parametrize(
