@@ -6,15 +6,13 @@ Needs root; mmdebstrap for the real Dockerfile. Each engine in turn in one run; 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +202,6 @@ class Session:
                     self.add("real", builder, builder.build(self.contexts["real"], "--no-cache"))
 
 
-@contextmanager
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="knarr-build-", dir="/var/tmp"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def main() -> int:
     options = arguments()
     if os.geteuid():
@@ -222,18 +211,15 @@ def main() -> int:
     if unknown := set(wanted) - set(TITLES):
         print(f"benchmarks: unknown: {', '.join(sorted(unknown))}", file=sys.stderr)
         return 1
-    with folder() as work, ExitStack() as stack:
-        session = Session(options, work, stack)
+    made = tempfile.TemporaryDirectory(prefix="knarr-build-", dir="/var/tmp", ignore_cleanup_errors=True)
+    with made as work, ExitStack() as stack:
+        session = Session(options, Path(work), stack)
         try:
             for key in wanted:
                 getattr(session, key)()
         finally:
             session.progress.done()
-            options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "builds.json").write_text(json.dumps(stats.record(session.found), indent=1))
-            text = "\n".join(stats.lines(session.found, BARS))
-            (options.out / "builds.txt").write_text(text + "\n")
-            print(text)
+            stats.write(options.out, "builds", session.found, BARS)
     return 0
 
 

@@ -1,10 +1,12 @@
-"""Medians and friends of a list of samples. Pure."""
+"""Medians and friends of lists of samples, and how they are written."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -84,6 +86,15 @@ def lines(found: dict[str, Measurement], bars: Iterable[Bar]) -> Iterator[str]:
         verdict, value = bar.verdict(found)
         if value is not None:
             yield f"{verdict:4} {bar.text}: {value:.3f}"
+
+
+def write(folder: Path, name: str, found: dict[str, Measurement], bars: Iterable[Bar]) -> None:
+    """Write all samples to `name`.json in a folder, made if missing, and `lines` to `name`.txt; the latter to standard output as well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record(found), indent=1))
+    text = "\n".join(lines(found, bars))
+    (folder / f"{name}.txt").write_text(text + "\n")
+    print(text)
 
 
 def record(found: dict[str, Measurement]) -> dict[str, Any]:

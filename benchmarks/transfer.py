@@ -17,8 +17,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -286,15 +286,6 @@ class Session:
                 self.add("serve", name, time.monotonic() - began)
 
 
-@contextmanager
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="knarr-transfer-", dir="/var/tmp"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def main() -> int:
     options = arguments()
     missing = [name for name in (docker_registry(), "skopeo", "curl") if not shutil.which(name)]
@@ -302,12 +293,13 @@ def main() -> int:
         print(f"benchmarks: needs root, and these programs: {' '.join(missing) or '(all here)'}", file=sys.stderr)
         return 1
     wanted = options.only.split(",") if options.only else ["pull", "push", "serve"]
-    with folder() as work, ExitStack() as stack:
-        session = Session(options, work, stack)
+    made = tempfile.TemporaryDirectory(prefix="knarr-transfer-", dir="/var/tmp", ignore_cleanup_errors=True)
+    with made as work, ExitStack() as stack:
+        session = Session(options, Path(work), stack)
         steps: list[Callable[[], object]] = []
         if {"pull", "push"} & set(wanted):
             print("Making the image", file=sys.stderr)
-            image = session.pulls(options.image or debian(work))
+            image = session.pulls(options.image or debian(Path(work)))
             if "push" in wanted:
                 steps.append(lambda: session.pushes(image))
         if "serve" in wanted:
@@ -317,11 +309,7 @@ def main() -> int:
                 step()
         finally:
             session.progress.done()
-            options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "transfer.json").write_text(json.dumps(stats.record(session.found), indent=1))
-            text = "\n".join(stats.lines(session.found, BARS))
-            (options.out / "transfer.txt").write_text(text + "\n")
-            print(text)
+            stats.write(options.out, "transfer", session.found, BARS)
     return 0
 
 
