@@ -239,7 +239,8 @@ class Session:
                 numbers = [
                     float(word) for word in side.output("/traffic", "dns", RESOLVER, "knarr-bench-target", lasting, str(many)).split()
                 ]
-                assert numbers[4] <= numbers[0] * self.options.seconds / 100, f"{numbers[4]:.0f} questions without an answer"
+                few = max(2.0, numbers[0] * self.options.seconds / 100)  # on a busy machine one may be late
+                assert numbers[4] <= few, f"{numbers[4]:.0f} questions without an answer"
                 return numbers
 
             self.add("dns_rate", side, ask(16, seconds)[0])

@@ -70,8 +70,12 @@ static int sending(const char *host, int port, double seconds) {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     char *buffer = calloc(1, BUFFER), answer;
     if (inet_pton(AF_INET, host, &address.sin_addr) != 1) return fputs("not an IPv4 address\n", stderr), 2;
-    if (connect(fd, (void *)&address, sizeof address)) fail("connect");
     double began = now(), sent = 0;
+    while (connect(fd, (void *)&address, sizeof address)) { /* the sink may have only just been started */
+        if (errno != ECONNREFUSED || now() - began > 30) fail("connect");
+        usleep(10000);
+    }
+    began = now();
     while (now() - began < seconds) {
         ssize_t count = write(fd, buffer, BUFFER);
         if (count < 0) fail("write");

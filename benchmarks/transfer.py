@@ -6,9 +6,11 @@ Needs root, Debian's docker-registry and skopeo; mmdebstrap to make the image, u
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
+import random
 import resource
 import shutil
 import socket
@@ -114,13 +116,16 @@ class Registry:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens on, below those that the kernel gives to clients: another connection could have one of those meanwhile."""
+    while True:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            port = random.randrange(20000, 24000)
+            sock.bind(("", port))
+            return port
 
 
 def wait_for_port(port: int) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         with socket.socket() as sock:
             if sock.connect_ex(("127.0.0.1", port)) == 0:
                 return

@@ -14,7 +14,7 @@ docker = pytest.importorskip("docker")
 
 @pytest.fixture
 def client(clean: Engine) -> Iterator[Any]:
-    found = docker.DockerClient(base_url=f"unix://{clean.socket}", timeout=60)
+    found = docker.DockerClient(base_url=f"unix://{clean.socket}", timeout=300)
     yield found
     found.close()
 

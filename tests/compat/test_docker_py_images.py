@@ -24,7 +24,7 @@ def registry() -> Iterator[registries.DockerRegistry]:
 
 @pytest.fixture
 def client(clean: Engine) -> Iterator[Any]:
-    found = docker.DockerClient(base_url=f"unix://{clean.socket}", timeout=60)
+    found = docker.DockerClient(base_url=f"unix://{clean.socket}", timeout=300)
     yield found
     found.close()
 
