@@ -140,13 +140,6 @@ class Patterns:
             self._above = above, folder
         return folder.leaves_out(name)
 
-    def can_skip(self, folder: str | bytes) -> bool:
-        """Whether a folder (as in `excluded`) and all that it contains is left out, whatever that is."""
-        at = self.root
-        for name in (folder.decode("utf-8", "surrogateescape") if isinstance(folder, bytes) else folder).split("/"):
-            at = at.enter(name)
-        return at.skippable
-
 
 class Folder:
     """A folder of a walk. `excluded`: it is left out itself."""

@@ -18,29 +18,16 @@ from engine.wire import tar, tarwrite
 _ROOT = (stat.S_IFDIR | 0o755, 0, 0)
 
 
-def pack_merged(
-    layers: Sequence[str], write: Write, *, prefix: bytes = b"", extra: Mapping[bytes, bytes] | None = None, epoch: int | None = None,
-    check: Callable[[], object] | None = None,
-) -> Packed:  # fmt: skip
-    """Pack the tree of `layers` (host paths, topmost first) to `write`.
-
-    `prefix`: a folder that everything is put into, with "/" at its end; `extra`: further files of it, names and contents; `epoch` and
-    `check` as for `pack`. Several calls for one archive are the caller's affair (`Merger`). Blocks; any thread. Raises OSError, KnarrError.
-    """
-    merger = Merger(write, epoch=epoch, check=check)
-    merger.add(layers, prefix=prefix, extra=extra)
-    return merger.finish()
-
-
 class Merger:
-    """One archive of several trees. Blocks; any thread."""
+    """One archive of several trees, written to `write`; `epoch` and `check` as for `pack`. Blocks; any thread."""
 
     def __init__(self, write: Write, *, epoch: int | None = None, check: Callable[[], object] | None = None) -> None:
         self._out = Members(write, epoch, check)
         self._trees = 0
 
     def add(self, layers: Sequence[str], *, prefix: bytes = b"", extra: Mapping[bytes, bytes] | None = None) -> None:
-        """See `pack_merged`. Raises OSError, KnarrError."""
+        """Add the tree of `layers` (host paths, topmost first). `prefix`: a folder that everything is put into, with "/" at its end;
+        `extra`: further files of it, names and contents. Raises OSError, KnarrError."""
         self._trees += 1
         if prefix:
             self._out.put(self._made(prefix, tar.DIRECTORY, 0o755))

@@ -84,8 +84,10 @@ def test_as_the_rules_say(lines: list[str], paths: list[list[str]]) -> None:
 @given(_lines, _path, _path)
 def test_nothing_is_taken_from_a_folder_that_is_passed_over(lines: list[str], folder: list[str], rest: list[str]) -> None:
     lines = usable(lines)
-    patterns = ignore.Patterns(lines)
-    if patterns.can_skip("/".join(folder)):
+    at = ignore.Patterns(lines).root
+    for name in folder:
+        at = at.enter(name)
+    if at.skippable:
         assert Plain(lines).verdict(folder + rest)
 
 

@@ -106,7 +106,10 @@ def test_where_patterns_are_looked_for() -> None:
     (["*", "!s[^x]c/a"], "t", True), (["*", "!a**z"], "a", False), (["*", "!a**z"], "b", True), (["!dir/b", "dir"], "dir", False),
 ])  # fmt: skip
 def test_folders_that_a_walk_passes_over(lines: list[str], folder: str, skippable: bool) -> None:
-    assert ignore.Patterns(lines).can_skip(folder) is skippable
+    at = ignore.Patterns(lines).root
+    for name in folder.split("/"):
+        at = at.enter(name)
+    assert at.skippable is skippable
 
 
 def test_a_walk_for_what_matches() -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from engine.errors import KnarrError
 from engine.store.merged import OPAQUE_ATTRIBUTE
 from engine.store.pack import Packed, pack
-from engine.store.packmerged import pack_merged
+from engine.store.packmerged import Merger
 from engine.store.trees import remove_tree
 from engine.store.unpack import unpack
 from engine.wire import tar as wire
@@ -179,7 +179,7 @@ def test_a_tree_deeper_than_any_path_is_refused(folder: Path, monkeypatch: pytes
         with pytest.raises(KnarrError, match="a path of 21 folders: file name too long"):
             archive(folder)
         with pytest.raises(KnarrError, match="a path of 21 folders: file name too long"):
-            pack_merged([str(folder)], lambda piece: None)
+            Merger(lambda piece: None).add([str(folder)])
     finally:
         remove_tree(top, "d")
         os.close(top)
@@ -290,7 +290,9 @@ class Merging:
 
     def archive(self, **options: Any) -> bytes:
         pieces: list[bytes] = []
-        pack_merged([str(path) for path in self.folders], lambda piece: pieces.append(bytes(piece)), **options)
+        merger = Merger(lambda piece: pieces.append(bytes(piece)))
+        merger.add([str(path) for path in self.folders], **options)
+        merger.finish()
         return b"".join(pieces)
 
     def overlay(self) -> dict[str, tuple[object, ...]]:
