@@ -41,7 +41,7 @@ class Fetcher:
         """A source of the graph. Raises KnarrError."""
         with self._sources.kept.fetching():
             if isinstance(op, HttpSource):
-                return self._hold(*await self._sources.downloads.fetch(op))
+                return self._hold(*await self._sources.downloads.fetch(op, self._gifts.secrets))
             agent = parse(op.url).remote
             if _AGENT in self._gifts.agents and (agent.startswith("ssh://") or "://" not in agent):
                 async with self._sources.agent(self._gifts) as path:
@@ -56,7 +56,7 @@ class Fetcher:
         if not address.startswith(("http://", "https://")):
             raise InvalidParameter(f"unable to prepare context: {address!r} is no address of a Git repository or a web server")
         with self._sources.kept.fetching():
-            return self._hold(*await self._sources.downloads.context(address, dockerfile, strict=strict))
+            return self._hold(*await self._sources.downloads.context(address, dockerfile, strict=strict, secrets=self._gifts.secrets))
 
     def _hold(self, id: str, tree: Tree) -> Tree:
         self._sources.kept.use(id)
@@ -76,7 +76,7 @@ class Sources:
     def __init__(self, root: str, volatile: str, transport: Transport) -> None:
         self.kept = Kept(root)
         self.downloads = Downloads(self.kept, transport)
-        self.checkouts = Checkouts(self.kept)
+        self.checkouts = Checkouts(self.kept, transport)
         self._volatile = volatile
 
     @contextlib.contextmanager

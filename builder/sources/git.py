@@ -7,19 +7,19 @@ modes 0644 and 0755, everything is root's, and `.git` is not there unless it is 
 
 from __future__ import annotations
 
-import base64
 import errno
 import hashlib
 import os
 import re
 import stat
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
 
 import msgspec
 
 from builder.graph import GitSource
 from builder.language.giturl import COMMIT, Repository, parse
+from builder.sources.authorization import GitAuthorization, for_git, origin
 from builder.sources.contextfolder import remove_below
 from builder.sources.gitrun import Git, GitFailed
 from builder.sources.kept import Kept, Record
@@ -27,14 +27,16 @@ from builder.tree import Tree
 from engine.aio.blocking import blocking
 from engine.aio.locks import KeyedLocks
 from engine.errors import InvalidParameter, KnarrError
+from engine.registry.transport import Transport
 from engine.spec.buildcache import GIT, INTERNAL
 from engine.store.merged import FOLDER
 from engine.store.trees import walk
 from engine.store.view import open_below
 
-TOKEN, HEADER = "GIT_AUTH_TOKEN", "GIT_AUTH_HEADER"
 _SYMREF = re.compile(r"ref: refs/heads/(\S+)\tHEAD")
-_WHOLE_GITHUB = ("https://github.com/", "https://www.github.com/")
+_REDIRECTED = re.compile(r"returned error: 30[12378]")
+_REDIRECTS = 10
+_REFS = "/info/refs"
 
 
 class _Commit(msgspec.Struct, frozen=True):
@@ -46,10 +48,12 @@ class _Commit(msgspec.Struct, frozen=True):
 
 
 class Checkouts:
-    """All repositories of a daemon."""
+    """All repositories of a daemon. `transport`: for finding out where a server redirects to that wants credentials; without one such a
+    redirect is an error."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: Kept, transport: Transport | None = None) -> None:
         self.kept = kept
+        self._transport = transport
         self._locks = KeyedLocks()
 
     async def fetch(self, op: GitSource, secrets: Mapping[str, bytes] | None = None, agent: str = "") -> tuple[str, Tree]:
@@ -61,8 +65,27 @@ class Checkouts:
                 raise InvalidParameter(f"checksum conflicts: {op.checksum!r} vs {repository.checksum!r}")
             repository = msgspec.structs.replace(repository, checksum=op.checksum)
         keep = op.keep_git_dir if repository.keep_git_dir is None else repository.keep_git_dir
-        git = Git(repository.shown, _authorization(repository.remote, secrets or {}), agent, self.kept.root)
-        return await _Fetch(self.kept, self._locks, git, repository, keep and not repository.subdir).run()
+        keep = keep and not repository.subdir
+        authorization = for_git(repository.remote, secrets or {})
+        try:
+            return await self._fetch(repository, authorization, agent, keep)
+        except GitFailed as error:
+            if authorization is None or self._transport is None or not _REDIRECTED.search(error.output):
+                raise
+            moved = await _moved(self._transport, repository.remote, authorization.header)
+            if not moved:
+                raise
+        # Another server gets what is for it by name, or nothing.
+        elsewhere = origin(moved) != origin(repository.remote)
+        repository = msgspec.structs.replace(repository, remote=moved)
+        return await self._fetch(repository, for_git(moved, secrets or {}, of_host=elsewhere), agent, keep)
+
+    async def _fetch(
+        self, repository: Repository, authorization: GitAuthorization | None, agent: str, keep_git_dir: bool
+    ) -> tuple[str, Tree]:  # fmt: skip
+        settings = authorization.settings if authorization is not None else {}
+        git = Git(repository.shown, settings, agent, self.kept.root)
+        return await _Fetch(self.kept, self._locks, git, repository, keep_git_dir).run()
 
 
 class _Fetch:
@@ -284,19 +307,19 @@ def _hash(*words: str) -> str:
     return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def _authorization(remote: str, secrets: Mapping[str, bytes]) -> dict[str, str]:
-    """The setting of git that sends the client's token to this server alone; GitHub's to all of GitHub, for submodules (BuildKit)."""
-    if not remote.startswith(("https://", "http://")):
-        return {}
-    host = urlsplit(remote).netloc.rpartition("@")[2]
-    for name in (f"{HEADER}.{host}", f"{TOKEN}.{host}", HEADER, TOKEN):
-        if name not in secrets:
-            continue
-        value = secrets[name].decode("utf-8", "surrogateescape").strip()
-        if "\n" in value or "\r" in value or "\0" in value:
-            raise InvalidParameter(f"the secret {name} has more than one line")
-        if name.startswith(TOKEN):
-            value = "basic " + base64.b64encode(f"x-access-token:{value}".encode("utf-8", "surrogateescape")).decode()
-        scope = next((prefix for prefix in _WHOLE_GITHUB if remote.startswith(prefix)), remote)
-        return {f"http.{scope}.extraheader": f"Authorization: {value}"}
-    return {}
+async def _moved(transport: Transport, remote: str, header: str) -> str:
+    """Where the server of a repository redirects to, "" for nowhere. The header goes to that server alone. Raises Unreachable."""
+    first = url = f"{remote}{_REFS}?service=git-upload-pack"
+    for _ in range(_REDIRECTS):
+        response = await transport.send("GET", url, [("Authorization", header)])
+        await response.close()
+        if response.status not in (301, 302, 303, 307, 308):
+            break
+        url = urljoin(url, response.headers.get("location", ""))
+        try:
+            if not url.startswith(("https://", "http://")) or origin(url) != origin(first):
+                break
+        except ValueError:  # a port that is none
+            return ""
+    target, refs, _ = url.partition(f"{_REFS}?")
+    return target if refs and url != first and target.startswith(("https://", "http://")) else ""

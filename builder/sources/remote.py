@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
@@ -17,6 +18,7 @@ import trio
 
 from builder.files.archives import is_archive
 from builder.graph import HttpSource
+from builder.sources.authorization import for_web, origin
 from builder.sources.contextarchive import unpack_into
 from builder.sources.kept import Kept, Record
 from builder.tree import Tree
@@ -43,29 +45,30 @@ class Downloads:
         self._transport = transport
         self._locks = KeyedLocks()
 
-    async def fetch(self, op: HttpSource) -> tuple[str, Tree]:
-        """The file, as (identifier among what is kept, tree). Raises KnarrError."""
+    async def fetch(self, op: HttpSource, secrets: Mapping[str, bytes] = {}) -> tuple[str, Tree]:
+        """The file, as (identifier among what is kept, tree). `secrets`: those of the client, of which one may be for the server. Raises
+        KnarrError."""
         if not re.fullmatch(r"(sha256:[0-9a-f]{64})?", op.checksum):
             raise InvalidParameter(f"invalid checksum {op.checksum!r} for {shown(op.url)}", hint="it is sha256: and 64 hexadecimal digits")
         key = hashlib.sha256(f"{op.url}\0{op.filename}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
         async with self._locks.hold(key):
-            return await self._fetch(op, key)
+            return await self._fetch(op, key, for_web(op.url, secrets))
 
-    async def _fetch(self, op: HttpSource, key: str) -> tuple[str, Tree]:
+    async def _fetch(self, op: HttpSource, key: str, authorization: str) -> tuple[str, Tree]:
         here = self.kept.among(f"http-{key}-")
         if op.checksum:
             for id, record in here:
                 if record.facts["digest"] == op.checksum:
                     return id, self._tree(op, id, record)
-        url, response = await self._ask(op.url, here)
+        known = _comparable(here, authorization)
+        url, response = await self._ask(op.url, known, authorization)
         try:
-            if response.status == 304 and here:
-                etag = response.headers.get("etag", "")
-                id, record = next((one for one in here if one[1].facts.get("etag") == etag), here[0])
+            if response.status == 304 and known:
+                id, record = _unchanged(known, response.headers.get("etag", ""), url)
             else:
                 if not 200 <= response.status < 300:
                     raise KnarrError(f"invalid response status {response.status} for {shown(url)}")
-                id, record = await self._save(op, key, response)
+                id, record = await self._save(op, key, response, private=bool(authorization))
         finally:
             await response.close()
         if op.checksum and record.facts["digest"] != op.checksum:
@@ -80,20 +83,24 @@ class Downloads:
             attributes=frozenset(),
         )  # fmt: skip
 
-    async def _ask(self, url: str, here: list[tuple[str, Record]]) -> tuple[str, Response]:
-        """The head of the answer, redirects followed."""
+    async def _ask(self, url: str, known: list[tuple[str, Record]], secret: str) -> tuple[str, Response]:
+        """The head of the answer, redirects followed. `secret` is a header for the server of `url`, until it redirects elsewhere."""
         headers: list[tuple[str, str]] = []
-        etags = [record.facts["etag"] for _, record in here if record.facts.get("etag")]
+        etags = [record.facts["etag"] for _, record in known if record.facts.get("etag")]
         if etags:
             headers.append(("If-None-Match", ", ".join(etags)))
-        elif here and here[0][1].facts.get("modified"):
-            headers.append(("If-Modified-Since", here[0][1].facts["modified"]))
-        host = ""
+        elif known:
+            headers.append(("If-Modified-Since", known[0][1].facts["modified"]))
+        first = None
         for _ in range(_REDIRECTS):
             if not url.startswith(("http://", "https://")):
                 raise InvalidParameter(f"fetching {shown(url)}: it is no address of a web server")
             plain, authorization = _credentials(url)
-            sent = [*headers, ("Authorization", authorization)] if authorization and host in ("", urlsplit(plain).netloc) else headers
+            first = first or origin(plain)
+            if origin(plain) != first:
+                secret, authorization = "", ""
+            authorization = secret or authorization
+            sent = [*headers, ("Authorization", authorization)] if authorization else headers
             response = await self._transport.send("GET", plain, sent)
             if response.status not in (301, 302, 303, 307, 308):
                 return plain, response
@@ -101,11 +108,10 @@ class Downloads:
             await response.close()
             if not target:
                 raise KnarrError(f"fetching {shown(url)}: {response.status} response missing Location header")
-            host = host or urlsplit(plain).netloc
             url = _target(plain, target)
         raise KnarrError(f"fetching {shown(url)}: stopped after {_REDIRECTS} redirects")
 
-    async def _save(self, op: HttpSource, key: str, response: Response) -> tuple[str, Record]:
+    async def _save(self, op: HttpSource, key: str, response: Response, *, private: bool) -> tuple[str, Record]:
         if not op.filename or "/" in op.filename or op.filename in (".", ".."):
             raise InvalidParameter(f"fetching {shown(op.url)}: {op.filename!r} is no name of a file")
         async with self.kept.making() as path:
@@ -126,18 +132,21 @@ class Downloads:
                     "etag": _sendable(response.headers.get("etag", "")),
                     "modified": _sendable(modified),
                     "type": response.headers.get("content-type", ""),
+                    **({"private": "1"} if private else {}),
                 },
             )
             id = f"http-{key}-{digest[7:31]}"
             await blocking("disk", self.kept.commit, path, id, record)
             return id, self.kept.find(id) or record
 
-    async def context(self, url: str, dockerfile: str, *, strict: bool) -> tuple[str, Tree]:
+    async def context(
+        self, url: str, dockerfile: str, *, strict: bool, secrets: Mapping[str, bytes] = {}
+    ) -> tuple[str, Tree]:  # fmt: skip
         """A main context at a URL: an archive is unpacked, text is the Dockerfile (under the name `dockerfile`).
 
         `strict`: only content types that the classic builder takes. Raises InvalidParameter, KnarrError.
         """
-        id, _ = await self.fetch(HttpSource(url=url, filename="context"))
+        id, _ = await self.fetch(HttpSource(url=url, filename="context"), secrets)
         record = self.kept.find(id)
         assert record is not None
         self.kept.use(id)
@@ -158,6 +167,25 @@ class Downloads:
         finally:
             self.kept.release(id)
         return inner, Tree(layers=(self.kept.tree(inner),), identity=inner)
+
+
+def _comparable(here: list[tuple[str, Record]], authorization: str) -> list[tuple[str, Record]]:
+    """What a server is asked about whether it is unchanged: all that has an ETag; without any the newest, by its time, but not where that
+    may be another user's file: a time says nothing about whose."""
+    tagged = [one for one in here if one[1].facts.get("etag")]
+    if tagged or authorization:
+        return tagged
+    return [one for one in here if one[1].facts.get("modified") and not one[1].facts.get("private")][:1]
+
+
+def _unchanged(known: list[tuple[str, Record]], etag: str, url: str) -> tuple[str, Record]:
+    """Which of what was asked about is unchanged. Raises KnarrError when the server does not say."""
+    found = next((one for one in known if etag and one[1].facts.get("etag") == etag), None)
+    if found is None and (len(known) == 1 or not any(record.facts.get("private") for _, record in known)):
+        found = known[0]
+    if found is None:
+        raise KnarrError(f"invalid not-modified ETag {etag[:100]!r} for {shown(url)}")
+    return found
 
 
 async def _download(response: Response, target: str) -> str:

@@ -318,24 +318,6 @@ def test_cancelling_ends_git_and_its_helpers(tmp_path: Path) -> None:
         wait(lambda: not running(url), told=lambda: f"left: {running(url)}")
 
 
-def test_tokens_reach_their_server_alone(server: Server) -> None:
-    from builder.sources.git import _authorization
-
-    def header(remote: str, **secrets: str) -> dict[str, str]:
-        return _authorization(remote, {name.replace("__", "."): value.encode() for name, value in secrets.items()})
-
-    token = "Authorization: basic eC1hY2Nlc3MtdG9rZW46dA=="
-    assert header("https://h/x.git", GIT_AUTH_TOKEN="t\n") == {"http.https://h/x.git.extraheader": token}
-    assert header("https://github.com/me/x.git", GIT_AUTH_TOKEN="t") == {"http.https://github.com/.extraheader": token}
-    assert header("https://h/x", GIT_AUTH_TOKEN="t", GIT_AUTH_HEADER="Bearer b") == {
-        "http.https://h/x.extraheader": "Authorization: Bearer b"
-    }
-    assert header("https://h/x", **{"GIT_AUTH_TOKEN.h": "t", "GIT_AUTH_HEADER": "no"}) == {"http.https://h/x.extraheader": token}
-    assert header("git@h:x", GIT_AUTH_TOKEN="t") == {}
-    with pytest.raises(InvalidParameter):
-        header("https://h/x", GIT_AUTH_HEADER="a\nHost: evil")
-
-
 def http_backend(folder: Path, authorization: str) -> Callable[[Request], Reply]:
     """Git's own CGI program behind HTTP, for who has the right header."""
 
