@@ -271,7 +271,7 @@ def test_detached_logs_stop_and_remove(clean: Engine) -> None:
     script = "i=0; trap 'echo bye; exit 4' TERM; while :; do i=$((i+1)); echo line $i; sleep 0.1; done"
     container = clean.out("run", "-d", "--name", "worker", *NONE, "busybox", "sh", "-c", script)
     assert len(container) == 64
-    follower = clean.docker_popen("logs", "-f", "worker", stdin=subprocess.DEVNULL)
+    follower = clean.docker_popen("logs", "-f", "worker", stdin=subprocess.DEVNULL, bufsize=0)
     assert follower.stdout is not None
     first = follower.stdout.readline()
     assert "Up" in clean.out("ps", "-a", "--filter", "name=worker", "--format", "{{.Status}}")

@@ -162,7 +162,7 @@ def test_a_stop_of_the_daemon_leaves_containers_running(mortal: Daemon) -> None:
 def test_logs_go_on_for_a_reader_of_the_next_daemon(mortal: Daemon) -> None:
     mortal.docker("run", "-d", "--name", "counter", *NONE, "busybox", "sh", "-c", COUNT)
     mortal.restart()
-    follower = mortal.docker_popen("logs", "-f", "counter", stdin=subprocess.DEVNULL)
+    follower = mortal.docker_popen("logs", "-f", "counter", stdin=subprocess.DEVNULL, bufsize=0)
     assert follower.stdout is not None
     first = follower.stdout.readline()
     until(lambda: len(lines_of(mortal, "counter")) > 50, "it writes no more")
