@@ -111,7 +111,7 @@ static const struct plan_shape plan_shapes[OP_LAST + 1] = {
     [OP_UMASK] = {0, 0},
     [OP_EXEC] = {0, 0}, /* slots: argv, NULL, env, NULL; arg[0] and arg[1] their lengths */
     [OP_TERMINAL] = {0, 0, 0},
-    [OP_BIND_PART] = {4, 3},
+    [OP_BIND_PART] = {5, 3},
     [OP_OWNERS] = {3, 3, 1}, /* paths */
 };
 

@@ -111,6 +111,28 @@ static int clone_part(const char *source, const char *part, int recursive) {
     return tree;
 }
 
+/* What is mounted at a path of another mount namespace, whose owner may have made links of the path's parts. We are back in our own namespace
+ * and at its root afterwards, or the launch must not go on. */
+static int clone_foreign(const char *namespace, const char *path, int *tree) {
+    struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+    int own = -1, fd = -1, error, root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC), other = open(namespace, O_RDONLY | O_CLOEXEC);
+    if (root >= 0 && other >= 0)
+        own = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    error = failed(own);
+    if (!error && !(error = failed(setns(other, CLONE_NEWNS)))) {
+        fd = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+        *tree = fd < 0 ? -1 : clone_tree(fd, "", 0);
+        error = failed(*tree);
+        if (setns(own, CLONE_NEWNS) < 0 || fchdir(root) < 0 || chroot(".") < 0)
+            error = errno;
+    }
+    close(fd);
+    close(own);
+    close(other);
+    close(root);
+    return error;
+}
+
 /* Show a tree's owners as a user namespace has them; `path` is the namespace's file. `nosuid` goes as far as the mapping: whoever a file
  * belongs to must not make a set-user-ID program of whoever it is shown as. */
 static int set_owners(int tree, const char *path, int recursive, uint64_t nosuid) {
@@ -124,23 +146,27 @@ static int set_owners(int tree, const char *path, int recursive, uint64_t nosuid
     return error;
 }
 
-/* A bind mount. slots: source (host path), target; of OP_BIND_PART also a path below the source, and a user namespace (each or NULL).
- * arg: attributes to set, to clear, propagation (MS_ flags), BIND_ bits. */
+/* A bind mount. slots: source (host path), target; of OP_BIND_PART also a path below the source, a user namespace, and the mount namespace
+ * that the source is a path of (each or NULL). arg: attributes to set, to clear, propagation (MS_ flags), BIND_ bits. */
 enum { BIND_RECURSIVE = 1, BIND_ATTRIBUTES_RECURSIVE = 2, BIND_KEEP = 4, BIND_KEPT = 8, BIND_OWNERS_RECURSIVE = 16, BIND_INDEX_SHIFT = 8 };
 
 static int op_bind(struct child *c, struct plan_op *op) {
     struct attributes a = {.set = op->arg[0], .clear = op->arg[1]};
     uint64_t bits = op->arg[3], index = bits >> BIND_INDEX_SHIFT;
     struct stat st;
-    int target, error, tree;
+    int target, error, tree = -1;
     if (index >= KEPT_TREES)
         return EINVAL;
-    if (bits & BIND_KEPT)
+    if (op->slots > 4 && op->slot[4].text) {
+        if ((error = clone_foreign(op->slot[4].text, op->slot[0].text, &tree)) != 0)
+            return error;
+    } else if (bits & BIND_KEPT) {
         tree = c->tree[index];
-    else if (op->slots > 2 && op->slot[2].text)
+    } else if (op->slots > 2 && op->slot[2].text) {
         tree = clone_part(op->slot[0].text, op->slot[2].text, bits & BIND_RECURSIVE);
-    else
+    } else {
         tree = clone_tree(AT_FDCWD, op->slot[0].text, bits & BIND_RECURSIVE);
+    }
     if (tree < 0)
         return errno;
     if (bits & BIND_KEEP) {

@@ -25,6 +25,8 @@ def _clone_text(op: Clone) -> str:
 def _bind_text(op: Bind) -> str:
     if op.keep >= 0:
         return f"open {op.source} for a mount on {op.target}"
+    if op.namespace:
+        return f"bind another container's {op.source} to {op.target}"
     return f"bind {op.source}{'/' if op.part else ''}{op.part} to {op.target}{' with owners mapped' if op.userns else ''}"
 
 

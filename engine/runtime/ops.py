@@ -175,6 +175,7 @@ class Bind(Op, frozen=True):
 
     `part`: a relative path below the directory `source` that is meant; no link in it leads out. `userns`: the path of a user namespace's
     file; the mount shows owners as that namespace has them, with `userns_recursive` (then nosuid in `set` is, too) all mounted below.
+    `namespace`: the path of another mount namespace's file, which `source` is a path of then, without links.
     """
 
     source: str
@@ -189,6 +190,7 @@ class Bind(Op, frozen=True):
     part: str = ""
     userns: str = ""
     userns_recursive: bool = False
+    namespace: str = ""
 
     def wire(self) -> bytes:
         bits = self.recursive | self.set_recursive << 1 | self.userns_recursive << 4
@@ -197,8 +199,8 @@ class Bind(Op, frozen=True):
         elif self.kept >= 0:
             bits |= 8 | self.kept << 8
         args, paths = (self.set, self.clear, self.propagation, bits), (text(self.source), text(self.target))
-        if self.part or self.userns:
-            return pack(34, args, *paths, *(text(value) if value else None for value in (self.part, self.userns)))
+        if self.part or self.userns or self.namespace:
+            return pack(34, args, *paths, *(text(value) if value else None for value in (self.part, self.userns, self.namespace)))
         return pack(11, args, *paths)
 
 

@@ -274,7 +274,7 @@ def _bind(mount: Mount, opts: options.Options, kept: int, userns: UserNamespaces
     propagation = 0 if opts.propagation & options.MS_PRIVATE else opts.propagation  # what a clone of a private tree is anyway
     return ops.Bind(
         mount.source, mount.destination, opts.set, opts.clear, propagation, recursive, opts.attributes_recursive, -1, kept,
-        mount.subpath, _owners(mount, opts, userns), opts.idmap_recursive,
+        mount.subpath, _owners(mount, opts, userns), opts.idmap_recursive, mount.namespace,
     )  # fmt: skip
 
 

@@ -149,9 +149,7 @@ def _modes(hc: HostConfig) -> None:
         raise InvalidParameter(f"invalid UTS mode: {hc.uts_mode}")
     if hc.pid_mode not in ("", "host") and not re.fullmatch(r"container:.+", hc.pid_mode):
         raise InvalidParameter(f"invalid PID mode: {hc.pid_mode}")
-    if hc.ipc_mode.startswith("container:") or hc.ipc_mode == "shareable":
-        raise NotImplementedYet(f"--ipc {hc.ipc_mode}")
-    if hc.ipc_mode not in ("", "private", "none", "host"):
+    if hc.ipc_mode not in ("", "private", "none", "host", "shareable") and not re.fullmatch(r"container:.+", hc.ipc_mode):
         raise InvalidParameter(f"invalid IPC mode: {hc.ipc_mode}")
     if hc.cgroupns_mode not in ("", "private", "host"):
         raise InvalidParameter(f"invalid CGROUP mode: {hc.cgroupns_mode}")

@@ -176,7 +176,7 @@ def make_bundle(context: Context, container: Container) -> None:
 
 def joins(hc: HostConfig) -> bool:
     """Whether the plan depends on another container that must run by then."""
-    return hc.pid_mode.startswith("container:") or hc.network_mode.startswith("container:")
+    return any(mode.startswith("container:") for mode in (hc.pid_mode, hc.network_mode, hc.ipc_mode))
 
 
 def encode_plan(context: Context, container: Container, spec: Spec) -> Plan:

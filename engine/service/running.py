@@ -18,7 +18,7 @@ import trio
 
 from engine.aio.blocking import blocking
 from engine.config import DEFAULT_STOP_TIMEOUT
-from engine.errors import Conflict, KnarrError, LaunchError, NotFound, NotModified
+from engine.errors import Conflict, InvalidParameter, KnarrError, LaunchError, NotFound, NotModified
 from engine.linux import files
 from engine.linux.signals import signal_number
 from engine.monitor.client import MonitorGone
@@ -177,7 +177,12 @@ class Runner:
             pid, network = self._joined(hc.pid_mode, "PID"), self._joined(hc.network_mode, "network")
             if network is not None:  # they share what /etc/hostname says
                 record.config.hostname, record.config.domainname = network.record.config.hostname, network.record.config.domainname
-            joined = specgen.Joined(pid=pid.record.state.pid if pid else 0, network=network.record.state.pid if network else 0)
+            ipc = self._joined_ipc(hc.ipc_mode)
+            joined = specgen.Joined(
+                pid=pid.record.state.pid if pid else 0,
+                network=network.record.state.pid if network else 0,
+                ipc=ipc.record.state.pid if ipc else 0,
+            )
             if network is not None:  # it has the names of the one whose network it has, as in Docker
                 network = self._owner(network)
                 record.config.hostname, record.config.domainname = network.record.config.hostname, network.record.config.domainname
@@ -193,6 +198,17 @@ class Runner:
         other = self._find(mode.partition(":")[2])
         if not other.record.state.alive:
             raise Conflict(f"cannot join {what} of a non running container: {other.id}")
+        return other
+
+    def _joined_ipc(self, mode: str) -> Container | None:
+        """The container whose IPC namespace and /dev/shm are shared. Raises NotFound, Conflict, InvalidParameter."""
+        if not mode.startswith("container:"):
+            return None
+        other, prefix = self._find(mode.partition(":")[2]), "failed to join IPC namespace: container "
+        if not other.record.state.alive:
+            raise Conflict(f"{prefix}{other.id} is not running")
+        if other.record.host_config.ipc_mode != "shareable":
+            raise InvalidParameter(f"{prefix}{other.id}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)")
         return other
 
     def _owner(self, container: Container) -> Container:

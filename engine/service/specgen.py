@@ -60,7 +60,6 @@ _MQUEUE = Mount(destination="/dev/mqueue", type="mqueue", source="mqueue", optio
 _HOST_SHM = Mount(destination="/dev/shm", type="bind", source="/dev/shm", options=("rbind",))
 
 
-
 class Host(msgspec.Struct, frozen=True, kw_only=True):
     """What a spec needs to know of this host and of the daemon's settings.
 
@@ -80,6 +79,7 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int = 0
     network: int = 0
+    ipc: int = 0
 
 
 def spec(
@@ -117,7 +117,7 @@ def spec(
             no_new_privileges=no_new_privileges(hc.security_opt, host.no_new_privileges),
             oom_score_adj=hc.oom_score_adj,
         ),
-        mounts=_mounts(hc, host, files, mounts),
+        mounts=_mounts(hc, host, files, mounts, joined.ipc if joined else 0),
         annotations=hc.annotations or {},
         linux=Linux(
             namespaces=_namespaces(hc, host, joined or Joined()),
@@ -259,7 +259,8 @@ def _unlimited(value: int) -> int:
 
 def _namespaces(hc: HostConfig, host: Host, joined: Joined) -> tuple[Namespace, ...]:
     return _namespace_set(
-        hc.pid_mode != "host", joined.pid, hc.uts_mode != "host", hc.ipc_mode != "host", _network(hc.network_mode, joined.network),
+        hc.pid_mode != "host", joined.pid, hc.uts_mode != "host", hc.ipc_mode != "host", joined.ipc,
+        _network(hc.network_mode, joined.network),
         hc.cgroupns_mode == "private" or (not hc.cgroupns_mode and host.cgroupns_private and not hc.privileged),
     )  # fmt: skip
 
@@ -272,7 +273,7 @@ def _network(mode: str, joined: int) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _namespace_set(pid: bool, pid_of: int, uts: bool, ipc: bool, network: str | None, cgroup: bool) -> tuple[Namespace, ...]:
+def _namespace_set(pid: bool, pid_of: int, uts: bool, ipc: bool, ipc_of: int, network: str | None, cgroup: bool) -> tuple[Namespace, ...]:
     found = [Namespace(type="mount")]
     if pid_of:
         found.append(Namespace(type="pid", path=f"/proc/{pid_of}/ns/pid"))
@@ -280,13 +281,15 @@ def _namespace_set(pid: bool, pid_of: int, uts: bool, ipc: bool, network: str | 
         found.append(Namespace(type="pid"))
     if network is not None:
         found.append(Namespace(type="network", path=network))
-    wanted = (("uts", uts), ("ipc", ipc), ("cgroup", cgroup))
+    if ipc_of:
+        found.append(Namespace(type="ipc", path=f"/proc/{ipc_of}/ns/ipc"))
+    wanted = (("uts", uts), ("ipc", ipc and not ipc_of), ("cgroup", cgroup))
     return tuple(found + [Namespace(type=name) for name, on in wanted if on])
 
 
-def _mounts(hc: HostConfig, host: Host, files: Sequence[Mount], mounts: Sequence[Mount]) -> tuple[Mount, ...]:
+def _mounts(hc: HostConfig, host: Host, files: Sequence[Mount], mounts: Sequence[Mount], ipc_of: int) -> tuple[Mount, ...]:
     targets = {mount.destination for mount in mounts}
-    base = _base_mounts(hc.privileged, hc.ipc_mode, hc.shm_size or host.shm_size)
+    base = _base_mounts(hc.privileged, hc.ipc_mode, ipc_of, hc.shm_size or host.shm_size)
     if targets:
         base = tuple(mount for mount in base if mount.destination not in targets)
         files = [mount for mount in files if mount.destination not in targets]
@@ -294,8 +297,10 @@ def _mounts(hc: HostConfig, host: Host, files: Sequence[Mount], mounts: Sequence
 
 
 @functools.lru_cache(maxsize=64)
-def _base_mounts(privileged: bool, ipc: str, shm_size: int) -> tuple[Mount, ...]:
+def _base_mounts(privileged: bool, ipc: str, ipc_of: int, shm_size: int) -> tuple[Mount, ...]:
     shm = Mount(destination="/dev/shm", type="tmpfs", source="shm", options=("nosuid", "noexec", "nodev", "mode=1777", f"size={shm_size}"))
+    if ipc_of:
+        shm = Mount(destination="/dev/shm", source="/dev/shm", options=("bind",), namespace=f"/proc/{ipc_of}/ns/mnt")
     return (
         _PROC,
         _DEV,

@@ -21,6 +21,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     `base`: when set, a host directory that relative paths in `source` and in overlay options are meant from, which keeps
     overlay's option string below one page with many layers. `subpath`: for a bind, the relative path below `source` that is meant; links
     in it must not lead out. `uid_mappings` and `gid_mappings` ask for an idmapped mount; `userns` is the path of a namespace that has them.
+    `namespace`: for a bind, the path of another mount namespace's file, if `source` is a path of that.
     """
 
     destination: str = "/"
@@ -32,6 +33,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
     userns: str = ""
+    namespace: str = ""
 
 
 class MountPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

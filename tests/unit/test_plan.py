@@ -253,6 +253,14 @@ def test_the_mappings_of_a_mount_become_a_user_namespace(word: str, recursive: b
     assert "mapped" not in str(plan.explain(found, 1, errno.EPERM))
 
 
+def test_a_bind_of_what_another_namespace_has() -> None:
+    mount = Mount(destination="/dev/shm", source="/dev/shm", options=("bind",), namespace="/proc/7/ns/mnt")
+    (found,) = (op for op in make(spec(mounts=(mount,))) if isinstance(op, ops.Bind))
+    assert (found.namespace, found.set, found.recursive) == ("/proc/7/ns/mnt", 0, False)
+    assert ops.describe(found) == "bind another container's /dev/shm to /dev/shm"
+    assert _core.decode(ops.encode((ops.Clone(0), found, ops.Exec(("x",))))) == 3
+
+
 def test_the_folders_of_an_overlay_are_mapped_while_it_is_mounted() -> None:
     options = (r"lowerdir=1/fs:2/fs/a\:b\,c\\d", "ro", "nosuid", "idmap")
     mount = Mount(

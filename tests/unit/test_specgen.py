@@ -56,6 +56,16 @@ def test_host_network_shares_it_and_sets_no_net_sysctl() -> None:
     assert made.linux.sysctl == {}
 
 
+def test_what_another_container_shares() -> None:
+    made = record(hc=HostConfig(network_mode="none", ipc_mode="container:x", shm_size=1 << 20))
+    found = specgen.spec(made, users.Identity(), HOST, files=(), mounts=(), joined=specgen.Joined(ipc=7))
+    assert [one.path for one in found.linux.namespaces if one.type == "ipc"] == ["/proc/7/ns/ipc"]
+    (shm,) = (mount for mount in found.mounts if mount.destination == "/dev/shm")
+    assert shm == Mount(destination="/dev/shm", source="/dev/shm", options=("bind",), namespace="/proc/7/ns/mnt")
+    shared = spec(hc=HostConfig(network_mode="none", ipc_mode="shareable"))
+    assert shared.mounts == spec().mounts and "/dev/shm" in {mount.destination for mount in shared.mounts}
+
+
 def test_privileged_unmasks_and_allows_all_devices() -> None:
     made = spec(hc=HostConfig(network_mode="none", privileged=True))
     assert made.linux.masked_paths == ()
