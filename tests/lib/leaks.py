@@ -21,7 +21,7 @@ from tests.lib.daemon import Daemon
 from tests.lib.netns import Namespace
 
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
-TEST_FOLDER = re.compile(r"knarr-test-[^/\s]+")
+TEST_FOLDER = re.compile(r"knarr-(?:test|cgroup2|transfer)-[^/\s]+")
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 # Written to while a daemon runs; and the database's helpers come and go.
 FILES_THAT_CHANGE = re.compile(r"/meta\.db(-wal|-shm)?$|/daemon\.log$")
