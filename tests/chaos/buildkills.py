@@ -78,7 +78,7 @@ class Builds:
         members = {"Dockerfile": text.encode(), **self._files(number)}
         archive = tar([entry(path, data=data) for path, data in members.items()])
         try:
-            answer = self.daemon.api("POST", f"/build?t={name}&rm=1", archive, {"Content-Type": "application/x-tar"})
+            answer = self.daemon.api("POST", f"/build?t={name}&rm=1", archive, {"Content-Type": "application/x-tar"}, timeout=300)
         except (OSError, http.client.HTTPException) as error:
             return repr(error)
         return "" if b"Successfully tagged" in answer.body else answer.body[-3000:].decode(errors="replace")
@@ -94,7 +94,7 @@ class Builds:
         daemon = self.daemon
         own = {str(path) for path in (daemon.exec_root / "bundles").iterdir()}
         assert not own, own
-        buildwork.wait(lambda: not groups(daemon), 10, lambda: f"control groups: {groups(daemon)}")
+        buildwork.wait(lambda: not groups(daemon), told=lambda: f"control groups: {groups(daemon)}")
         assert not (daemon.exec_root / "build").exists()
         findings = [json.loads(line) for line in buildwork.findings(daemon)]
         assert not findings, findings

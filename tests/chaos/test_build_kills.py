@@ -47,7 +47,7 @@ def test_kills_leave_nothing_half_built(own_daemon: Callable[..., Daemon], tmp_p
     daemon.restart()
     assert buildwork.findings(daemon) == []
     buildwork.forget(daemon)
-    buildwork.wait(lambda: not buildwork.leftovers(daemon), 10, lambda: f"left behind: {buildwork.leftovers(daemon)}")
+    buildwork.wait(lambda: not buildwork.leftovers(daemon), told=lambda: f"left behind: {buildwork.leftovers(daemon)}")
     # Folders that the builder has once it was used.
     leaks.before.files |= {
         f"{daemon.data_root}/{name}" for name in ("build", "build/mounts", "build/contexts", "build/sources", "build/scratch")
@@ -82,7 +82,7 @@ FULL = (
 )
 
 
-def test_a_full_disk(own_daemon: Callable[..., Daemon], tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk(small_disk: Path, own_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     """Builds say so and leave nothing; the daemon lives, and what is pruned gives the room back."""
     daemon = own_daemon("--data-root", str(small_disk / "data"))
     daemon.data_root = small_disk / "data"
@@ -105,15 +105,15 @@ def test_a_full_disk(own_daemon: Callable[..., Daemon], tmp_path: Path, small_di
             assert code != 0, told
             assert "no space left" in told.lower(), told
             assert daemon.api("GET", "/_ping").status == 200
-            assert daemon.api("POST", "/build/prune?all=1").status == 200
-            buildwork.wait(lambda: room(small_disk) > free - (1 << 20), 15, lambda: f"{free} before, {room(small_disk)} now")
+            buildwork.wait(lambda: buildwork.pruned(daemon))
+            room_comes_back(small_disk, free)
     # A context that does not fit, and then everything works as before.
     folder = buildwork.site(tmp_path / "large", "FROM busybox\nCOPY . /all\n", {f"{n}": os.urandom(9_000_000) for n in range(8)})
     for way in buildwork.WAYS:
         code, told = buildwork.build(daemon, folder, way=way, check=False)
         assert code != 0 and "no space left" in told.lower(), told
-    assert daemon.api("POST", "/build/prune?all=1").status == 200
-    buildwork.wait(lambda: room(small_disk) > free - (1 << 20), 15, lambda: f"{free} before, {room(small_disk)} now")
+    buildwork.wait(lambda: buildwork.pruned(daemon))
+    room_comes_back(small_disk, free)
     buildwork.build(daemon, warm, "--no-cache", "-t", "again")
     assert daemon.out("run", "--rm", "--network", "none", "again", "cat", "/warm") == "warm"
     assert buildwork.findings(daemon) == []
@@ -156,7 +156,7 @@ def test_another_boot_of_the_host(own_daemon: Callable[..., Daemon], tmp_path: P
     _, told = buildwork.build(daemon, site, "-t", "lost")
     assert "2 steps executed, 0 from the cache" in told, told
     assert daemon.out("run", "--rm", "--network", "none", "lost", "cat", "/a", "/b", "/c") == "121"
-    buildwork.wait(lambda: buildwork.findings(daemon) == [], 5)
+    buildwork.wait(lambda: buildwork.findings(daemon) == [])
 
 
 def write_anew(path: Path, data: bytes) -> None:
@@ -171,3 +171,14 @@ def write_anew(path: Path, data: bytes) -> None:
 def room(place: Path) -> int:
     found = os.statvfs(place)
     return found.f_bavail * found.f_frsize
+
+
+def room_comes_back(place: Path, free: int) -> None:
+    """Wait until about as much is free as it was."""
+
+    def told() -> str:
+        sizes = subprocess.run(["du", "-ak", str(place)], capture_output=True, text=True).stdout
+        largest = sorted(sizes.splitlines(), key=lambda line: int(line.split()[0]))[-30:]
+        return f"{free} before, {room(place)} now:\n" + "\n".join(largest)
+
+    buildwork.wait(lambda: room(place) > free - (1 << 20), told=told)

@@ -34,7 +34,7 @@ def api(clean: Engine) -> Iterator[Engine]:
 
 @pytest.fixture
 def client(api: Engine) -> Iterator[Any]:
-    found = docker.DockerClient(base_url=f"unix://{api.socket}", timeout=60)
+    found = docker.DockerClient(base_url=f"unix://{api.socket}", timeout=120)
     yield found
     found.close()
 
@@ -144,7 +144,7 @@ def test_compose_builds_starts_and_names(api: Engine, tmp_path: Path) -> None:
 
     def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [found or "", "-p", OWN, "-f", str(file), *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, timeout=100, stdin=subprocess.DEVNULL, text=True)
+        return subprocess.run(command, env=environment, capture_output=True, timeout=300, stdin=subprocess.DEVNULL, text=True)
 
     try:
         done = ask("up", "--build")

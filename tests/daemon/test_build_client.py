@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.lib.buildwork import SLEEP, running, wait, wake
 from tests.lib.daemon import Daemon, knarr_command
 from tests.lib.terminal import Terminal
 
@@ -44,7 +45,7 @@ class Site:
     def __call__(self, *words: str, input: bytes | None = None, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         stdin: dict[str, Any] = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
         result = subprocess.run(
-            [*self.command, *words], env=self.environment | env, cwd=self.folder, capture_output=True, timeout=60, **stdin
+            [*self.command, *words], env=self.environment | env, cwd=self.folder, capture_output=True, timeout=300, **stdin
         )  # fmt: skip
         shown = subprocess.CompletedProcess(result.args, result.returncode, result.stdout.decode(), result.stderr.decode())
         assert not check or shown.returncode == 0, (words, shown, self.daemon.log_tail())
@@ -65,20 +66,6 @@ def site(daemon: Daemon, tmp_path: Path) -> Iterator[Site]:
     daemon.remove_all()
     site("image", "prune", "-a", "-f", "--filter", "label=own")
     site("builder", "prune", "-a", "-f")
-
-
-def processes(words: str) -> list[str]:
-    """Command lines of processes that have these words."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if words in line and "build" not in line:
-                found.append(line)
-    return found
 
 
 def test_a_folder_becomes_an_image(site: Site) -> None:
@@ -213,7 +200,7 @@ def test_an_ssh_agent_is_reached_from_a_step(site: Site) -> None:
     site.write("Dockerfile", "FROM busybox\nLABEL own=1\nCOPY talk /\nRUN --mount=type=ssh /talk\n")
     result = site("build", *QUIET, "--ssh", f"default={agent}", ".")
     assert " HELLO\n" in result.stderr
-    thread.join(5)
+    thread.join(60)
     listener.close()
 
 
@@ -247,29 +234,27 @@ def test_rawjson_is_one_message_a_line(site: Site) -> None:
 
 
 def test_progress_on_a_terminal(site: Site) -> None:
-    site.write("Dockerfile", "FROM busybox\nLABEL own=1\nRUN echo working; sleep 0.7; echo more\n")
+    site.write("Dockerfile", f"FROM busybox\nLABEL own=1\nRUN echo working; {SLEEP}; echo more\n")
     terminal = Terminal([*knarr_command(), "build", *QUIET, str(site.folder)], site.environment, 24, 80)
     terminal.expect(b"Building")
     terminal.expect(b"working")
+    wake(site.daemon)
     terminal.expect(b"Built in")
-    assert terminal.process.wait(10) == 0
-    os.close(terminal.master)
+    assert terminal.wait() == 0
+    terminal.close()
 
 
-def test_an_interrupt_stops_the_build_within_a_second(site: Site) -> None:
+def test_an_interrupt_stops_the_build(site: Site) -> None:
     site.write("Dockerfile", "FROM busybox\nRUN echo began; sleep 4321\n")
     terminal = Terminal([*knarr_command(), "build", *QUIET, str(site.folder)], site.environment, 24, 80)
     terminal.expect(b"began")
-    assert processes("sleep 4321")
-    pressed = time.monotonic()
+    wait(lambda: running("sleep 4321"))
     terminal.type(b"\x03")
     terminal.expect(b"Canceled: context canceled")
-    assert terminal.process.wait(10) == 130
-    while processes("sleep 4321"):
-        assert time.monotonic() - pressed < 20, "the step of a build that was stopped still runs"
-        time.sleep(0.02)
-    os.close(terminal.master)
-    assert str(site.daemon.exec_root) + "/build" not in Path("/proc/self/mountinfo").read_text()
+    assert terminal.wait() == 130
+    terminal.close()
+    wait(lambda: not running("sleep 4321"), told=lambda: "the step of a build that was stopped still runs")
+    wait(lambda: f"{site.daemon.exec_root}/build" not in Path("/proc/self/mountinfo").read_text(), told=lambda: "its mounts are left")
 
 
 def test_a_client_that_dies_stops_its_build(site: Site) -> None:
@@ -278,15 +263,12 @@ def test_a_client_that_dies_stops_its_build(site: Site) -> None:
         [*knarr_command(), "build", *QUIET, "."], env=site.environment, cwd=site.folder, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     )  # fmt: skip
     assert process.stderr is not None
-    while b"began\n" not in process.stderr.readline()[-6:]:
-        pass
+    assert any(line.endswith(b" began\n") for line in process.stderr)
+    wait(lambda: running("sleep 4322"))
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    deadline = time.monotonic() + 20
-    while processes("sleep 4322"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait(lambda: not running("sleep 4322"), told=lambda: "the step of a client that died still runs")
 
 
 def test_the_names_that_docker_has(site: Site) -> None:
@@ -325,7 +307,7 @@ def test_files_are_an_output(site: Site) -> None:
     assert (site.folder / "out/f").stat().st_mode & 0o7777 == 0o750
     assert os.readlink(site.folder / "out/l") == "f"
     result = subprocess.run(
-        [*knarr_command(), "build", *QUIET, "-o", "-", "."], env=site.environment, cwd=site.folder, capture_output=True, timeout=60
+        [*knarr_command(), "build", *QUIET, "-o", "-", "."], env=site.environment, cwd=site.folder, capture_output=True, timeout=300
     )  # fmt: skip
     (site.folder / "o.tar").write_bytes(result.stdout)
     with tarfile.open(site.folder / "o.tar") as tar:

@@ -224,13 +224,8 @@ def test_cache_mounts_of_builds_at_once(clean: Daemon, tmp_path: Path, sharing: 
 
     at_once(lambda: one(1), lambda: one(2))
     assert {run(clean, f"cached:{number}", "cat", "/seen") for number in (1, 2)} == seen
-    kept = [one for one in usage(clean) if one["Type"] == "exec.cachemount"]
+    kept = [one for one in buildwork.cache(clean) if one["Type"] == "exec.cachemount"]
     assert len(kept) == 1 + (2 if sharing == "private" else 1)
-
-
-def usage(daemon: Daemon) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = daemon.api("GET", "/system/df?type=build-cache").json()["BuildCache"]
-    return found
 
 
 def test_locked_cache_mounts_in_any_order(clean: Daemon, tmp_path: Path) -> None:
@@ -265,14 +260,13 @@ def test_a_cache_mount_begins_whole(clean: Daemon, tmp_path: Path) -> None:
 def test_a_cache_mount_in_use_is_not_pruned(clean: Daemon, tmp_path: Path) -> None:
     folder = site(
         tmp_path / "context",
-        "FROM busybox\nRUN --mount=type=cache,sharing=locked,target=/cache "
-        f"echo 1 > /cache/1; echo now; {SLEEP}; cat /cache/1 > /seen\n",
+        f"FROM busybox\nRUN --mount=type=cache,sharing=locked,target=/cache echo 1 > /cache/1; echo now; {SLEEP}; cat /cache/1 > /seen\n",
     )
     with building(clean, folder, *QUIET, "-t", "held") as build:
         build.says("now\n")
         for _ in range(3):
             docker(clean, "builder", "prune", "-af")()
-        assert [one["InUse"] for one in usage(clean) if one["Type"] == "exec.cachemount"] == [True]
+        assert [one["InUse"] for one in buildwork.cache(clean) if one["Type"] == "exec.cachemount"] == [True]
         wake(clean)
         assert build.result() == 0, build.output
     assert run(clean, "held", "cat", "/seen") == "1"

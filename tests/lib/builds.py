@@ -163,7 +163,7 @@ class Builder:
 
     def run(self, place: Path, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            self.command(*arguments), cwd=place, env=self.environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=300
+            self.command(*arguments), cwd=place, env=self.environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=900
         )
 
     def build(self, case: Case, target: Path) -> Built:

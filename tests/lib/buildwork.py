@@ -141,13 +141,24 @@ def leftovers(daemon: Daemon) -> list[str]:
 
 
 def forget(daemon: Daemon) -> None:
-    """Remove images, the build cache and what only they needed."""
+    """Remove images, the build cache and what only they needed, once no build uses it."""
     for image in daemon.api("GET", "/images/json?all=1").json():
         if "busybox:latest" not in (image["RepoTags"] or ()):
             daemon.api("DELETE", f"/images/{image['Id']}?force=1")
+    wait(lambda: pruned(daemon), told=lambda: f"in the build cache: {cache(daemon)}")
+    daemon.api("POST", "/images/prune")
+
+
+def pruned(daemon: Daemon) -> bool:
+    """Prune the build cache; whether all of it went. A build's client hears of its end before its context is let go of."""
     answer = daemon.api("POST", "/build/prune?all=1")
     assert answer.status == 200, answer.body
-    daemon.api("POST", "/images/prune")
+    return not cache(daemon)
+
+
+def cache(daemon: Daemon) -> list[dict[str, Any]]:
+    """What the build cache has."""
+    return list(daemon.api("GET", "/system/df?type=build-cache").json()["BuildCache"] or ())
 
 
 def findings(daemon: Daemon) -> list[str]:
