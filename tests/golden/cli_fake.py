@@ -131,13 +131,15 @@ class FakeDaemon:
         sock.sendall(self.output)
 
     def _send(self, sock: socket.socket, status: int, body: object, headers: dict[str, str] | None = None) -> None:
-        """`body` is bytes, a value to send as JSON, None, or a list of bytes and of pauses in seconds, sent one by one."""
+        """`body` is bytes, a value to send as JSON, None, or a list, sent one by one: bytes, pauses in seconds, events to wait for."""
         extra = "".join(f"{name}: {value}\r\n" for name, value in ({"Content-Type": "application/json"} | (headers or {})).items())
         if isinstance(body, list) and any(isinstance(piece, bytes) for piece in body):
             sock.sendall(f"HTTP/1.1 {status} X\r\nApi-Version: 1.51\r\n{extra}Transfer-Encoding: chunked\r\n\r\n".encode())
             for piece in body:
                 if isinstance(piece, bytes):
                     sock.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+                elif isinstance(piece, threading.Event):
+                    piece.wait(60)
                 else:
                     time.sleep(piece)
             sock.sendall(b"0\r\n\r\n")

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from typing import Any
 
 from tests.golden.cli_cases import DAY, IMAGES, NOW
 from tests.golden.cli_fake import CONTAINER_ID
+
+# Ages are shown in whole years: they must not depend on when the tests run.
+LONG_AGO = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(NOW - 900 * DAY))
 
 HUB = "https://index.docker.io/v1/"
 DIGEST = "sha256:" + "ab" * 32
@@ -278,8 +282,8 @@ _USAGE = {
         {"Name": "idle", "Driver": "local", "Mountpoint": "/y", "Scope": "local", "Labels": None, "Options": None, "UsageData": {"Size": 700000, "RefCount": 0}},
     ],
     "BuildCache": [
-        {"ID": "k1", "Type": "regular", "Description": "run", "InUse": False, "Shared": True, "Size": 1000, "CreatedAt": "2024-01-02T03:04:05Z", "LastUsedAt": "2024-01-02T03:04:05Z", "UsageCount": 3, "Parents": ["k0"]},
-        {"ID": "k2", "Type": "source.local", "Description": "context", "InUse": True, "Shared": False, "Size": 2000, "CreatedAt": "2024-01-02T03:04:05Z", "LastUsedAt": None, "UsageCount": 1},
+        {"ID": "k1", "Type": "regular", "Description": "run", "InUse": False, "Shared": True, "Size": 1000, "CreatedAt": LONG_AGO, "LastUsedAt": LONG_AGO, "UsageCount": 3, "Parents": ["k0"]},
+        {"ID": "k2", "Type": "source.local", "Description": "context", "InUse": True, "Shared": False, "Size": 2000, "CreatedAt": LONG_AGO, "LastUsedAt": None, "UsageCount": 1},
     ],
 }
 

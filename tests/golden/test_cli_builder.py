@@ -71,7 +71,7 @@ def answer(command: list[str], line: str, directory: Path) -> dict[str, Any]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "KNARR_"))}
         environment = {**kept, "DOCKER_HOST": f"unix://{fake.path}", "HOME": str(directory), "TZ": "UTC", "DOCKER_CLI_HINTS": "false"}
         result = subprocess.run(
-            [*command, *shlex.split(words)], env=environment, cwd=directory, capture_output=True, timeout=30,
+            [*command, *shlex.split(words)], env=environment, cwd=directory, capture_output=True, timeout=120,
             input=typed.replace("\\n", "\n").encode(),
         )  # fmt: skip
         fake.close()

@@ -61,7 +61,7 @@ def answer(command: list[str], config: str, line: str) -> dict[str, Any]:
             **kept, "DOCKER_HOST": f"unix://{fake.path}", "HOME": str(home), "TZ": "UTC", "KNARR_TEST_LOGINS": f"{home}/logins",
             "PATH": f"{home}/bin:{kept['PATH']}", "DOCKER_CLI_HINTS": "false",
         }
-        result = subprocess.run([*command, *shlex.split(text)], env=environment, cwd=home, capture_output=True, timeout=30,
+        result = subprocess.run([*command, *shlex.split(text)], env=environment, cwd=home, capture_output=True, timeout=120,
             input=stdin[1:].replace("\\n", "\n").encode())
         fake.close()
         found: dict[str, Any] = {

@@ -50,7 +50,7 @@ def run(command: list[str], arguments: list[str], directory: Path, table: dict[s
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "KNARR_"))}
         environment = {**kept, "DOCKER_HOST": f"unix://{fake.path}", "FROM_ENV": "it", "HOME": str(directory), "TZ": "UTC"}
         result = subprocess.run([*command, *arguments], env=environment, cwd=directory, capture_output=True, stdin=subprocess.DEVNULL,
-            timeout=30)
+            timeout=120)
         fake.close()
     return result, fake
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 import trio
+import trio.testing
 
 from engine.aio.blocking import blocking, limiter
 from engine.aio.locks import KeyedLocks
@@ -27,13 +27,14 @@ def test_one_kind_does_not_hold_up_another() -> None:
     running = 0
     most = 0
     lock = threading.Lock()
+    gate = threading.Event()
 
     def work() -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.02)
+        gate.wait(60)
         with lock:
             running -= 1
 
@@ -41,9 +42,10 @@ def test_one_kind_does_not_hold_up_another() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(blocking, "database", work)
-            await trio.sleep(0.005)
+            await trio.testing.wait_all_tasks_blocked()
             assert limiter("database").statistics().tasks_waiting == 3
             assert await blocking("disk", lambda: 5) == 5
+            gate.set()
         assert most == 1
 
     trio.run(main)
@@ -51,11 +53,12 @@ def test_one_kind_does_not_hold_up_another() -> None:
 
 def test_shared_work_is_done_once_and_survives_a_waiter() -> None:
     calls = 0
+    gate = trio.Event()
 
     async def work() -> int:
         nonlocal calls
         calls += 1
-        await trio.sleep(0.05)
+        await gate.wait()
         return 7
 
     async def main() -> None:
@@ -69,8 +72,10 @@ def test_shared_work_is_done_once_and_survives_a_waiter() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
                 nursery.start_soon(wait)
-                with trio.move_on_after(0.01):
+                with trio.move_on_after(0.01) as leaver:
                     await flights.join("k", work)
+                assert leaver.cancelled_caught
+                gate.set()
             assert "k" not in flights
             assert (results, calls) == ([7, 7], 1)
 
@@ -126,21 +131,23 @@ def test_locks_by_key() -> None:
 
     async def main() -> None:
         locks = KeyedLocks()
+        gate = trio.Event()
 
         async def use(key: str, name: str) -> None:
             async with locks.hold(key):
                 order.append(f"{name} in")
-                await trio.sleep(0.01)
+                await gate.wait()
                 order.append(f"{name} out")
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(use, "a", "one")
-            await trio.sleep(0.002)
+            await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(use, "a", "two")
             nursery.start_soon(use, "b", "other")
-            await trio.sleep(0.002)
+            await trio.testing.wait_all_tasks_blocked()
             assert locks.locked("a")
             assert len(locks) == 2
+            gate.set()
         assert order.index("other in") < order.index("one out") < order.index("two in")
         assert len(locks) == 0
 
@@ -151,7 +158,7 @@ def test_a_shield_has_an_end() -> None:
     async def main() -> None:
         done = False
         with trio.move_on_after(0.01) as outer:
-            with shielded(5) as scope:
+            with shielded(60) as scope:
                 await trio.sleep(0.03)
                 done = True
             assert not scope.cancelled_caught

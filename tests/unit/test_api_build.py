@@ -118,7 +118,7 @@ def raw_request(path: str, target: str, body: bytes, headers: dict[str, str]) ->
 def run(path: Path, test: Callable[[Fixture], Awaitable[None]]) -> None:
     async def main() -> None:
         fixture = Fixture(path)
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             async with trio.open_nursery() as nursery:
                 await nursery.start(functools.partial(server.serve, fixture.engine, open_listeners([f"unix://{fixture.path}"])))
                 await test(fixture)

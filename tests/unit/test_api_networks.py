@@ -405,13 +405,13 @@ class Fixture:
         self.engine: Any = SimpleNamespace(networks=self.networks, containers=SimpleNamespace(get=lambda ref: record()))
 
     async def ask(self, method: str, target: str, body: Any = None) -> Response:
-        return await trio.to_thread.run_sync(lambda: request(self.path, method, target, body, timeout=5))
+        return await trio.to_thread.run_sync(lambda: request(self.path, method, target, body))
 
 
 def run(path: Path, test: Callable[[Fixture], Awaitable[None]]) -> None:
     async def main() -> None:
         fixture = Fixture(path)
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             async with trio.open_nursery() as nursery:
                 await nursery.start(functools.partial(server.serve, fixture.engine, open_listeners([f"unix://{fixture.path}"])))
                 await test(fixture)

@@ -89,16 +89,16 @@ class Fixture:
         self.engine: Any = SimpleNamespace(containers=self.containers)
 
     async def ask(self, method: str, target: str, body: Any = None, headers: dict[str, str] | None = None) -> Response:
-        return await trio.to_thread.run_sync(lambda: request(self.path, method, target, body, headers, timeout=5))
+        return await trio.to_thread.run_sync(lambda: request(self.path, method, target, body, headers))
 
     async def raw(self, data: bytes) -> bytes:
-        return await trio.to_thread.run_sync(lambda: raw(self.path, data, timeout=2))
+        return await trio.to_thread.run_sync(lambda: raw(self.path, data))
 
 
 def run(path: Path, test: Callable[[Fixture], Awaitable[None]]) -> None:
     async def main() -> None:
         fixture = Fixture(path)
-        with trio.fail_after(20):
+        with trio.fail_after(120):
             async with trio.open_nursery() as nursery:
                 await nursery.start(functools.partial(server.serve, fixture.engine, open_listeners([f"unix://{fixture.path}"])))
                 await test(fixture)

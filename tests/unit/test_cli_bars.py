@@ -7,6 +7,8 @@ import json
 import os
 import re
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,14 +146,19 @@ def screen_of(written: bytes, columns: int) -> list[str]:
 
 
 def test_layers_are_redrawn_in_place(pulled: Any) -> None:
+    begun, half = threading.Event(), threading.Event()
     pieces: list[object] = [
         b'{"status":"Pulling from library/x","id":"latest"}\r\n', told("Pulling fs layer", "aaa"), told("Pulling fs layer", "bbb"), told("Waiting", "bbb"),
-        progress("Downloading", 1_000_000, 10_000_000, "aaa"), 0.3, progress("Downloading", 5_000_000, 10_000_000, "aaa"), 0.3,
+        progress("Downloading", 1_000_000, 10_000_000, "aaa"), begun, progress("Downloading", 5_000_000, 10_000_000, "aaa"), half,
         told("Download complete", "aaa"), told("Pull complete", "aaa"), told("Pull complete", "bbb"),
         told("Digest: sha256:ab"), told("Status: Downloaded newer image for x:latest"),
     ]  # fmt: skip
     with pulled(pieces) as terminal:
-        seen = terminal.expect(b"5MB/10MB") + terminal.expect(b"MB/s")
+        seen = terminal.expect(b"1MB/10MB")
+        time.sleep(0.3)  # of less time than this no speed is told
+        begun.set()
+        seen += terminal.expect(b"5MB/10MB") + terminal.expect(b"MB/s")
+        half.set()
         assert terminal.wait() == 0
         written = seen + terminal.screen
     assert screen_of(written, 80) == [
@@ -163,10 +170,13 @@ def test_layers_are_redrawn_in_place(pulled: Any) -> None:
 
 def test_drawing_is_bounded_and_the_last_state_is_seen(pulled: Any) -> None:
     """Thousands of messages in no time are some drawings; a state after which nothing comes is drawn all the same."""
-    pieces: list[object] = [b"".join(progress("Downloading", n * 1000 + 1, 5_000_000) for n in range(5000)), progress("Downloading", 4_900_000, 5_000_000), 1.0]
+    seen = threading.Event()
+    pieces: list[object] = [b"".join(progress("Downloading", n * 1000 + 1, 5_000_000) for n in range(5000)), progress("Downloading", 4_900_000, 5_000_000), seen]
     with pulled(pieces) as terminal:
-        before = terminal.expect(b"4.9MB/5MB", timeout=20)
-        assert before.count(b"\033[J") < 40
+        start = time.monotonic()
+        before = terminal.expect(b"4.9MB/5MB")
+        seen.set()
+        assert before.count(b"\033[J") <= 2 + (time.monotonic() - start) / bars.INTERVAL
         assert terminal.wait() == 0
 
 
@@ -178,9 +188,11 @@ def test_no_colour(pulled: Any) -> None:
 
 
 def test_a_narrow_low_terminal(pulled: Any) -> None:
-    pieces: list[object] = [*(told("Pull complete", f"layer{n}") for n in range(30)), progress("Downloading", 5, 10, "last"), 0.3]
+    seen = threading.Event()
+    pieces: list[object] = [*(told("Pull complete", f"layer{n}") for n in range(30)), progress("Downloading", 5, 10, "last"), seen]
     with pulled(pieces, rows=6, columns=30) as terminal:
         written = terminal.expect(b"30 of 31 layers done")
+        seen.set()
         assert terminal.wait() == 0
         written += terminal.screen
     lines = screen_of(written, 30)
@@ -188,11 +200,14 @@ def test_a_narrow_low_terminal(pulled: Any) -> None:
 
 
 def test_the_window_may_be_resized(pulled: Any) -> None:
-    pieces: list[object] = [progress("Downloading", 1_000_000, 9_000_000), 0.4, progress("Downloading", 2_000_000, 9_000_000), 0.6, progress("Downloading", 8_000_000, 9_000_000), 0.3]
+    resized, seen = threading.Event(), threading.Event()
+    pieces: list[object] = [progress("Downloading", 2_000_000, 9_000_000), resized, progress("Downloading", 8_000_000, 9_000_000), seen]
     with pulled(pieces, columns=100) as terminal:
         terminal.expect(b"2MB/9MB")
         terminal.resize(24, 34)
+        resized.set()
         after = terminal.expect(b"8MB/9MB")
+        seen.set()
         drawn = re.sub(rb"\033\[[0-9;]*[A-Za-z]", b"", after).rpartition(b"\r")[2]
         assert len(drawn) < 34
         assert terminal.wait() == 0

@@ -70,7 +70,7 @@ class Host:
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "KNARR_"))}
         environment = {**kept, "KNARR_HOST": f"unix://{self.fake.path}", "HOME": str(self.folder)}
-        result = subprocess.run([*knarr_command(), "manifest", *arguments], env=environment, capture_output=True, text=True, timeout=30)
+        result = subprocess.run([*knarr_command(), "manifest", *arguments], env=environment, capture_output=True, text=True, timeout=120)
         return result.returncode, result.stdout, result.stderr
 
     def files(self) -> list[str]:

@@ -38,7 +38,7 @@ class User:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "KNARR_"))}
         environment = {**kept, "KNARR_HOST": f"unix://{self.fake.path}", "HOME": str(self.folder)}
         command = [*knarr_command(), *arguments]
-        result = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=30)
+        result = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=120)
         return result.returncode, result.stdout, result.stderr
 
     def asked(self) -> list[str]:

@@ -50,7 +50,7 @@ def root(tmp_path: Path) -> Iterator[Callable[..., str | None]]:
                 os.close(fd)
 
     yield explain
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # a server of an earlier test may have ended meanwhile
 
 
 def put(path: Path, value: bytes | str | None) -> None:

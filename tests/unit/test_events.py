@@ -24,7 +24,7 @@ def make(action: str = "start", id: str = "abc123", type: str = "container", at:
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await test()
 
     trio.run(bounded)

@@ -116,7 +116,7 @@ def test_tls_with_client_certificates(tmp_path: Path) -> None:
         context = ssl.create_default_context(cafile=files.cert)
         if certificate:
             context.load_cert_chain(files.cert, files.key)
-        plain = socket.create_connection(("127.0.0.1", port), timeout=5)
+        plain = socket.create_connection(("127.0.0.1", port), timeout=60)
         with context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             return sock.recv(4096)
@@ -200,7 +200,7 @@ def test_a_tls_connection_can_be_given_away_too(tmp_path: Path) -> None:
             stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context, https_compatible=False)
             await stream.send_all(b"POST / HTTP/1.1\r\nHost: x\r\n\r\nearly ")
             data = b""
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while not data.endswith(b"EARLY "):
                     data += await stream.receive_some(4096)
                 await stream.send_all(b"late")

@@ -201,7 +201,10 @@ def test_who_shares_work_that_fails_elsewhere_tries_its_own_way() -> None:
     for registry in (first, second):
         registry.image("v", [archive("a", random.Random(1).randbytes(3000))])
 
+    begun = trio.Event()
+
     async def fail(digest: str, place: int) -> None:
+        begun.set()
         await trio.sleep(0.01)
         if place > 400:
             raise KnarrError("no")
@@ -217,7 +220,7 @@ def test_who_shares_work_that_fails_elsewhere_tries_its_own_way() -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(doomed)
-            await trio.sleep(0.005)
+            await begun.wait()
             await other.pull("v")
         assert other.has("v")
         assert max(first.sent.values()) < 1000

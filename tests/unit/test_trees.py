@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Iterator[int]:
     gc.collect()  # what an earlier test left to the collector must not go in between
     before = len(os.listdir("/proc/self/fd"))
     yield fd
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # a server of an earlier test may have ended meanwhile
     os.close(fd)
     assert (tmp_path / "outside" / "victim").read_text() == "x"
 

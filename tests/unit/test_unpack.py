@@ -64,7 +64,7 @@ def layers(tmp_path: Path) -> Iterator[Layers]:
     yield Layers(tmp_path / "work")
     assert describe(tmp_path / "outside") == before
     assert sorted(os.listdir(tmp_path)) == ["outside", "work"]
-    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+    assert len(os.listdir("/proc/self/fd")) <= len(descriptors)  # a server of an earlier test may have ended meanwhile
 
 
 def capability(effective: int) -> bytes:
