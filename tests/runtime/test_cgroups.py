@@ -100,11 +100,12 @@ def test_a_plain_container_is_placed_counted_and_removed(cgroups: Cgroups, path:
     process = spawn(placement, "import time\nprint('up', flush=True)\nx = bytearray(30 << 20)\nwhile True: pass")
     wait_up(process)
     deadline = time.monotonic() + 60
-    while (stats := cgroups.stats(path)).cpu.total < 50_000_000 or (stats.memory and stats.memory.usage < 30 * MIB):
+    while (  # the division into user's and system's time is a guess by clock ticks: it takes some of them
+        (stats := cgroups.stats(path)).cpu.total < 50_000_000 or not stats.cpu.user or (stats.memory and stats.memory.usage < 30 * MIB)
+    ):
         assert time.monotonic() < deadline, stats
         time.sleep(0.02)
     assert cgroups.pids(path) == [process.pid]
-    assert stats.cpu.user > 0
     assert stats.memory is not None
     assert stats.memory.limit is None
     assert stats.memory.stat
