@@ -392,7 +392,9 @@ def test_a_tree_of_any_depth_is_measured(whole: Site) -> None:
     finally:
         os.close(folder)
     try:
-        found = next(v for v in engine.api("GET", "/system/df").json()["Volumes"] if v["Name"] == "deep")
+        answer = engine.api("GET", "/system/df")
+        assert answer.status == 200, (answer.body, engine.log_tail())
+        found = next(v for v in answer.json()["Volumes"] if v["Name"] == "deep")
         assert found["UsageData"]["Size"] == 0 and found["UsageData"]["RefCount"] == 1
     finally:
         whole.clear()
