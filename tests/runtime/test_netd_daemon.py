@@ -23,7 +23,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    # A thread that the event loop starts is in the namespace too: it must not wait there for the work of the next test.
+    monkeypatch.setattr("trio._core._thread_cache.IDLE_TIMEOUT", 0, raising=False)
     made = Host(tmp_path)
     try:
         yield made
