@@ -23,6 +23,7 @@ from builder.language.instructions import Dockerfile
 from builder.outbox import Outbox
 from builder.secrets import Gifts, Nothing
 from builder.session import Connection, Session
+from builder.solving import duplicates
 from builder.solving.cachemounts import CacheMounts
 from builder.sources.contextfolder import remove_below
 from builder.sources.contexts import Contexts
@@ -297,6 +298,7 @@ class BuildService:
         self._collected, self._collecting = trio.current_time(), False
         settings, disk = self.context.settings.builder, os.statvfs(self.folder)
         try:
+            await self._unite()
             if not (wanted := rules(settings.get("gc", {}), disk.f_blocks * disk.f_frsize)):
                 return
             records, free, chosen = await self.usage(), disk.f_bavail * disk.f_frsize, list[CacheRecord]()
@@ -313,11 +315,19 @@ class BuildService:
         except (KnarrError, OSError, DatabaseError) as error:
             log.error("collecting the build cache: %s", error)
 
+    async def _unite(self) -> int:
+        """Give up layers that are there twice, when no build could hold them; the bytes that were freed."""
+        context = self.context
+        if not self._builds and duplicates.unite(self.cache, context.snapshots, context.images.chains_in_use()):
+            return (await context.images.collect())[1]
+        return 0
+
     async def prune(self, wanted: Prune) -> tuple[Sequence[str], int]:
         """Remove from the cache; identifiers of what went, and the bytes that were freed."""
+        freed = await self._unite()
         records, disk = await self.usage(), os.statvfs(self.folder)
         chosen = wanted.choose(records, disk.f_bavail * disk.f_frsize, time.time_ns())
-        freed = await self._remove(chosen)
+        freed += await self._remove(chosen)
         self._publish_pruned(freed)
         return [record.id for record in chosen], freed
 

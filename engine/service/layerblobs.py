@@ -134,6 +134,7 @@ class LayerBlobs:
             if not await blocking("disk", self._content.exists, digest):
                 row = self._source(digest)
                 with self._images.pins() as pin:
+                    pin([row.name])
                     await self._stored(lambda write: self._fill(row, write, None).diff_id, Form("uncompressed"), digest, pin)
                 self._brought.add(digest)
         return True
@@ -149,6 +150,7 @@ class LayerBlobs:
             made = await self._stored(lambda write: self._inflate(layer.digest, write), form, layer.diff_id, pin)
         else:
             row = self._source(layer.diff_id)
+            pin([row.name])
             made = await self._stored(lambda write: self._fill(row, write, None).diff_id, form, layer.diff_id, pin)
         return msgspec.structs.replace(layer, digest=made.digest, size=made.size, media_type=form.media_type(docker))
 

@@ -48,5 +48,10 @@ def chain_ids(diff_ids: Iterable[str]) -> tuple[str, ...]:
     """The identifier of each stack of layers from the bottom: ChainID(L0) = L0, ChainID(L0|…|Ln) = digest(chain + " " + Ln)."""
     chain: list[str] = []
     for diff_id in diff_ids:
-        chain.append(sha256(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+        chain.append(chain_of(chain[-1] if chain else "", diff_id))
     return tuple(chain)
+
+
+def chain_of(below: str, diff_id: str) -> str:
+    """The identifier of a layer that lies on the chain `below`, "" for nothing."""
+    return sha256(f"{below} {diff_id}".encode()) if below else diff_id

@@ -110,6 +110,23 @@ class BuildCache:
         for key in fresh:
             self._remember(key, found.row.number)
 
+    def move(self, found: CachedResult, row: Snapshot) -> None:
+        """Let another snapshot with the same content be a result. If that is one already, this one takes its place, and is found under its
+        keys too. Raises sqlite3.Error."""
+        old = found.row
+        with self._db.transaction() as cursor:
+            cursor.execute("DELETE FROM build_results WHERE snapshot = ?", (row.number,))
+            cursor.execute("UPDATE build_results SET snapshot = ? WHERE snapshot = ?", (row.number, old.number))
+            cursor.execute("UPDATE build_keys SET snapshot = ? WHERE snapshot = ?", (row.number, old.number))
+            self._snapshots.set_cached(old, False, cursor)
+            self._snapshots.set_cached(row, True, cursor)
+        keys = self._by_snapshot.pop(old.number, set())
+        self._by_snapshot.setdefault(row.number, set()).update(keys)
+        self._keys.update(dict.fromkeys(keys, row.number))
+        del self._results[old.number]
+        found.row = row
+        self._results[row.number] = found
+
     def touch(self, found: CachedResult) -> None:
         """It was used. In memory alone: `write_use` stores it."""
         found.used, found.uses = time.time_ns(), found.uses + 1

@@ -1,18 +1,20 @@
-"""`POST /build` with outputs: images of builds by the Engine API that go to a registry, or nowhere."""
+"""`POST /build` with outputs: images of builds by the Engine API that go to a registry, or nowhere. Layers that are made twice."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import os
 import secrets
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from tests.lib.buildwork import wait
 from tests.lib.daemon import Daemon
 from tests.lib.http import Response
 from tests.lib.registries import OCI_INDEX, OCI_MANIFEST, DockerRegistry
@@ -50,6 +52,13 @@ def text(answer: Response) -> str:
 
 def images(daemon: Daemon) -> set[str]:
     return {name for image in daemon.api("GET", "/images/json").json() for name in image["RepoTags"] or ()}
+
+
+@pytest.fixture
+def fresh(own_daemon: Callable[..., Daemon]) -> Daemon:
+    made = own_daemon()
+    made.start()
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +105,44 @@ def test_an_output_that_there_is_not_is_a_status(daemon: Daemon) -> None:
     ):
         answer = build(daemon, [output])
         assert answer.status == status and message in answer.json()["message"], answer.body
+
+
+def test_a_layer_that_was_made_twice_is_there_once(fresh: Daemon) -> None:
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as tar:
+        for name, data in (("Dockerfile", b"FROM scratch\nCOPY one /\nCOPY two /\n"), ("one", b"1"), ("two", b"2")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+    def built(query: str) -> tuple[list[str], str]:
+        """The digests of the layers, and what was said."""
+        said = text(fresh.api("POST", f"/build?t=twice&{query}", context.getvalue(), {"Content-Type": "application/x-tar"}))
+        return fresh.api("GET", "/images/twice/json").json()["RootFS"]["Layers"], said
+
+    def layers() -> int:
+        """Those that have files: the daemon keeps empty ones ready."""
+        folders = os.scandir(f"{fresh.data_root}/snapshots")
+        return sum(name.isdecimal() and bool(os.listdir(f"{entry.path}/fs")) for entry in folders if (name := entry.name))
+
+    def unused() -> None:
+        """Nothing is that old; but what is there twice goes, unless a build runs still."""
+        fresh.api("POST", f"/build/prune?all=1&filters={quote(json.dumps({'until': ['9999h']}))}")
+
+    first, _ = built("")
+    assert layers() == 2
+    again, said = built("nocache=1")
+    assert again == first and "Using cache" not in said
+
+    def once() -> bool:
+        unused()
+        return layers() == 2
+
+    wait(once)
+    third, said = built("")
+    assert third == first and said.count("Using cache") == 2
+    fresh.docker("rmi", "twice")
+    fourth, said = built("")
+    assert fourth == first and said.count("Using cache") == 2
+    records = fresh.api("GET", "/system/df").json()["BuildCache"]
+    assert sum("COPY" in record["Description"] for record in records) == 2
