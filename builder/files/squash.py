@@ -32,7 +32,7 @@ async def squash(snapshots: Snapshots, rows: Sequence[Snapshot], pin: Callable[[
 
     def work() -> tuple[int, int]:
         merge(folders, f"{folder}/fs", check=trio.from_thread.check_cancelled)
-        return usage(f"{folder}/fs")
+        return usage(f"{folder}/fs", trio.from_thread.check_cancelled)
 
     try:
         size, inodes = await blocking("build", work)

@@ -138,7 +138,7 @@ class BuildWorker:
 
         def fill() -> tuple[int, int]:
             work(f"{path}/fs", stopping)
-            return usage(f"{path}/fs")
+            return usage(f"{path}/fs", stopping)
 
         try:
             size, inodes = await blocking("build", fill)

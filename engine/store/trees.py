@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from engine import _core
 
@@ -19,6 +19,7 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBL
 _DEPTH = 64
 # 15 names of 255 bytes fit into a path of 4096.
 _STEP = 15
+_BATCH = 1000  # entries between two looks at whether to go on
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _INSIDE = 0x04 | 0x08  # RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH of openat2(2)
 
@@ -182,8 +183,9 @@ def _open_below(top: int, place: Place) -> int:
     return fd
 
 
-def usage(path: str | int) -> tuple[int, int]:
-    """Bytes allocated and number of inodes below `path`, each hard-linked file once, the top folder not counted. Raises OSError."""
+def usage(path: str | int, check: Callable[[], object] = lambda: None) -> tuple[int, int]:
+    """Bytes allocated and number of inodes below `path`, each hard-linked file once, the top folder not counted. `check` is called now and
+    then; what it raises ends the work. Raises OSError."""
     total = 0
     seen: set[tuple[int, int]] = set()
     inodes = 0
@@ -197,6 +199,8 @@ def usage(path: str | int) -> tuple[int, int]:
                 seen.add(key)
             inodes += 1
             total += info.st_blocks * 512
+            if not inodes % _BATCH:
+                check()
     finally:
         os.close(top)
     return total, inodes

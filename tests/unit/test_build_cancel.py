@@ -18,6 +18,7 @@ from builder.solving.worker import stopping
 from builder.tree import Tree
 from engine.store import view
 from engine.store.snapshots import Snapshot
+from engine.store.trees import usage
 from tests.lib.stores import Stores, open_stores
 
 FILES = 20
@@ -80,6 +81,14 @@ def test_filling_looks_between_files_and_pieces(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(Enough):
         mounting.fill_cache(Mount(kind="cache", target="/c", source="/"), Tree(layers=(str(tmp_path / "large"),)), after(5), str(target))
     assert 0 < (target / "file").stat().st_size < 10_000
+
+
+def test_measuring_looks_now_and_then(tmp_path: Path) -> None:
+    for number in range(2001):
+        (tmp_path / f"f{number}").touch()
+    with pytest.raises(Enough):
+        usage(str(tmp_path), after(2))
+    assert usage(str(tmp_path), after(3))[1] == 2001
 
 
 @pytest.fixture
