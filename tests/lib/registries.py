@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import socket
+import socketserver
 import ssl
 import subprocess
 import tarfile
@@ -389,6 +390,11 @@ class Scripted:
 
         class Server(http.server.ThreadingHTTPServer):
             daemon_threads = True
+
+            def server_bind(self) -> None:
+                """Without asking for the host's name, as the library does: that is a question to a DNS server."""
+                socketserver.TCPServer.server_bind(self)
+                self.server_name, self.server_port = self.server_address[0], self.server_address[1]
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass
