@@ -45,7 +45,7 @@ class Engine:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "KNARR_"))}
         return {**kept, "DOCKER_HOST": f"unix://{self.socket}", "DOCKER_CLI_HINTS": "false"}
 
-    def api(self, method: str, target: str, body: Any = None, headers: dict[str, str] | None = None, timeout: float = 60) -> http.Response:
+    def api(self, method: str, target: str, body: Any = None, headers: dict[str, str] | None = None, timeout: float = 120) -> http.Response:
         """One API call on a fresh connection; `target` without a version prefix unless the caller writes one."""
         return http.request(str(self.socket), method, target, body, headers, timeout)
 
