@@ -107,7 +107,7 @@ class FakeDaemon:
         elif path.endswith("/wait"):
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
             if request["query"].get("condition"):  # type: ignore[attr-defined]
-                self.started.wait(10)
+                self.started.wait(60)
             body = json.dumps({"StatusCode": self.exit_code}).encode() + b"\n"
             sock.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
         elif path.endswith("/start"):
@@ -125,7 +125,7 @@ class FakeDaemon:
         head = b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
         sock.sendall(head)
         if not str(request["path"]).startswith("/exec"):
-            self.started.wait(10)
+            self.started.wait(60)
         if request["query"].get("stdin") == "1":  # type: ignore[attr-defined]
             self.stdin = stream.read()  # type: ignore[attr-defined]
         sock.sendall(self.output)

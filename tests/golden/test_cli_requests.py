@@ -47,6 +47,8 @@ def run(command: list[str], arguments: list[str], directory: Path, table: dict[s
     Any] | None = None) -> tuple[subprocess.CompletedProcess[bytes], FakeDaemon]:
     with tempfile.TemporaryDirectory() as sockets:
         fake = FakeDaemon(Path(sockets) / "s", table)
+        if arguments[:1] == ["attach"]:
+            fake.started.set()  # the container runs already
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "KNARR_"))}
         environment = {**kept, "DOCKER_HOST": f"unix://{fake.path}", "FROM_ENV": "it", "HOME": str(directory), "TZ": "UTC"}
         result = subprocess.run([*command, *arguments], env=environment, cwd=directory, capture_output=True, stdin=subprocess.DEVNULL,
