@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,10 @@ def test_create_sends_what_docker_sends(directory: Path) -> None:
         golden = {line: answer([docker_program()], line, directory) for line in CREATE}
         (HERE / "cli_create.json").write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
     different = []
-    for line in CREATE:
-        ours, theirs = answer(knarr_command(), line, directory), golden[line]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda line: answer(knarr_command(), line, directory), CREATE))
+    for line, ours in zip(CREATE, answers, strict=True):
+        theirs = golden[line]
         if ours["code"] != theirs["code"] or ours["sent"] != theirs["sent"] or ours["error"].strip() != words(theirs["error"]):
             different.append(f"{line}\n  docker {theirs}\n  knarr  {ours}")
     assert not different, "\n".join(different)
@@ -108,8 +111,9 @@ def test_output_is_dockers(directory: Path) -> None:
             golden[line] = [result.returncode, timeless(result.stdout.decode()), result.stderr.decode()]
         (HERE / "cli_output.json").write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
     different = []
-    for line in OUTPUT:
-        result, _ = run(knarr_command(), shlex.split(line), directory, TABLE)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda line: run(knarr_command(), shlex.split(line), directory, TABLE)[0], OUTPUT))
+    for line, result in zip(OUTPUT, results, strict=True):
         ours = [result.returncode, timeless(result.stdout.decode()), result.stderr.decode().strip()]
         code, out, error = golden[line]
         if ours != [code, out, words(error)]:
