@@ -38,6 +38,7 @@ static const operation operations[OP_LAST + 1] = {
     [OP_BIND] = op_bind,
     [OP_BIND_PART] = op_bind,
     [OP_OWNERS] = op_owners,
+    [OP_ALIVE] = op_alive,
     [OP_ATTRIBUTES] = op_attributes,
     [OP_MKNOD] = op_mknod,
     [OP_SYMLINK] = op_symlink,
@@ -180,33 +181,6 @@ static int start_anyhow(struct clone_arguments *args, struct child *c, const cha
         pid = clone(run_child, (void *)(uintptr_t)(args->stack + args->stack_size), (int)(args->flags | args->exit_signal), c,
                     (int *)(uintptr_t)args->pidfd);
     return pid;
-}
-
-/* Field 22 of /proc/PID/stat, or 0. The name in field 2 may hold anything, so count from its last ")". */
-static uint64_t start_time(pid_t pid) {
-    char text[1024], path[FD_NAME + 8], *p;
-    ssize_t n;
-    int fd, field = 2;
-    uint64_t value = 0;
-    fd_name(path, pid); /* "/proc/self/fd/PID" */
-    p = path + sizeof "/proc/self/fd/" - 1;
-    memmove(path + sizeof "/proc/" - 1, p, strlen(p) + 1);
-    strcat(path, "/stat");
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0)
-        return 0;
-    text[n] = 0;
-    p = strrchr(text, ')');
-    for (; p && *p && field < 22; p++)
-        if (*p == ' ')
-            field++;
-    for (; p && *p >= '0' && *p <= '9'; p++)
-        value = value * 10 + (uint64_t)(*p - '0');
-    return value;
 }
 
 static int enter_pid_namespace(struct child *c, struct plan_op *op) {

@@ -55,7 +55,8 @@ enum plan_code {
     OP_TERMINAL,
     OP_BIND_PART,
     OP_OWNERS,
-    OP_LAST = OP_OWNERS
+    OP_ALIVE,
+    OP_LAST = OP_ALIVE
 };
 
 struct plan_header {
@@ -113,6 +114,7 @@ static const struct plan_shape plan_shapes[OP_LAST + 1] = {
     [OP_TERMINAL] = {0, 0, 0},
     [OP_BIND_PART] = {5, 3},
     [OP_OWNERS] = {3, 3, 1}, /* paths */
+    [OP_ALIVE] = {0, 0},
 };
 
 static int plan_check_slot(const uint8_t *op, uint32_t size, uint64_t offset, uint32_t first) {

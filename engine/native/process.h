@@ -61,6 +61,39 @@ static int op_join_process(struct child *c, struct plan_op *op) {
     return flags ? failed(setns(c->join, flags)) : 0;
 }
 
+/* Field 22 of /proc/PID/stat, or 0. The name in field 2 may hold anything, so count from its last ")". */
+static uint64_t start_time(pid_t pid) {
+    char text[1024], path[FD_NAME + 8], *p;
+    ssize_t n;
+    int fd, field = 2;
+    uint64_t value = 0;
+    fd_name(path, pid); /* "/proc/self/fd/PID" */
+    p = path + sizeof "/proc/self/fd/" - 1;
+    memmove(path + sizeof "/proc/" - 1, p, strlen(p) + 1);
+    strcat(path, "/stat");
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0)
+        return 0;
+    text[n] = 0;
+    p = strrchr(text, ')');
+    for (; p && *p && field < 22; p++)
+        if (*p == ' ')
+            field++;
+    for (; p && *p >= '0' && *p <= '9'; p++)
+        value = value * 10 + (uint64_t)(*p - '0');
+    return value;
+}
+
+/* arg: pid, start time. While a process is there its number is its own, so that all files of /proc/PID that were opened before were its. */
+static int op_alive(struct child *c, struct plan_op *op) {
+    (void)c;
+    return start_time((pid_t)op->arg[0]) == op->arg[1] ? 0 : ESRCH;
+}
+
 static int op_unshare(struct child *c, struct plan_op *op) {
     (void)c;
     return failed(unshare((int)op->arg[0]));

@@ -44,6 +44,7 @@ _DESCRIPTIONS: dict[str, Callable[[Any], str]] = {
     "Mount": lambda op: f"mount {op.type} on {op.target}",
     "Bind": _bind_text,
     "Owners": lambda op: f"map owners of {len(op.folders)} layers" if op.userns else "leave the layers' owners as they are again",
+    "Alive": lambda op: f"see that process {op.pid} is still there",
     "Attributes": lambda op: f"remount {op.path}" + (" read-only" if op.set & 1 else ""),
     "Mknod": lambda op: f"make {'device' if stat.S_IFMT(op.mode) != stat.S_IFIFO else 'pipe'} {op.path}",
     "Symlink": lambda op: f"link {op.path} to {op.text}",

@@ -22,6 +22,7 @@ _HINTS = {
     ("Tasks", E.EAGAIN): "the limit on processes of the group is reached",
     ("Tasks", E.ENOSPC): "the cpuset has no CPUs or memory nodes",
     ("JoinProcess", E.ESRCH): "the container is not running",
+    ("Alive", E.ESRCH): "the container whose namespaces are shared has ended meanwhile",
     ("Root", E.EINVAL): "the kernel's log (dmesg) has overlay's reason; the upper folder's file system may not be fit for it",
     ("Root", E.ENOENT): "a layer of the image or the mount point is missing",
     ("Root", E.ENODEV): "the kernel has no such file system",

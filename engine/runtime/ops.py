@@ -31,7 +31,7 @@ from engine.wire.plan import join, pack, table, text
 
 __all__ = [
     "NAMESPACES", "NEWCGROUP", "NEWIPC", "NEWNET", "NEWNS", "NEWPID", "NEWTIME", "NEWUSER", "NEWUTS", "RLIMITS",
-    "Attributes", "Bind", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
+    "Alive", "Attributes", "Bind", "Bounding", "Capabilities", "Clone", "Console", "Cwd", "Domainname", "Exec", "Hostname", "Join",
     "JoinProcess", "Keyring", "Loopback", "Mask", "Mknod", "Mount", "NoNewPrivs", "OomScore", "Op", "Owners", "Pivot", "Propagation",
     "Readonly", "Rlimit", "Root", "Seccomp", "Stdio", "Symlink", "Sysctl", "Tasks", "Terminal", "Umask", "Unshare", "User",
     "describe", "encode",
@@ -215,6 +215,17 @@ class Owners(Op, frozen=True):
     def wire(self) -> bytes:
         paths = b"".join(map(text, self.folders))
         return pack(35, (0, 0, len(paths), 0), paths, text(self.base), text(self.userns) if self.userns else None)
+
+
+class Alive(Op, frozen=True):
+    """The process `pid` is still the one that began at `start_time` (field 22 of /proc/PID/stat): then whatever was joined through
+    /proc/PID before was its."""
+
+    pid: int
+    start_time: int
+
+    def wire(self) -> bytes:
+        return pack(36, (self.pid, self.start_time, 0, 0))
 
 
 class Attributes(Op, frozen=True):

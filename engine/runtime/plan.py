@@ -62,12 +62,14 @@ def container_plan(
     seccomp: bytes | None,
     tty: bool,
     userns: UserNamespaces | None = None,
+    alive: Sequence[tuple[int, int]] = (),
 ) -> tuple[Op, ...]:
     """The operations that start a container.
 
     `rootfs`: what is mounted on `mountpoint`, an empty host directory, to be its root (more mounts go to their destination below it).
     `seccomp`: a compiled filter, None for none. `tty`: standard input, output and error are a terminal. `userns`: asked for the user
-    namespaces of mounts with mapped owners; what it raises is passed on.
+    namespaces of mounts with mapped owners; what it raises is passed on. `alive`: (pid, start time) of processes whose files in /proc the
+    spec names, and which must be there when all of those are open.
     Raises InvalidParameter for a spec that makes no sense, NotImplementedYet for parts of the specification that are missing here.
     """
     process = spec.process
@@ -85,6 +87,7 @@ def container_plan(
         plan.append(ops.Loopback())
     plan.append(ops.Keyring())
     plan += _filesystem(spec, linux, rootfs, mountpoint, placement, tty, userns)
+    plan += [ops.Alive(pid, began) for pid, began in alive]
     own = frozenset(namespace.type for namespace in linux.namespaces)
     if (spec.hostname or spec.domainname) and "uts" not in own:
         raise InvalidParameter("a host or domain name needs a UTS namespace of its own")
@@ -271,7 +274,8 @@ def _bind(mount: Mount, opts: options.Options, kept: int, userns: UserNamespaces
     if opts.data:
         raise InvalidParameter(f"mount on {mount.destination}: unknown option {opts.data!r} for a bind")
     recursive = opts.bind_recursive or mount.type == "rbind"
-    propagation = 0 if opts.propagation & options.MS_PRIVATE else opts.propagation  # what a clone of a private tree is anyway
+    # What a clone of our private tree is anyway, but not one of another namespace, whose owner may share mounts.
+    propagation = 0 if opts.propagation & options.MS_PRIVATE and not mount.namespace else opts.propagation
     return ops.Bind(
         mount.source, mount.destination, opts.set, opts.clear, propagation, recursive, opts.attributes_recursive, -1, kept,
         mount.subpath, _owners(mount, opts, userns), opts.idmap_recursive, mount.namespace,

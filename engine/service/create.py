@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -156,7 +156,7 @@ def compile_plan(context: Context, container: Container, joined: specgen.Joined 
         limits=limits,
         joined=joined,
     )
-    return encode_plan(context, container, spec)
+    return encode_plan(context, container, spec, joined.alive)
 
 
 def make_bundle(context: Context, container: Container) -> None:
@@ -179,8 +179,8 @@ def joins(hc: HostConfig) -> bool:
     return any(mode.startswith("container:") for mode in (hc.pid_mode, hc.network_mode, hc.ipc_mode))
 
 
-def encode_plan(context: Context, container: Container, spec: Spec) -> Plan:
-    """Compile and encode a spec."""
+def encode_plan(context: Context, container: Container, spec: Spec, alive: Sequence[tuple[int, int]] = ()) -> Plan:
+    """Compile and encode a spec; `alive` as for `container_plan`."""
     record = container.record
     assert spec.process is not None and container.placement is not None
     held: list[UserNamespace] = []
@@ -193,6 +193,7 @@ def encode_plan(context: Context, container: Container, spec: Spec) -> Plan:
         seccomp=seccomp_filter(context, record, spec.process.capabilities.bounding if spec.process.capabilities else ()),
         tty=record.config.tty,
         userns=functools.partial(_user_namespace, context, held),
+        alive=alive,
     )
     return Plan(compiled, ops.encode(compiled), tuple(held))
 
@@ -306,6 +307,21 @@ def _check_links(links: list[str], find: Callable[[str], ContainerRecord]) -> No
             raise InvalidParameter(f"could not get container for {ref}: {error.message}") from None
 
 
+def _with_ids(hc: HostConfig, find: Callable[[str], ContainerRecord]) -> HostConfig:
+    """`container:NAME` modes with the identifier that the name has now: another container may be called so later. A network's owner may
+    come later, as in Docker. Raises InvalidParameter."""
+    modes: dict[str, str] = {}
+    for field in ("network_mode", "pid_mode", "ipc_mode"):
+        word, _, ref = getattr(hc, field).partition(":")
+        if word == "container" and ref:
+            try:
+                modes[field] = f"container:{find(ref).id}"
+            except NotFound as error:
+                if field != "network_mode":
+                    raise InvalidParameter(error.message) from None
+    return msgspec.structs.replace(hc, **modes) if modes else hc
+
+
 async def create(
     context: Context,
     asked_name: str | None,
@@ -324,6 +340,8 @@ async def create(
     container_id = new_id(by_id)
     name = choose_name(asked_name, container_id, by_name)
     made, warnings = record(context, container_id, name, request, image)
+    if joins(made.host_config):
+        made.host_config = _with_ids(made.host_config, find)
     if made.host_config.links and made.host_config.network_mode == "bridge":  # elsewhere a link is a name, which may come to be later
         _check_links(made.host_config.links, find)
     found = mounts.resolve(context, made.config, made.host_config, find)

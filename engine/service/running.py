@@ -182,6 +182,7 @@ class Runner:
                 pid=pid.record.state.pid if pid else 0,
                 network=network.record.state.pid if network else 0,
                 ipc=ipc.record.state.pid if ipc else 0,
+                alive=tuple({(one.record.state.pid, one.record.state.pid_start) for one in (pid, network, ipc) if one}),
             )
             if network is not None:  # it has the names of the one whose network it has, as in Docker
                 network = self._owner(network)

@@ -75,11 +75,12 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Joined(msgspec.Struct, frozen=True, kw_only=True):
-    """Process ids whose namespaces are joined (`container:ID` modes), 0 for none."""
+    """Process ids whose namespaces are joined (`container:ID` modes), 0 for none. `alive`: (pid, start time) of each."""
 
     pid: int = 0
     network: int = 0
     ipc: int = 0
+    alive: tuple[tuple[int, int], ...] = ()
 
 
 def spec(
@@ -300,7 +301,7 @@ def _mounts(hc: HostConfig, host: Host, files: Sequence[Mount], mounts: Sequence
 def _base_mounts(privileged: bool, ipc: str, ipc_of: int, shm_size: int) -> tuple[Mount, ...]:
     shm = Mount(destination="/dev/shm", type="tmpfs", source="shm", options=("nosuid", "noexec", "nodev", "mode=1777", f"size={shm_size}"))
     if ipc_of:
-        shm = Mount(destination="/dev/shm", source="/dev/shm", options=("bind",), namespace=f"/proc/{ipc_of}/ns/mnt")
+        shm = Mount(destination="/dev/shm", source="/dev/shm", options=("bind", "rprivate"), namespace=f"/proc/{ipc_of}/ns/mnt")
     return (
         _PROC,
         _DEV,

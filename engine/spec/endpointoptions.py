@@ -30,14 +30,14 @@ def sysctls(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     problems = []
     for item in text.split(","):
-        name, equals, value = item.partition("=")
+        name, _, value = item.partition("=")
         match = _NAME.fullmatch(name)
         if match is None:
             problems.append(
                 f"unrecognised network interface sysctl '{item}'; represent 'net.X.Y.ethN.Z=V' as 'net.X.Y.IFNAME.Z=V', "
                 "'X' must be 'ipv4', 'ipv6' or 'mpls'"
             )
-        elif not equals or not value.isprintable() or len(value) > _VALUE_MAX:
+        elif not value or not value.isprintable() or len(value) > _VALUE_MAX:
             problems.append(f"expected sysctl '{item}' to have format name=value")
         else:
             found[".".join(("net", match[1], match[2], _PLACE, match[3]))] = value

@@ -38,7 +38,7 @@ def test_memory_and_queues_are_shared(box: Daemon) -> None:
     box.out("rm", "-f", "donor")
     assert box.out("exec", "guest", "cat", "/dev/shm/x") == "hello"  # as long as anybody has them
     failed = box.docker("restart", "-t", "0", "guest", check=False)
-    assert b"No such container: donor" in failed.stderr
+    assert f"No such container: {donor}".encode() in failed.stderr
 
 
 def test_the_guest_is_a_container_of_its_own(box: Daemon) -> None:
@@ -56,6 +56,30 @@ def test_a_link_in_the_place_of_the_memory_leads_nowhere(box: Daemon) -> None:
     failed = box.docker("run", "--rm", *NET, "--ipc", "container:donor", busybox.NAME, "true", check=False)
     assert failed.returncode == 125
     assert b"bind another container's /dev/shm to /dev/shm: too many levels of symbolic links" in failed.stderr
+
+
+def test_mounts_of_the_other_stay_its_own(box: Daemon) -> None:
+    start(box, "donor", "--ipc", "shareable", "--privileged")
+    box.out("exec", "donor", "sh", "-c", "mount --make-shared /dev/shm; mkdir /dev/shm/x")
+    start(box, "guest", "--ipc", "container:donor")
+    box.out("exec", "--privileged", "donor", "sh", "-c", "mount -t tmpfs tmpfs /dev/shm/x && touch /dev/shm/x/planted")
+    assert box.out("exec", "guest", "ls", "-R", "/dev/shm") == "/dev/shm:\nx\n\n/dev/shm/x:"
+
+
+def test_a_mode_means_the_container_that_had_the_name(box: Daemon) -> None:
+    donor = start(box, "donor", "--ipc", "shareable")
+    modes = ("--ipc", "container:donor", "--pid", f"container:{donor[:12]}", "--network", "container:donor")
+    guest = box.out("run", "-d", "--name", "guest", *modes, busybox.NAME, "sleep", "100000")
+    shown = box.api("GET", f"/containers/{guest}/json").json()["HostConfig"]
+    assert {shown[f"{kind}Mode"] for kind in ("Ipc", "Pid", "Network")} == {f"container:{donor}"}
+    box.out("rename", "donor", "renamed")
+    start(box, "donor", "--ipc", "shareable")
+    box.out("restart", "-t", "0", "guest")
+    assert box.out("exec", "guest", *NAMESPACE) == box.out("exec", "renamed", *NAMESPACE) != box.out("exec", "donor", *NAMESPACE)
+    for kind, status in (("Ipc", 400), ("Pid", 400), ("Network", 201)):  # whose network it is may come later
+        answer = box.api("POST", "/containers/create", {"Image": busybox.NAME, "HostConfig": {f"{kind}Mode": "container:nobody"}})
+        assert answer.status == status
+        assert status == 201 or answer.message == "No such container: nobody"
 
 
 def test_who_cannot_be_joined(box: Daemon) -> None:

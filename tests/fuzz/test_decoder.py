@@ -19,7 +19,8 @@ from engine.runtime import ops
 PLAN = ops.encode([
     ops.Clone(ops.NEWNS, "/sys/fs/cgroup/x"), ops.Root("overlay", "/m", "overlay", 0, "lowerdir=a", "/base"), ops.Mount("proc",
     "/proc", "proc"), ops.Bind("/a", "/b", 1, 2, 3, True), ops.Symlink("a", "/dev/b"), ops.User(1, 2, (3, 4, 5)),
-    ops.Seccomp(bytes(range(64))), ops.Owners(("a", "b"), "/c", "/n"), ops.Exec(("sh", "-c", "true"), ("PATH=/bin", "A=b")),
+    ops.Seccomp(bytes(range(64))), ops.Owners(("a", "b"), "/c", "/n"), ops.Alive(1, 2),
+    ops.Exec(("sh", "-c", "true"), ("PATH=/bin", "A=b")),
 ])  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +84,7 @@ def test_every_single_byte_and_every_cut() -> None:
 
 
 def test_the_plan_itself_is_taken() -> None:
-    assert _core.decode(PLAN) == 9
+    assert _core.decode(PLAN) == 10
     survives([PLAN])
 
 

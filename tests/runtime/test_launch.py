@@ -447,6 +447,22 @@ class TestExec:
             launch(self.plan(c, first, "true", start_time=12345))
         assert caught.value.op == "JoinProcess"
 
+    def test_the_files_of_another_process_with_the_same_pid_are_refused(self, c: Box, first: int) -> None:
+        began = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[19])
+        namespaces = (Namespace(type="mount"), Namespace(type="uts", path=f"/proc/{first}/ns/uts"))
+        spec = c.spec("hostname", linux={"namespaces": namespaces})
+
+        def steps(*alive: tuple[int, int]) -> tuple[ops.Op, ...]:
+            return plan.container_plan(
+                spec, rootfs=c.rootfs, mountpoint=str(c.folder / "mnt"), placement=Placement(), seccomp=None, tty=False, alive=alive
+            )
+
+        assert launch(steps((first, began))).wait().lines == ["inside"]
+        for gone in ((first, began + 1), (1 << 30, began)):
+            with pytest.raises(LaunchError, match="has ended meanwhile") as caught:
+                launch(steps(gone))
+            assert caught.value.op == "Alive"
+
     def test_working_directory_must_exist(self, c: Box, first: int) -> None:
         with pytest.raises(LaunchError, match="change directory to /nowhere"):
             launch(self.plan(c, first, "true", cwd="/nowhere"))

@@ -24,12 +24,12 @@ def settings(*link_local: str, ipv6: str = "", **options: str) -> EndpointSettin
 
 def test_sysctls_have_names_for_every_link() -> None:
     found = endpointoptions.sysctls(
-        "net.ipv4.conf.IFNAME.log_martians=1,net.ipv6.neigh.ifname.gc_stale_time= 5=6,net.mpls.conf.IFNAME.input="
+        "net.ipv4.conf.IFNAME.log_martians=1,net.ipv6.neigh.ifname.gc_stale_time= 5=6,net.mpls.conf.IFNAME.input=0"
     )
     assert found == {
         "net.ipv4.conf.IFNAME.log_martians": "1",
         "net.ipv6.neigh.IFNAME.gc_stale_time": " 5=6",
-        "net.mpls.conf.IFNAME.input": "",
+        "net.mpls.conf.IFNAME.input": "0",
     }
     assert [endpointoptions.path(name, "eth0.5") for name in found] == [
         "/proc/sys/net/ipv4/conf/eth0.5/log_martians",
@@ -54,7 +54,7 @@ def test_what_is_no_sysctl_of_an_interface(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("value", ["", "=1\n", "=\0", "=" + "1" * 257])
+@pytest.mark.parametrize("value", ["", "=", "=1\n", "=\0", "=" + "1" * 257])
 def test_what_is_no_value_of_a_sysctl(value: str) -> None:
     with pytest.raises(InvalidParameter, match="to have format name=value"):
         endpointoptions.sysctls(f"net.ipv4.conf.IFNAME.forwarding{value}")

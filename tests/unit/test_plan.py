@@ -188,6 +188,7 @@ def test_bytes_that_are_not_text_come_through() -> None:
 
 def test_every_operation_is_described_and_decodes() -> None:
     samples = {
+        ops.Alive: (1, 2),
         ops.Clone: (ops.NEWPID,), ops.Join: (ops.NEWNET, "/x"), ops.JoinProcess: (1, 2, ops.NEWNS), ops.Tasks: ("/t/tasks",),
         ops.Unshare: (ops.NEWCGROUP,), ops.Propagation: ("/", 1), ops.Root: ("s", "/t"), ops.Mount: ("s", "/t", "proc"), ops.Bind:
         ("/s", "/t"), ops.Owners: (("a/b", "c"), "/d", "/n"),
@@ -254,11 +255,22 @@ def test_the_mappings_of_a_mount_become_a_user_namespace(word: str, recursive: b
 
 
 def test_a_bind_of_what_another_namespace_has() -> None:
-    mount = Mount(destination="/dev/shm", source="/dev/shm", options=("bind",), namespace="/proc/7/ns/mnt")
+    mount = Mount(destination="/dev/shm", source="/dev/shm", options=("bind", "rprivate"), namespace="/proc/7/ns/mnt")
     (found,) = (op for op in make(spec(mounts=(mount,))) if isinstance(op, ops.Bind))
     assert (found.namespace, found.set, found.recursive) == ("/proc/7/ns/mnt", 0, False)
+    assert found.propagation & options.MS_PRIVATE  # its owner may share mounts with others
     assert ops.describe(found) == "bind another container's /dev/shm to /dev/shm"
     assert _core.decode(ops.encode((ops.Clone(0), found, ops.Exec(("x",))))) == 3
+
+
+def test_whose_namespaces_are_joined_must_be_there_when_all_of_them_are_open() -> None:
+    shm = Mount(destination="/dev/shm", source="/dev/shm", options=("bind",), namespace="/proc/7/ns/mnt")
+    steps = make(spec(mounts=(shm,)), alive=((7, 99),))
+    last = max(at for at, op in enumerate(steps) if isinstance(op, (ops.Bind, ops.Join)))
+    (at,) = (at for at, op in enumerate(steps) if isinstance(op, ops.Alive))
+    assert last < at < next(at for at, op in enumerate(steps) if isinstance(op, ops.Pivot))  # /proc is the host's until then
+    assert steps[at] == ops.Alive(7, 99)
+    assert "has ended meanwhile" in str(plan.explain(steps, at, errno.ESRCH))
 
 
 def test_the_folders_of_an_overlay_are_mapped_while_it_is_mounted() -> None:

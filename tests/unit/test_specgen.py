@@ -61,7 +61,7 @@ def test_what_another_container_shares() -> None:
     found = specgen.spec(made, users.Identity(), HOST, files=(), mounts=(), joined=specgen.Joined(ipc=7))
     assert [one.path for one in found.linux.namespaces if one.type == "ipc"] == ["/proc/7/ns/ipc"]
     (shm,) = (mount for mount in found.mounts if mount.destination == "/dev/shm")
-    assert shm == Mount(destination="/dev/shm", source="/dev/shm", options=("bind",), namespace="/proc/7/ns/mnt")
+    assert shm == Mount(destination="/dev/shm", source="/dev/shm", options=("bind", "rprivate"), namespace="/proc/7/ns/mnt")
     shared = spec(hc=HostConfig(network_mode="none", ipc_mode="shareable"))
     assert shared.mounts == spec().mounts and "/dev/shm" in {mount.destination for mount in shared.mounts}
 
