@@ -125,7 +125,7 @@ def agree(data: bytes) -> None:
 
 
 @given(TO_MONITOR, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6))
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 def test_flipped_bytes_never_harm(message: control.ToMonitor, flips: list[tuple[int, int]]) -> None:
     data = bytearray(control.encode(message))
     for at, value in flips:
@@ -136,7 +136,7 @@ def test_flipped_bytes_never_harm(message: control.ToMonitor, flips: list[tuple[
 
 @given(st.integers(0, 40), st.binary(max_size=300))
 @example(1, b"\xff" * 64)
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 def test_random_bodies_never_harm(kind: int, body: bytes) -> None:
     agree(bytes((control.VERSION, kind, 0, 0)) + (8 + len(body)).to_bytes(4, "little") + body)
     agree(body)

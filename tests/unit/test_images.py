@@ -579,7 +579,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     """SIGKILL at random moments of loads and deletes: the next start finds whole images only, and cleans up the rest."""
     chance = random.Random(7)
     archives = [docker_archive([BASE, TOP], ["app:1"]), docker_archive([BASE, tar([entry("other", data=b"z" * 400_000)])], ["app:2"])]
-    for _ in range(25):
+    for _ in range(15):
         pid = os.fork()
         if pid == 0:
             try:
