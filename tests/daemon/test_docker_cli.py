@@ -445,10 +445,9 @@ def test_import_with_changes(clean: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_debian(clean: Engine, tmp_path: Path) -> None:
+def test_debian(clean: Engine) -> None:
     """A real distribution: imported, and an interactive bash in it."""
-    tar = busybox.debian_tar(tmp_path)
-    clean.docker("import", "-c", 'CMD ["bash"]', str(tar), "debian:test", timeout=300)
+    clean.docker("import", "-c", 'CMD ["bash"]', str(busybox.debian_tar()), "debian:test", timeout=300)
     try:
         assert clean.out("run", "--rm", *NONE, "debian:test", "sh", "-c", ". /etc/os-release; echo $ID") == "debian"
         with terminal(clean, "run", "--rm", "-it", *NONE, "-h", "deb", "debian:test", "bash") as shell:
