@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import glob
 import io
 import json
 import os
@@ -121,9 +122,8 @@ def test_a_layer_that_was_made_twice_is_there_once(fresh: Daemon) -> None:
         return fresh.api("GET", "/images/twice/json").json()["RootFS"]["Layers"], said
 
     def layers() -> int:
-        """Those that have files: the daemon keeps empty ones ready."""
-        folders = os.scandir(f"{fresh.data_root}/snapshots")
-        return sum(name.isdecimal() and bool(os.listdir(f"{entry.path}/fs")) for entry in folders if (name := entry.name))
+        """Those that have files: the daemon keeps empty ones ready. Folders may go while one looks, which `glob` ignores."""
+        return len({os.path.dirname(path) for path in glob.glob(f"{fresh.data_root}/snapshots/[0-9]*/fs/*")})
 
     def unused() -> None:
         """Nothing is that old; but what is there twice goes, unless a build runs still."""
