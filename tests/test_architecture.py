@@ -6,11 +6,11 @@ A module imports only lower layers or its own package; packages on one line neve
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,24 +113,28 @@ def unit_of(module: str) -> str | None:
     return None
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imports(path: Path) -> tuple[tuple[int, str], ...]:
     """(line, module) for every import in a file, those inside functions too; names of `from package import name` are joined on."""
     package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
+    found: list[tuple[int, str]] = []
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base = base + (node.module.split(".") if node.module else [])
-            for alias in node.names:
-                yield node.lineno, ".".join([*base, alias.name])
+            found += [(node.lineno, ".".join([*base, alias.name])) for alias in node.names]
+    return tuple(found)
 
 
 def type_checking_lines(path: Path) -> set[int]:
     """Lines inside `if TYPE_CHECKING:`: they are never executed, so the rules on what is loaded leave them alone."""
     lines: set[int] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    text = path.read_text()
+    if "TYPE_CHECKING" not in text:
+        return lines
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             lines.update(range(node.lineno, node.body[-1].end_lineno or node.lineno))
             lines.add(node.body[-1].end_lineno or node.lineno)
