@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
-import sqlite3
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,9 @@ from builder.export import sbom
 from builder.export.packages import rpm, sqlite
 from builder.export.packages.image import Found, scan
 from builder.export.packages.package import Distribution, Package, purl
+from builder.export.packages.pieces import Unreadable
+from tests.lib import rpmdatabases
+from tests.lib.rpmdatabases import header
 
 CREATED = "2026-01-01T00:00:00Z"
 
@@ -168,38 +170,13 @@ def test_node(tmp_path: Path) -> None:
     assert found[2].license == "MIT OR ISC"
 
 
-def header(**fields: str | int) -> bytes:
-    """An rpm header as the database keeps it."""
-    tags = {"name": 1000, "version": 1001, "release": 1002, "epoch": 1003, "vendor": 1011, "license": 1014, "arch": 1022, "source": 1044}
-    entries, data = b"", b""
-    for name, value in fields.items():
-        if isinstance(value, int):
-            data += b"\0" * (-len(data) % 4)
-            entries += struct.pack(">IIII", tags[name], 4, len(data), 1)
-            data += struct.pack(">I", value)
-        else:
-            entries += struct.pack(">IIII", tags[name], 6, len(data), 1)
-            data += value.encode() + b"\0"
-    return struct.pack(">II", len(fields), len(data)) + entries + data
-
-
-def database(blobs: list[bytes], page: int = 4096) -> bytes:
-    connection = sqlite3.connect(":memory:")
-    connection.execute(f"PRAGMA page_size={page}")
-    connection.execute("CREATE TABLE Other (x)")
-    connection.execute("CREATE TABLE Packages (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL)")
-    connection.executemany("INSERT INTO Packages (blob) VALUES (?)", [(blob,) for blob in blobs])
-    connection.commit()
-    return connection.serialize()
-
-
 def test_rpm(tmp_path: Path) -> None:
     blobs = [
         header(name="bash", version="5.2", release="1.fc41", epoch=0, license="GPLv3+", arch="x86_64", source="bash.src.rpm", vendor="F"),
         header(name="gpg-pubkey", version="1", release="2"),
         header(name="zlib", version="1.3"),
     ]
-    data = database(blobs)
+    data = rpmdatabases.sqlite(blobs)
     layer = write(tmp_path / "l", {"usr/lib/sysimage/rpm/rpmdb.sqlite": data, "etc/os-release": "ID=fedora\nVERSION_ID=41\n"})
     found = scan([layer])
     assert [(one.name, one.version) for one in found.packages] == [("bash", "0:5.2-1.fc41"), ("zlib", "1.3")]
@@ -207,24 +184,18 @@ def test_rpm(tmp_path: Path) -> None:
     assert found.unread == ()
 
 
-@pytest.mark.parametrize("name", ["Packages", "Packages.db"])
-def test_databases_that_are_not_read_are_named(tmp_path: Path, name: str) -> None:
-    found = scan([write(tmp_path / "l", {f"var/lib/rpm/{name}": b"\0"})])
-    assert found.packages == () and f"/var/lib/rpm/{name}: a database of rpm in the format" in found.unread[0]
-    assert sbom.document(found, "x", CREATED)["comment"].startswith("Not read: ")
-
-
 def test_a_damaged_database_is_named(tmp_path: Path) -> None:
-    data = database([header(name="a", version="1")])
+    data = rpmdatabases.sqlite([header(name="a", version="1")])
     found = scan([write(tmp_path / "l", {"var/lib/rpm/rpmdb.sqlite": data[:4096]})])
     assert found.packages == () and found.unread[0].startswith("/var/lib/rpm/rpmdb.sqlite: it names page")
+    assert sbom.document(found, "x", CREATED)["comment"].startswith("Not read: /var")
 
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=9000), max_size=12), st.sampled_from([512, 1024, 4096, 65536]))
 def test_every_row_is_read(blobs: list[bytes], page: int) -> None:
-    data = database(blobs, page)
-    assert [row[1] for row in sqlite.rows(data, "Packages")] == blobs
+    data = rpmdatabases.sqlite(blobs, page)
+    assert [row[1] for row in sqlite.rows(io.BytesIO(data), "Packages")] == blobs
 
 
 @settings(deadline=None)
@@ -234,11 +205,11 @@ def test_no_damage_hangs_or_breaks(place: int, junk: bytes, cut: int) -> None:
     place %= len(data)
     data[place : place + len(junk)] = junk
     kept = cut % len(data) + 1 if cut % 3 == 0 else len(data)
-    with contextlib.suppress(ValueError):
-        list(rpm.packages(bytes(data[:kept]), "x", Distribution()))
+    with contextlib.suppress(Unreadable):
+        list(rpm.packages(rpm.READERS[b"rpmdb.sqlite"](io.BytesIO(data[:kept])), "x", Distribution()))
 
 
-SAMPLE = database([header(name=f"n{i}", version="1") * (i % 9 + 1) for i in range(80)], 512)
+SAMPLE = rpmdatabases.sqlite([header(name=f"n{i}", version="1") * (i % 9 + 1) for i in range(80)], 512)
 
 
 @given(st.binary(max_size=200))

@@ -14,6 +14,7 @@ import msgspec
 
 from builder.export.packages import apk, dpkg, npm, pip, rpm
 from builder.export.packages.package import Distribution, Package, distribution
+from builder.export.packages.pieces import Unreadable
 from engine.errors import InvalidParameter
 from engine.store.view import Node, View
 
@@ -58,11 +59,14 @@ class _Scan:
 
     # files
 
-    def _file(self, path: str | bytes) -> Node | None:
+    def _node(self, path: str | bytes) -> Node | None:
         try:
-            node = self._view.find(path)
+            return self._view.find(path)
         except (InvalidParameter, OSError):
             return None  # links in a circle, or a name that cannot be one
+
+    def _file(self, path: str | bytes) -> Node | None:
+        node = self._node(path)
         return node if node is not None and stat.S_ISREG(node.info.st_mode) else None
 
     def _read(self, path: str | bytes, most: int = _FILE_MAX) -> bytes:
@@ -79,10 +83,7 @@ class _Scan:
         return self._read(path, most).decode("utf-8", "replace")
 
     def _folder(self, path: str) -> dict[bytes, bool]:
-        try:
-            node = self._view.find(path)
-        except (InvalidParameter, OSError):
-            return {}
+        node = self._node(path)
         return self._view.names(node) if node is not None and node.folder else {}
 
     # databases
@@ -95,29 +96,31 @@ class _Scan:
                 yield from dpkg.packages(self._text(path), f"/{path}", self._distribution, self._copyright)
         for path in apk.DATABASES:
             yield from apk.packages(self._text(path, _DATABASE_MAX), f"/{path}", self._distribution)
-        for place in rpm.FOLDERS:
-            yield from self._rpm(place)
+        yield from self._rpm()
 
     def _copyright(self, name: str) -> str:
         return "" if "/" in name or name.startswith(".") else self._text(f"usr/share/doc/{name}/copyright")
 
-    def _rpm(self, folder: str) -> Iterator[Package]:
-        names = self._folder(folder)
-        if rpm.SQLITE in names:
-            path = f"{folder}/{rpm.SQLITE.decode()}"
-            log = self._file(f"{path}-wal")
-            if log is not None and log.info.st_size:
-                self._unread.append(f"/{path}-wal: a log of changes that are not in the database yet")
-            data = self._read(path, _DATABASE_MAX)
-            try:
-                if data:
-                    yield from list(rpm.packages(data, f"/{path}", self._distribution))
-            except ValueError as error:
-                self._unread.append(f"/{path}: {error}")
-            return
-        for name, kind in rpm.UNREADABLE.items():
-            if name in names:
-                self._unread.append(f"/{folder}/{name.decode()}: a database of rpm in the format {kind}, which is not read")
+    def _rpm(self) -> Iterator[Package]:
+        folders = {node.place for node in map(self._node, rpm.FOLDERS) if node is not None and node.folder}  # one may be a link to another
+        for folder in sorted(folders):
+            for name, reader in rpm.READERS.items():
+                path = b"/".join((*folder, name))
+                node = self._file(path)
+                if node is None or not node.info.st_size:
+                    continue
+                log = self._file(path + b"-wal")
+                if log is not None and log.info.st_size:
+                    self._unread.append(f"{_shown(path)}-wal: a log of changes that are not in the database yet")
+                if node.info.st_size > _DATABASE_MAX:
+                    self._unread.append(f"{_shown(path)}: larger than {_DATABASE_MAX} bytes")
+                    break
+                with open(self._view.open_file(node), "rb") as file:
+                    try:
+                        yield from list(rpm.packages(reader(file), _shown(path), self._distribution))
+                    except Unreadable as error:
+                        self._unread.append(f"{_shown(path)}: {error}")
+                break
 
     # folders of languages
 

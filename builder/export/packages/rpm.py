@@ -1,4 +1,4 @@
-"""Packages of rpm: headers out of `rpmdb.sqlite`. The older databases (Berkeley DB, ndb) are not read. Pure.
+"""Packages of rpm: headers out of its databases, `rpmdb.sqlite`, `Packages.db` (ndb) or `Packages` (Berkeley DB). Pure but for the file.
 
 Follows rpm's package file format ("Header Structure"); what the database keeps of a package is such a header without its magic number.
 """
@@ -6,26 +6,22 @@ Follows rpm's package file format ("Header Structure"); what the database keeps 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
 
-from builder.export.packages import sqlite
+from builder.export.packages import berkeley, ndb, sqlite
 from builder.export.packages.package import Distribution, Package, clean, purl
 
 FOLDERS = ("var/lib/rpm", "usr/lib/sysimage/rpm", "usr/share/rpm")
-SQLITE = b"rpmdb.sqlite"
-UNREADABLE = {b"Packages": "Berkeley DB", b"Packages.db": "ndb"}
-"""Names of databases that are not read, and what they are."""
-
 _NAME, _VERSION, _RELEASE, _EPOCH, _VENDOR, _LICENSE, _ARCHITECTURE, _SOURCE = 1000, 1001, 1002, 1003, 1011, 1014, 1022, 1044
 _INT32, _STRING, _ARRAY, _I18N = 4, 6, 8, 9
 _MOST_ENTRIES = 10_000
 _KEY = "gpg-pubkey"
 
 
-def packages(data: bytes, found: str, distribution: Distribution) -> Iterator[Package]:
-    """The packages of a database. Raises ValueError for one that cannot be read."""
-    for row in sqlite.rows(data, "Packages"):
-        blob = next((value for value in row if isinstance(value, bytes)), b"")
+def packages(headers: Iterable[bytes], found: str, distribution: Distribution) -> Iterator[Package]:
+    """The packages of a database, whose headers one of READERS read. Raises what the reader raises."""
+    for blob in headers:
         fields = header(blob)
         name, version = fields.get(_NAME, ""), fields.get(_VERSION, "")
         if not name or not version or name == _KEY:
@@ -69,3 +65,17 @@ def header(blob: bytes) -> dict[int, str]:
         elif kind == _INT32 and start + 4 <= data + size:
             found[tag] = str(struct.unpack_from(">I", blob, start)[0])
     return found
+
+
+def _of_sqlite(file: BinaryIO) -> Iterator[bytes]:
+    for row in sqlite.rows(file, "Packages"):
+        yield next((value for value in row if isinstance(value, bytes)), b"")
+
+
+READERS: dict[bytes, Callable[[BinaryIO], Iterator[bytes]]] = {
+    b"rpmdb.sqlite": _of_sqlite,
+    b"Packages.db": ndb.headers,
+    b"Packages": berkeley.headers,
+}
+"""What reads a database, by its name: the newest kind first, as an older one beside it is what a conversion left.
+They raise Unreadable, OSError."""

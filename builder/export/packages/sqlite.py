@@ -1,61 +1,66 @@
-"""The rows of one table of an SQLite database, read without SQLite: a file out of an image is hostile, and only rows are wanted. Pure.
+"""The rows of one table of an SQLite database, read without SQLite: a file out of an image is hostile, and only rows are wanted. Pure but
+for the file.
 
 Follows "Database File Format" (sqlite.org/fileformat2.html): table b-trees, records, overflow pages. A write-ahead log beside the file is
-not looked at; what is read is what a checkpoint wrote. Every page is visited once at most, so damage ends and does not loop.
+not looked at; what is read is what a checkpoint wrote. Every page is visited once at most, and rows
+have no more bytes than the file, so damage ends and does not loop.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import BinaryIO
+
+from builder.export.packages.pieces import RECORDS_MAX, VALUE_MAX, Pieces, Unreadable
 
 _MAGIC = b"SQLite format 3\0"
 _INTERIOR, _LEAF = 5, 13
-_MOST_ROWS = 200_000
-_PAYLOAD_MAX = 64 << 20
 
 Value = None | int | float | str | bytes
 
 
-def rows(data: bytes, table: str) -> Iterator[list[Value]]:
-    """Every row of a table, columns in order. Raises ValueError for what is no database or has no such table."""
-    database = _Database(data)
+def rows(file: BinaryIO, table: str) -> Iterator[list[Value]]:
+    """Every row of a table, columns in order. Raises Unreadable for what is no database or has no such table, OSError."""
+    database = _Database(Pieces(file))
     root = next(
         (row[3] for row in database.table(1) if len(row) >= 5 and row[0] == "table" and row[1] == table and isinstance(row[3], int)), 0
     )
     if not isinstance(root, int) or not root:
-        raise ValueError(f"it has no table {table}")
+        raise Unreadable(f"it has no table {table}")
     yield from database.table(root)
 
 
 class _Database:
-    def __init__(self, data: bytes) -> None:
-        if len(data) < 512 or data[:16] != _MAGIC:
-            raise ValueError("it is no SQLite database")
+    def __init__(self, pieces: Pieces) -> None:
+        data = pieces.read(0, 100) if pieces.size >= 512 else b""
+        if data[:16] != _MAGIC:
+            raise Unreadable("it is no SQLite database")
         size = struct.unpack_from(">H", data, 16)[0]
         self._page_size = 65536 if size == 1 else size
         if self._page_size < 512 or self._page_size & (self._page_size - 1):
-            raise ValueError(f"its pages have {self._page_size} bytes")
+            raise Unreadable(f"its pages have {self._page_size} bytes")
         self._usable = self._page_size - data[20]
         if self._usable < 480:
-            raise ValueError("its pages have no room")
+            raise Unreadable("its pages have no room")
         if struct.unpack_from(">I", data, 56)[0] not in (0, 1):
-            raise ValueError("its texts are not in UTF-8")
-        self._data = data
+            raise Unreadable("its texts are not in UTF-8")
+        self._pieces = pieces
         self._seen: set[int] = set()
+        self._left = 0  # bytes that rows may still have
 
     def _page(self, number: int) -> bytes:
         start = (number - 1) * self._page_size
-        if number < 1 or start + self._page_size > len(self._data):
-            raise ValueError(f"it names page {number}, which it does not have")
+        if number < 1 or start + self._page_size > self._pieces.size:
+            raise Unreadable(f"it names page {number}, which it does not have")
         if number in self._seen:
-            raise ValueError(f"page {number} is in it twice")
+            raise Unreadable(f"page {number} is in it twice")
         self._seen.add(number)
-        return self._data[start : start + self._page_size]
+        return self._pieces.read(start, self._page_size)
 
     def table(self, root: int) -> Iterator[list[Value]]:
         """The rows of the b-tree whose root page is `root`."""
-        self._seen = set()
+        self._seen, self._left = set(), self._pieces.size
         pending, count = [root], 0
         while pending:
             number = pending.pop()
@@ -64,18 +69,18 @@ class _Database:
                 children, cells = self._node(page, 100 if number == 1 else 0)
                 for cell in cells:
                     count += 1
-                    if count > _MOST_ROWS:
-                        raise ValueError(f"it has more than {_MOST_ROWS} rows")
+                    if count > RECORDS_MAX:
+                        raise Unreadable(f"it has more than {RECORDS_MAX} rows")
                     yield self._row(page, cell)
             except (struct.error, IndexError) as error:
-                raise ValueError(f"page {number} is damaged") from error
+                raise Unreadable(f"page {number} is damaged") from error
             pending += reversed(children)
 
     def _node(self, page: bytes, head: int) -> tuple[list[int], list[int]]:
         """The child pages of an interior page, or the offsets of a leaf's cells."""
         kind, _, count = struct.unpack_from(">BHH", page, head)
         if kind not in (_INTERIOR, _LEAF):
-            raise ValueError(f"a page of kind {kind} is in the table")
+            raise Unreadable(f"a page of kind {kind} is in the table")
         first = head + (12 if kind == _INTERIOR else 8)
         cells = list(struct.unpack_from(f">{count}H", page, first))
         if kind == _LEAF:
@@ -86,8 +91,11 @@ class _Database:
     def _row(self, page: bytes, cell: int) -> list[Value]:
         size, cell = _varint(page, cell)
         _, cell = _varint(page, cell)  # the row's number
-        if size > _PAYLOAD_MAX:
-            raise ValueError(f"a row of it has {size} bytes")
+        if size > VALUE_MAX:
+            raise Unreadable(f"a row of it has {size} bytes")
+        self._left -= size
+        if self._left < 0:
+            raise Unreadable("its rows overlap")
         most, least = self._usable - 35, (self._usable - 12) * 32 // 255 - 23
         local = size
         if size > most:
@@ -102,7 +110,7 @@ class _Database:
                 payload += overflow[4 : min(self._usable, 4 + size - len(payload))]
                 following = struct.unpack_from(">I", overflow)[0]
         if len(payload) < size:
-            raise ValueError("a row of it is cut off")
+            raise Unreadable("a row of it is cut off")
         return _record(bytes(payload))
 
 
@@ -122,7 +130,7 @@ def _record(payload: bytes) -> list[Value]:
         piece = payload[position : position + size]
         position += size
         if len(piece) < size:
-            raise ValueError("a value of it is cut off")
+            raise Unreadable("a value of it is cut off")
         if kind >= 12:
             values.append(piece.decode("utf-8", "replace") if kind % 2 else piece)
         elif kind == 7:
