@@ -6,6 +6,8 @@ SYSTEM_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# Those tests that change the host run in one of them, one after the other: tests/conftest.py.
+TEST_PROCESSES ?= 2
 
 help:
 	@echo "make hello    install what is missing, build the example image from its Dockerfile and run it (root)"
@@ -25,7 +27,7 @@ hello: core launcher
 	$(BIN)/knarr run --rm --network none hello
 
 test: core launcher system-test $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 check: $(VENV)/.dev core
 	$(BIN)/ruff check .

@@ -27,6 +27,19 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 PEER = os.environ.get("KNARR_PEER_DOCKER_HOST")
 
+ON_THE_HOST = ("chaos", "compat", "daemon", "runtime")
+"""Folders of tests that make links, routes, control groups and the like of the host they share: never two at a time."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes (pytest-xdist, `--dist loadgroup`) a file's tests stay together, and all of `ON_THE_HOST`."""
+    if not config.pluginmanager.has_plugin("xdist"):
+        return
+    for item in items:
+        folder, _, _ = item.nodeid.removeprefix("tests/").partition("/")
+        item.add_marker(pytest.mark.xdist_group("host" if folder in ON_THE_HOST else item.nodeid.partition("::")[0]))
+
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:

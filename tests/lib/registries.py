@@ -40,7 +40,7 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 # Below the range that the kernel takes for clients and for listeners that ask for no port: there another's connection could have a port the
 # next moment, and a client that tries until somebody listens could connect to itself. Other tests' own ports are beside these.
 _PORTS = range(24000, 28000)
-_next_port = itertools.count(os.getpid() * 97)
+_next_port = itertools.count(os.getpid() * 97 + 2000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
 
 
 def free_port() -> int:

@@ -495,7 +495,11 @@ def test_archives_are_known_by_their_content(site: Site) -> None:
     assert ((upper / "u/q/f").stat().st_uid, modes(upper / "u/q/f"), (upper / "u/q/f").stat().st_mtime) == (9, 0o640, 123)
 
 
-@pytest.mark.parametrize("content", [b"", bytes(10240), gzip.compress(b"hello"), gzip.compress(os.urandom(99))[:50], b"plain text"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", bytes(10240), gzip.compress(b"hello"), gzip.compress(os.urandom(99))[:50], b"plain text"],
+    ids=["nothing", "zeros", "compressed", "cut off", "text"],
+)
 def test_what_is_no_archive_is_copied(site: Site, content: bytes) -> None:
     put(site.context / "p.tar", content)
     assert (site.copy("/p.tar", "/u/", unpack=True) / "u/p.tar").read_bytes() == content
