@@ -324,7 +324,8 @@ class BuildService:
 
     async def prune(self, wanted: Prune) -> tuple[Sequence[str], int]:
         """Remove from the cache; identifiers of what went, and the bytes that were freed."""
-        freed = await self._unite()
+        selective = wanted.fields or wanted.types or wanted.unused_for
+        freed = 0 if selective else await self._unite()
         records, disk = await self.usage(), os.statvfs(self.folder)
         chosen = wanted.choose(records, disk.f_bavail * disk.f_frsize, time.time_ns())
         freed += await self._remove(chosen)
