@@ -159,13 +159,13 @@ def _start_agent(found: Agents, keys: "list[str]") -> str:
     this process is killed.
     """
     from cli.processes import find, spawn
+    from cli.sockets import make_folder
 
     agent, add = find("ssh-agent"), find("ssh-add")
     if not agent or not add:
         raise refuse("--ssh with key files needs ssh-agent and ssh-add (OpenSSH's client) on PATH; or load the keys into an agent "
             "and give its socket")
-    folder = f"{getenv('TMPDIR') or '/tmp'}/knarr-ssh-{posix.getpid()}-{posix.urandom(6).hex()}"
-    posix.mkdir(folder, 0o700)
+    folder = make_folder("ssh", "agent")
     path = folder + "/agent"
     stdin, feed = posix.pipe2(posix.O_CLOEXEC)
     take, stdout = posix.pipe2(posix.O_CLOEXEC)

@@ -7,7 +7,8 @@ passes through a daemon. The accepting process is a child of the client, and end
 import posix
 from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
 
-from cli.client import Failure, getenv
+from cli.client import Failure
+from cli.sockets import make_folder
 
 BACKLOG = 64  # connections: a pull opens some, one a layer
 LOOK = 1000  # milliseconds between two looks whether the client still lives
@@ -39,8 +40,7 @@ class Relay:
         from cli.ssh import arguments, program
 
         words, path = arguments(self.url), program(self.url)
-        self.folder = f"{getenv('TMPDIR') or '/tmp'}/knarr-relay-{posix.getpid()}-{posix.urandom(8).hex()}"
-        posix.mkdir(self.folder, 0o700)
+        self.folder = make_folder("relay", "s")
         try:
             listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
             listener.bind(self.folder + "/s")

@@ -109,6 +109,22 @@ def test_a_pull_gives_the_daemon_a_socket_to_the_other_host(hosts: Hosts) -> Non
     assert hosts.leftovers() == []
 
 
+def test_a_temporary_folder_with_a_long_path_does_not_matter(hosts: Hosts) -> None:
+    """A socket's address holds 107 bytes (unix(7))."""
+    asked: list[bytes] = []
+
+    def pull(request: dict[str, dict[str, str]]) -> tuple[int, bytes]:
+        asked.append(ask(request["query"]["from"].removeprefix("unix://"), "/info"))
+        return 200, STREAM
+
+    long = hosts.folder / ("long" * 25)
+    long.mkdir()
+    hosts.environment["TMPDIR"] = str(long)
+    hosts.here.table["POST /images/create"] = pull  # type: ignore[assignment]
+    result = hosts.knarr("-H", f"unix://{hosts.folder}/here", "pull", "--from", "ssh://there", "x")
+    assert (result.returncode, result.stderr, asked) == (0, "", [b'{"Name": "there"}\n'])
+
+
 def test_a_push_to_a_socket(hosts: Hosts) -> None:
     hosts.here.table["POST /images/.*/push"] = (200, STREAM)
     result = hosts.knarr("-H", f"unix://{hosts.folder}/here", "push", "-q", "--to", "unix:///run/other.sock", "x:1")
