@@ -181,8 +181,15 @@ def ends(reader: Reader, data: bytes) -> None:
     with contextlib.suppress(Unreadable):
         for blob in reader(io.BytesIO(data)):
             total += len(blob)
-            list(rpm.packages([blob], "x", Distribution()))
+            list(rpm.packages([blob], "x", Distribution(), []))
     assert total <= len(data)
+
+
+def test_a_damaged_header_is_told_and_the_others_are_listed() -> None:
+    good, unread = header(name="bash", version="5.2", release="1"), list[str]()
+    found = rpm.packages([good[:40], good, header(name="gpg-pubkey", version="1"), b""], "Packages", Distribution(), unread)
+    assert [package.name for package in found] == ["bash"]
+    assert unread == ["Packages: 2 of its packages have a damaged header"]
 
 
 def test_rows_of_sqlite_do_not_overlap() -> None:

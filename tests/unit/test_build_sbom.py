@@ -206,7 +206,7 @@ def test_no_damage_hangs_or_breaks(place: int, junk: bytes, cut: int) -> None:
     data[place : place + len(junk)] = junk
     kept = cut % len(data) + 1 if cut % 3 == 0 else len(data)
     with contextlib.suppress(Unreadable):
-        list(rpm.packages(rpm.READERS[b"rpmdb.sqlite"](io.BytesIO(data[:kept])), "x", Distribution()))
+        list(rpm.packages(rpm.READERS[b"rpmdb.sqlite"](io.BytesIO(data[:kept])), "x", Distribution(), []))
 
 
 SAMPLE = rpmdatabases.sqlite([header(name=f"n{i}", version="1") * (i % 9 + 1) for i in range(80)], 512)

@@ -117,7 +117,7 @@ class _Scan:
                     break
                 with open(self._view.open_file(node), "rb") as file:
                     try:
-                        yield from list(rpm.packages(reader(file), _shown(path), self._distribution))
+                        yield from list(rpm.packages(reader(file), _shown(path), self._distribution, self._unread))
                     except Unreadable as error:
                         self._unread.append(f"{_shown(path)}: {error}")
                 break

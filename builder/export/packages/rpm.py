@@ -19,12 +19,17 @@ _MOST_ENTRIES = 10_000
 _KEY = "gpg-pubkey"
 
 
-def packages(headers: Iterable[bytes], found: str, distribution: Distribution) -> Iterator[Package]:
-    """The packages of a database, whose headers one of READERS read. Raises what the reader raises."""
+def packages(headers: Iterable[bytes], found: str, distribution: Distribution, unread: list[str]) -> Iterator[Package]:
+    """The packages of a database, whose headers one of READERS read; `unread` is told of headers without a name or version, which every
+    package has. Raises what the reader raises."""
+    damaged = 0
     for blob in headers:
         fields = header(blob)
         name, version = fields.get(_NAME, ""), fields.get(_VERSION, "")
-        if not name or not version or name == _KEY:
+        if not name or not version:
+            damaged += 1
+            continue
+        if name == _KEY:
             continue
         full = f"{version}-{fields[_RELEASE]}" if fields.get(_RELEASE) else version
         epoch = fields.get(_EPOCH, "")
@@ -43,6 +48,8 @@ def packages(headers: Iterable[bytes], found: str, distribution: Distribution) -
             supplier=fields.get(_VENDOR, ""),
             found=found,
         )
+    if damaged:
+        unread.append(f"{found}: {damaged} of its packages have a damaged header")
 
 
 def header(blob: bytes) -> dict[int, str]:
